@@ -1,0 +1,49 @@
+"""Networks and what can be done with their predictions.
+
+    from models import load_model, posterior
+    model = load_model("checkpoints/quickstart/last.safetensors")
+    p = model(y)                          # y (N,C,H,W) float32, 0..1, RGB
+    p.mu, p.cov_mu, p.cov_n               # stage 1; a stage-2 model gives the denoised image itself
+    posterior(y, p).mean, posterior(y, p).std
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from models.denoiser import BlindSpotDenoiser, Prediction, noise_level, posterior, posterior_mean, synthesise
+from models.mwcnn import MWCNN
+from utils.checkpoint import load_checkpoint
+from utils.errors import UsageError
+
+__all__ = ["MWCNN", "BlindSpotDenoiser", "Prediction", "load_model", "noise_level", "posterior", "posterior_mean", "resolve_checkpoint", "synthesise"]
+
+KINDS = {"stage1": BlindSpotDenoiser, "stage2": MWCNN}
+
+
+def resolve_checkpoint(name: str | Path, checkpoints_dir: str | Path = "checkpoints") -> Path:
+    """A checkpoint file from its path, the name of its run, or the name of released weights; UsageError that lists what was looked for."""
+    given, root = Path(name), Path(checkpoints_dir)
+    candidates = [given, root / f"{name}.safetensors", root / given / "last.safetensors", given / "last.safetensors"]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    raise UsageError(f"no checkpoint {str(name)!r}: looked for " + ", ".join(str(c) for c in candidates))
+
+
+def load_model(name: str | Path, device: str | torch.device = "cpu", checkpoints_dir: str | Path = "checkpoints") -> BlindSpotDenoiser | MWCNN:
+    """The model of a checkpoint of either stage, ready for inference, with the checkpoint's values as `model.values` and its file as `model.file`.
+
+    A stage-1 model maps noisy images (N,C,H,W), float32, 0..1, to a Prediction; a stage-2 model to denoised images. Nothing in the file is executed.
+    Raises UsageError where the file is missing, damaged, or not one of this project's model checkpoints.
+    """
+    file = resolve_checkpoint(name, checkpoints_dir)
+    checkpoint = load_checkpoint(file, kind=tuple(KINDS))
+    model = KINDS[checkpoint.kind](**checkpoint.values["config"])
+    model.load_state_dict({name: tensor.float() for name, tensor in checkpoint.tensors.items()})
+    if model.stage == 1:
+        model.to(memory_format=torch.channels_last)
+    model.values, model.file = checkpoint.values, file
+    return model.to(device).eval().requires_grad_(False)

@@ -1,11 +1,19 @@
-"""D-BSN, the dilated blind-spot network (paper, section 3.2, Fig. 2).
+"""D-BSN, the dilated blind-spot network (paper, section 3.2 and Fig. 2).
 
-Two branches see every pixel but the one they predict: a centrally masked k x k convolution (k = 3, 5), then nothing but 1x1 convolutions and
-convolutions of dilation d = (k + 1) / 2 (2, 3). The masked kernel reaches offsets that are non-zero modulo d, except those beyond the kernel; dilated
-kernels move by multiples of d; so no path returns to offset zero. The input is padded with zeros: a mirrored border would bring a pixel's own value
-back among its neighbours.
+Two branches see every pixel but the one they predict: a centrally masked k x k convolution (k = 3, 5), then nothing but 1x1 convolutions and convolutions
+of dilation d = (k + 1) / 2. The masked kernel moves by offsets that are not multiples of d in both directions (its centre, the only one that is, is
+masked), the dilated ones by multiples of d, so no path comes back to offset zero. The input is padded with zeros: a mirrored border would bring a pixel's
+own value back among its neighbours.
 
 Shapes: N images, C channels, H x W pixels, F = width.
+
+A network runs on one of three paths, the same function with the same weights:
+
+- plain   dilated convolutions on NCHW tensors, as the formulas read; the oracle of the tests and the baseline of the benchmark
+- fused   the same channels-last, each ReLU within its convolution's kernel; the fastest on CPUs
+- phases  channels-last, each branch on the d x d interleaved sub-images of the picture, where its convolutions are dense; the fastest on GPUs
+
+"auto" is phases on CUDA and fused elsewhere.
 """
 
 from __future__ import annotations
@@ -14,127 +22,123 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.layers import CentrallyMaskedConv2d, Conv2d, PointwiseNet, relu
+from models.layers import CentrallyMaskedConv2d, Conv2d, PointwiseNet
 
 MDC_FORMS = ("release", "paper", "residual")
+PATHS = ("auto", "plain", "fused", "phases")
+
+
+class PhaseGrid:
+    """Splits images into their d x d interleaved sub-images (phases), on which a convolution of dilation d is a dense one.
+
+    Phase (p, q) holds the pixels (p + d i, q + d j). Where d does not divide the size, the last row or column of some phases lies outside the image.
+    Dilated zero padding means that those pixels read as zero, so they are set to zero before each spatial convolution: biases would fill them.
+    """
+
+    def __init__(self, like: Tensor, dilation: int):
+        """like: (N,F,H,W), the image to split; its size, device and dtype are taken."""
+        self.height, self.width = like.shape[2:]
+        self.d = dilation
+        self.pad = (0, -self.width % dilation, 0, -self.height % dilation)
+        self.inside = self.split(like.new_ones(1, 1, self.height, self.width)) if any(self.pad) else None  # d*d,1,h,w
+
+    def split(self, x: Tensor) -> Tensor:
+        """(N,F,H,W) -> (N d d, F, ceil(H/d), ceil(W/d)), channels-last."""
+        d = self.d
+        x = F.pad(x, self.pad).permute(0, 2, 3, 1)  # N,hd,wd,F
+        x = x.unflatten(2, (-1, d)).unflatten(1, (-1, d))  # N,h,d,w,d,F
+        return x.permute(0, 2, 4, 1, 3, 5).flatten(0, 2).permute(0, 3, 1, 2)
+
+    def join(self, x: Tensor) -> Tensor:
+        """(N d d, F, h, w) -> (N,F,H,W), channels-last."""
+        d = self.d
+        x = x.permute(0, 2, 3, 1).unflatten(0, (-1, d, d))  # N,d,d,h,w,F
+        x = x.permute(0, 3, 1, 4, 2, 5).flatten(3, 4).flatten(1, 2)  # N,hd,wd,F
+        return x[:, : self.height, : self.width].permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+
+    def zero_outside(self, x: Tensor) -> Tensor:
+        """x (N d d, F, h, w) with what lies outside the image set to zero."""
+        return x if self.inside is None else (x.unflatten(0, (-1, self.d**2)) * self.inside).flatten(0, 1)
 
 
 class MDCBlock(nn.Module):
     """Multi-dilated convolution block, (N,F,H,W) -> (N,F,H,W).
 
-    Three paths from the input, a wide and a narrow dilated one and a 1x1, merged and added to the input, then two 1x1 convolutions.
-    form: "release" draws the wide path as one 5x5 kernel (the authors' code), "paper" as two 3x3 (their Fig. 2); "residual" is the release's with
-    the block input added again after the last convolution, whose weights start a tenth as large, so that a deep stack starts near the identity.
+    Three paths from the input, each opened by a 1x1 convolution: a wide dilated one, a narrow dilated one and nothing more. They are merged and added to
+    the input, then two 1x1 convolutions follow. form: "release" draws the wide path as one 5x5 kernel (the authors' code), "paper" as two 3x3 (their
+    Fig. 2); "residual" is the release's with the block input added again at the end, after a convolution without ReLU whose weights start a tenth as
+    large, so that a deep stack starts near the identity.
     """
 
     def __init__(self, width: int, dilation: int, form: str):
         super().__init__()
-        self.form = form
-        self.opening = Conv2d(width, 3 * width)  # the three opening 1x1 convolutions as one
-        wide = [3, 3] if form == "paper" else [5]
-        self.wide = nn.ModuleList(Conv2d(width, width, k, dilation) for k in wide)
-        self.narrow = Conv2d(width, width, 3, dilation)
-        self.merge = Conv2d(3 * width, width)
-        self.post = nn.ModuleList(Conv2d(width, width) for _ in range(2))
-        if form == "residual":
+        self.residual = form == "residual"
+        self.opening = nn.ModuleList(Conv2d(width, width, relu=True) for _ in range(3))
+        self.wide = nn.ModuleList(Conv2d(width, width, k, dilation, relu=True) for k in ([3, 3] if form == "paper" else [5]))
+        self.narrow = Conv2d(width, width, 3, dilation, relu=True)
+        self.merge = Conv2d(3 * width, width, relu=True)
+        self.post = nn.Sequential(Conv2d(width, width, relu=True), Conv2d(width, width, relu=not self.residual))
+        if self.residual:
             with torch.no_grad():
                 self.post[-1].weight.mul_(0.1)
 
-    def forward(self, x: Tensor, grid: PhaseGrid | None = None) -> Tensor:
-        """grid: x holds the interleaved phases of an image (see PhaseGrid), on which the dilated convolutions are dense."""
-        h = relu(self.opening(x))  # N,3F,H,W
-        if grid is not None:
-            h = grid.zero_outside(h)
-        wide, narrow, point = h.chunk(3, dim=1)
+    def forward(self, x: Tensor, grid: PhaseGrid | None) -> Tensor:
+        """grid: the phases that x holds (x is then (N d d, F, h, w)); None where x is the image itself."""
+        dense = grid is not None
+        inside = grid.zero_outside if dense else (lambda h: h)
+        wide, narrow, point = (conv(x) for conv in self.opening)
         for conv in self.wide:
-            if grid is not None and conv is not self.wide[0]:
-                wide = grid.zero_outside(wide)
-            wide = relu(dilated(conv, wide, grid))
-        narrow = relu(dilated(self.narrow, narrow, grid))
-        h = relu(self.merge(torch.cat([wide, narrow, point], 1))) + x
-        h = relu(self.post[1](relu(self.post[0](h))))
-        return h + x if self.form == "residual" else h
-
-
-def dilated(conv: Conv2d, x: Tensor, grid: PhaseGrid | None) -> Tensor:
-    return conv(x) if grid is None else conv.convolve(x, conv.kernel_size[0] // 2)
-
-
-class PhaseGrid:
-    """Splits an image into its d x d interleaved sub-images, on which a convolution of dilation d is a dense one.
-
-    Phase (p, q) holds pixels (p + d i, q + d j). Where d does not divide the size, the last row or column of some phases lies outside the image; dilated
-    zero padding means that those read as zero, so they are set to zero before each spatial convolution (biases and ReLUs would fill them).
-    """
-
-    def __init__(self, height: int, width: int, dilation: int, device: torch.device, dtype: torch.dtype):
-        self.size, self.d = (height, width), dilation
-        self.h, self.w = -(-height // dilation), -(-width // dilation)
-        self.pad = (0, self.w * dilation - width, 0, self.h * dilation - height)
-        self.inside = None
-        if any(self.pad):
-            ones = torch.ones(1, 1, height, width, device=device, dtype=dtype)
-            self.inside = self.split(ones)  # d*d,1,h,w
-
-    def split(self, x: Tensor) -> Tensor:
-        """(N,F,H,W) -> (N*d*d,F,h,w)"""
-        n, f = x.shape[:2]
-        d, h, w = self.d, self.h, self.w
-        x = F.pad(x, self.pad) if any(self.pad) else x
-        x = x.view(n, f, h, d, w, d) if x.is_contiguous() else x.reshape(n, f, h, d, w, d)
-        return x.permute(0, 3, 5, 1, 2, 4).reshape(n * d * d, f, h, w).contiguous(memory_format=layout_of(x, n * d * d))
-
-    def join(self, x: Tensor) -> Tensor:
-        """(N*d*d,F,h,w) -> (N,F,H,W)"""
-        d, h, w, f = self.d, self.h, self.w, x.shape[1]
-        x = x.view(-1, d, d, f, h, w).permute(0, 3, 4, 1, 5, 2).reshape(-1, f, h * d, w * d)
-        return x[:, :, : self.size[0], : self.size[1]]
-
-    def zero_outside(self, x: Tensor) -> Tensor:
-        """x with what lies outside the image set to zero, (N*d*d,F,h,w)."""
-        if self.inside is None:
-            return x
-        return (x.unflatten(0, (-1, self.d**2)) * self.inside).flatten(0, 1)
-
-
-def layout_of(x, n):
-    return torch.contiguous_format
+            wide = conv(inside(wide), dense)
+        narrow = self.narrow(inside(narrow), dense)
+        h = self.merge(torch.cat([wide, narrow, point], 1)) + x
+        h = self.post(h)
+        return h + x if self.residual else h
 
 
 class Branch(nn.Module):
-    """One blind-spot branch, (N,F,H,W) -> (N,F,H,W): masked k x k, two 1x1, `blocks` MDC blocks of dilation (k + 1) / 2, 1x1."""
+    """Blind-spot branch, (N,F,H,W) -> (N,F,H,W): masked k x k, two 1x1, `blocks` MDC blocks of dilation (k + 1) / 2, one 1x1."""
 
-    def __init__(self, width: int, blocks: int, kernel_size: int, form: str):
+    def __init__(self, width: int, blocks: int, kernel_size: int, mdc: str):
         super().__init__()
         self.dilation = (kernel_size + 1) // 2
-        self.masked = CentrallyMaskedConv2d(width, width, kernel_size)
-        self.pre = nn.ModuleList(Conv2d(width, width) for _ in range(2))
-        self.blocks = nn.ModuleList(MDCBlock(width, self.dilation, form) for _ in range(blocks))
-        self.out = Conv2d(width, width)
+        self.masked = CentrallyMaskedConv2d(width, width, kernel_size, relu=True)
+        self.pre = nn.Sequential(*(Conv2d(width, width, relu=True) for _ in range(2)))
+        self.blocks = nn.ModuleList(MDCBlock(width, self.dilation, mdc) for _ in range(blocks))
+        self.last = Conv2d(width, width)
 
     def forward(self, x: Tensor, phases: bool) -> Tensor:
-        x = relu(self.masked(x))
-        grid = PhaseGrid(*x.shape[2:], self.dilation, x.device, x.dtype) if phases else None
-        if grid is not None:
-            x = grid.split(x)
-        for conv in self.pre:
-            x = relu(conv(x))
+        x = self.masked(x)
+        grid = PhaseGrid(x, self.dilation) if phases else None
+        x = self.pre(grid.split(x) if phases else x)
         for block in self.blocks:
             x = block(x, grid)
-        x = self.out(x)
-        return grid.join(x) if grid is not None else x
+        x = self.last(x)
+        return grid.join(x) if phases else x
 
 
 class DBSN(nn.Module):
+    """The two branches, their joint features, and mu.
+
+    channels: 1 or 3. width: F, 96 in the paper. blocks: MDC blocks of each branch, 8 in the paper. mdc: see MDCBlock. With those defaults a gray network
+    has 6,612,289 parameters as "release" and 5,581,633 as "paper".
+    """
+
     def __init__(self, channels: int, width: int = 96, blocks: int = 8, mdc: str = "release"):
         super().__init__()
-        self.head = Conv2d(channels, width)
+        self.head = Conv2d(channels, width, relu=True)
         self.branches = nn.ModuleList(Branch(width, blocks, k, mdc) for k in (3, 5))
         self.tail = Conv2d(2 * width, width)
         self.mu = PointwiseNet(width, width, channels, depth=3)
-        self.path = "phases"
+        # masked kernel, then `blocks` wide paths: a 5x5 kernel and two 3x3 ones reach equally far
+        self.receptive_radius = max(b.dilation - 1 + 2 * b.dilation * blocks for b in self.branches)
 
-    def forward(self, y):
-        x = relu(self.head(y))
-        x = self.tail(torch.cat([b(x, self.path == "phases") for b in self.branches], 1))
+    def forward(self, y: Tensor, path: str = "auto") -> tuple[Tensor, Tensor]:
+        """y (N,C,H,W), 0..1, float32 or bfloat16 -> mu (N,C,H,W) float32 and features (N,F,H,W) in y's dtype. Both are blind: pixel i of
+        either does not depend on y[i]."""
+        if path == "auto":
+            path = "phases" if y.device.type == "cuda" else "fused"
+        x = self.head(y)
+        if path != "plain":
+            x = x.contiguous(memory_format=torch.channels_last)
+        x = self.tail(torch.cat([branch(x, path == "phases") for branch in self.branches], 1))
         return self.mu(x), x

@@ -1,60 +1,100 @@
-"""Convolutions that D-BSN, the heads and MWCNN share."""
+"""Convolutions that D-BSN, its heads and MWCNN share.
+
+All keep the image size, pad with zeros and compute in the dtype of their input, while the weights stay float32: mixed precision is a matter of the tensor
+that is passed in. ReLU is fused into the convolution where the CPU library has that as one kernel.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 
 class Conv2d(nn.Conv2d):
-    """nn.Conv2d, stride 1, zero padding that keeps the size; computes in the dtype of its input.
+    """nn.Conv2d of stride 1 with optional ReLU, Kaiming-normal weights (fan_in) and zero bias; (N,in,H,W) -> (N,out,H,W)."""
 
-    The weights stay float32: mixed precision is a matter of the tensor that is passed in, with no context manager and no second copy of the weights.
-    """
-
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 1, dilation: int = 1):
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 1, dilation: int = 1, relu: bool = False):
         super().__init__(in_channels, out_channels, kernel_size, padding=dilation * (kernel_size // 2), dilation=dilation)
+        self.relu = relu
         nn.init.kaiming_normal_(self.weight, mode="fan_in")
         nn.init.zeros_(self.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.convolve(x, self.padding, self.dilation)
+    def kernel(self) -> Tensor:
+        return self.weight
 
-    def convolve(self, x: Tensor, padding=0, dilation=1) -> Tensor:
-        return F.conv2d(x, self.weight.to(x.dtype), self.bias.to(x.dtype), 1, padding, dilation)
+    def forward(self, x: Tensor, dense: bool = False) -> Tensor:
+        """dense: ignore the dilation, because x holds the interleaved phases on which a dilated convolution is a dense one."""
+        dilation = 1 if dense else self.dilation[0]
+        weight, bias = self.kernel().to(x.dtype), self.bias.to(x.dtype)
+        return convolve(x, weight, bias, dilation * (self.kernel_size[0] // 2), dilation, self.relu)
 
 
 class CentrallyMaskedConv2d(Conv2d):
     """Convolution that never sees the pixel it predicts: the centre of the kernel is held at zero."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int):
-        super().__init__(in_channels, out_channels, kernel_size)
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, relu: bool = False):
+        super().__init__(in_channels, out_channels, kernel_size, relu=relu)
         mask = torch.ones(1, 1, kernel_size, kernel_size)
         mask[..., kernel_size // 2, kernel_size // 2] = 0
         self.register_buffer("mask", mask, persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        weight = (self.weight * self.mask).to(x.dtype)
-        return F.conv2d(x, weight, self.bias.to(x.dtype), 1, self.padding)
-
-
-def relu(x: Tensor) -> Tensor:
-    """ReLU in place: the input is always a fresh convolution result, whose value nothing else needs."""
-    return F.relu(x, inplace=True)
+    def kernel(self) -> Tensor:
+        return self.weight * self.mask
 
 
 class PointwiseNet(nn.Module):
     """1x1 convolutions with ReLU between them, the last one in float32: (N,in,H,W) -> (N,out,H,W) float32."""
 
-    def __init__(self, in_channels: int, hidden: int, out_channels: int, depth: int, zero_last: bool = False):
+    def __init__(self, in_channels: int, hidden: int, out_channels: int, depth: int):
         super().__init__()
-        sizes = [in_channels] + [hidden] * (depth - 1) + [out_channels]
-        self.layers = nn.ModuleList(Conv2d(a, b) for a, b in zip(sizes, sizes[1:]))
-        if zero_last:
-            nn.init.zeros_(self.layers[-1].weight)
+        sizes = [in_channels] + [hidden] * (depth - 1)
+        self.hidden = nn.Sequential(*(Conv2d(a, b, relu=True) for a, b in zip(sizes, sizes[1:])))
+        self.last = Conv2d(hidden, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        for layer in self.layers[:-1]:
-            x = relu(layer(x))
-        return self.layers[-1](x.float())
+        return self.last(self.hidden(x).float())
+
+
+def convolve(x: Tensor, weight: Tensor, bias: Tensor, padding: int, dilation: int, relu: bool) -> Tensor:
+    """relu(conv(x)) or conv(x): one fused CPU kernel for channels-last tensors, F.conv2d and an in-place ReLU otherwise."""
+    if not relu:
+        return F.conv2d(x, weight, bias, 1, padding, dilation)
+    if fusible(x):
+        return ConvReLU.apply(x, weight, bias, padding, dilation)
+    return F.relu_(F.conv2d(x, weight, bias, 1, padding, dilation))
+
+
+def fusible(x: Tensor) -> bool:
+    return (
+        x.device.type == "cpu"
+        and x.dtype in (torch.float32, torch.bfloat16)
+        and x.is_contiguous(memory_format=torch.channels_last)
+        and not x.is_contiguous()
+        and torch.backends.mkldnn.is_available()
+        and not torch.compiler.is_compiling()
+    )
+
+
+class ConvReLU(torch.autograd.Function):
+    """Convolution and ReLU in one pass over memory (oneDNN); the output's sign is all that ReLU's backward needs."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, padding, dilation):
+        # the operator torch.compile's CPU backend fuses into; it is the only entry to oneDNN's post-operations
+        args = ([padding] * 2, [1, 1], [dilation] * 2, 1)
+        out = torch.ops.mkldnn._convolution_pointwise(x, weight, bias, *args, "relu", [], "")
+        ctx.save_for_backward(x, weight, out)
+        ctx.geometry = args
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        x, weight, out = ctx.saved_tensors
+        padding, stride, dilation, groups = ctx.geometry
+        grad = torch.ops.aten.threshold_backward(grad, out, 0)
+        wanted = list(ctx.needs_input_grad[:3])
+        grads = torch.ops.aten.convolution_backward(grad, x, weight, [weight.shape[0]], stride, padding, dilation, False, [0, 0], groups, wanted)
+        return *grads, None, None

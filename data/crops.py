@@ -1,0 +1,109 @@
+"""Training crops: images held once as a flat buffer of pixels on the training device, and which crop a sample is.
+
+The crop of a sample is a pure function of (seed, sample index), and sample indices follow from the step: nothing depends on how often a generator was
+called, on the batch a sample is in or on the process that makes it. So a resumed run sees the crops an uninterrupted one would have.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def hashed(*keys: int | np.ndarray) -> np.ndarray:
+    """64 well mixed bits from integer keys, elementwise: SplitMix64's finaliser over each key in turn."""
+    state = np.uint64(0)
+    with np.errstate(over="ignore"):
+        for key in keys:
+            state = (state ^ np.asarray(key).astype(np.uint64)) + np.uint64(0x9E3779B97F4A7C15)
+            state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+            state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+            state = state ^ (state >> np.uint64(31))
+    return state
+
+
+def generator(device: torch.device | str, *keys: int) -> torch.Generator:
+    """A generator on the device whose state is a function of the keys."""
+    return torch.Generator(device).manual_seed(int(hashed(*keys) >> np.uint64(1)))
+
+
+@lru_cache(maxsize=4)
+def permutation(count: int, *keys: int) -> np.ndarray:
+    return np.random.Generator(np.random.Philox(key=int(hashed(*keys)))).permutation(count)
+
+
+@dataclass(frozen=True)
+class Crops:
+    """Where B crops are: image index, top row, left column, and which of the square's eight symmetries is applied; each (B,) int64."""
+
+    image: np.ndarray
+    top: np.ndarray
+    left: np.ndarray
+    symmetry: np.ndarray
+
+
+def draw_crops(sizes: np.ndarray, samples: np.ndarray, patch: int, seed: int) -> Crops:
+    """The crops of the given sample indices (B,). sizes: height and width of each image, (M,2), none below patch.
+
+    Each pass over the images visits every one once, in an order of its own.
+    """
+    epoch, position = samples // len(sizes), samples % len(sizes)
+    image = np.array([permutation(len(sizes), seed, e)[p] for e, p in zip(epoch.tolist(), position.tolist())])
+    top, left, symmetry = (hashed(seed, samples, k) for k in (1, 2, 3))
+    room = (sizes[image] - patch + 1).astype(np.uint64)
+    as_int = lambda a: a.astype(np.int64)  # noqa: E731
+    return Crops(image, as_int(top % room[:, 0]), as_int(left % room[:, 1]), as_int(symmetry % np.uint64(8)))
+
+
+class ImagePool:
+    """Images of any sizes, held on one device.
+
+    images: list of (H,W,C) arrays, uint8 (kept as bytes), uint16 or float32 (kept as float32).
+    """
+
+    def __init__(self, images: list[np.ndarray], device: torch.device | str = "cpu"):
+        self.sizes = np.array([im.shape[:2] for im in images])
+        self.channels = images[0].shape[2]
+        self.offsets = np.concatenate([[0], np.cumsum(self.sizes.prod(1))])
+        self.device = torch.device(device)
+        as_bytes = all(im.dtype == np.uint8 for im in images)
+        self.scale = 1 / 255 if as_bytes else 1.0
+        self.pixels = torch.empty(int(self.offsets[-1]), self.channels, dtype=torch.uint8 if as_bytes else torch.float32, device=device)
+        for k, im in enumerate(images):
+            flat = im.reshape(-1, self.channels)
+            if not as_bytes and im.dtype != np.float32:
+                flat = flat.astype(np.float32) / np.iinfo(im.dtype).max
+            self.pixels[self.offsets[k] : self.offsets[k + 1]] = torch.from_numpy(np.ascontiguousarray(flat)).to(device)
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def image(self, k: int) -> Tensor:
+        """Image k, (1,C,H,W) float32 0..1."""
+        flat = self.pixels[self.offsets[k] : self.offsets[k + 1]].float() * self.scale
+        return flat.view(1, *self.sizes[k], self.channels).permute(0, 3, 1, 2)
+
+    def map(self, f) -> ImagePool:
+        """The pool of f(k, image k), f (1,C,H,W) -> (1,C,H,W), one image at a time; float32."""
+        other = object.__new__(ImagePool)
+        other.__dict__.update(self.__dict__, scale=1.0, pixels=torch.empty(self.pixels.shape, dtype=torch.float32, device=self.device))
+        for k in range(len(self)):
+            other.pixels[self.offsets[k] : self.offsets[k + 1]] = f(k, self.image(k)).permute(0, 2, 3, 1).reshape(-1, self.channels)
+        return other
+
+    def crops(self, where: Crops, patch: int) -> Tensor:
+        """The crops, (B,C,patch,patch) float32 0..1: one gather on the device."""
+        to = lambda a: torch.from_numpy(a).to(self.device, non_blocking=True).view(-1, 1, 1)  # noqa: E731
+        symmetry = to(where.symmetry)
+        i = torch.arange(patch, device=self.device).view(1, patch, 1)
+        j = torch.arange(patch, device=self.device).view(1, 1, patch)
+        i, j = torch.where(symmetry & 1 > 0, patch - 1 - i, i), torch.where(symmetry & 2 > 0, patch - 1 - j, j)
+        i, j = torch.where(symmetry & 4 > 0, j, i), torch.where(symmetry & 4 > 0, i, j)
+        row = to(where.top) + i
+        column = to(where.left) + j
+        index = to(self.offsets[where.image]) + row * to(self.sizes[where.image, 1]) + column  # B,P,P
+        return self.pixels[index].permute(0, 3, 1, 2).float() * self.scale

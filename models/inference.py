@@ -1,0 +1,126 @@
+"""Denoising whole images of any size: in tiles where they are large, with the same result, and with the eightfold self-ensemble."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from models.denoiser import BlindSpotDenoiser, noise_level, posterior
+from models.mwcnn import MULTIPLE, MWCNN, pad_to_multiple
+
+WORKING_SET = {"cpu": 1.5e9, "cuda": 8e9}  # bytes of activations that an untiled image, or a tile, may take
+STRIP = 2**22  # pixels in a strip of the noise estimator's pass
+
+
+@dataclass(frozen=True)
+class Denoised:
+    """Images (N,C,H,W), float32, on the CPU. A stage-1 model fills all; a stage-2 model only `image`.
+
+    image: the denoised image: posterior mean or student's output. mu: what the surroundings alone say. std: standard deviation of the posterior.
+    noise_level: standard deviation of the noise (N,1,H,W) or (N,1,1,1), 0..1 units.
+    """
+
+    image: Tensor
+    mu: Tensor | None = None
+    std: Tensor | None = None
+    noise_level: Tensor | None = None
+
+
+@torch.no_grad()
+def denoise(model: BlindSpotDenoiser | MWCNN, y: Tensor, tile: int | None = None, self_ensemble: bool = False, progress: bool = False) -> Denoised:
+    """y: noisy images (N,C,H,W), float32, 0..1, on any device. tile: side of the tiles in pixels; None chooses one where the images need it.
+
+    The result does not depend on the tile (to rounding): tiles overlap by the network's receptive field, and a noise level that is one for the image is
+    found over all of it first.
+    """
+    if self_ensemble:
+        results = [run(model, symmetry(y, k), tile, progress) for k in range(8)]
+        fields = {}
+        for name in ("image", "mu", "std", "noise_level"):
+            values = [getattr(r, name) for r in results]
+            fields[name] = None if values[0] is None else sum(inverse_symmetry(v, k) for k, v in enumerate(values)) / 8
+        return Denoised(**fields)
+    return run(model, y, tile, progress)
+
+
+def run(model: BlindSpotDenoiser | MWCNN, y: Tensor, tile: int | None, progress: bool) -> Denoised:
+    tile = tile or automatic_tile(model, y)
+    if model.stage == 2:
+        height, width = y.shape[2:]
+        (image,) = in_tiles(lambda part, *_: (model(part),), model, pad_to_multiple(y), tile, progress)
+        return Denoised(image[:, :, :height, :width])
+
+    estimator = model.noise_estimator
+    cov_n = image_wide_covariance(model, y) if estimator.image_wide else None
+
+    def stage1(part: Tensor) -> tuple[Tensor, ...]:
+        p = model(part, cov_n)
+        x = posterior(part, p)
+        return (x.mean, p.mu, x.std) if cov_n is not None else (x.mean, p.mu, x.std, noise_level(p.cov_n))
+
+    image, mu, std, *level = in_tiles(stage1, model, y, tile, progress)
+    return Denoised(image, mu, std, level[0] if level else noise_level(cov_n).cpu())
+
+
+def image_wide_covariance(model: BlindSpotDenoiser, y: Tensor):
+    """Sigma_n of images whose noise estimator takes a mean over the image, strip by strip: memory does not grow with the image."""
+    device = next(model.parameters()).device
+    total, rows = 0.0, max(1, STRIP // (y.shape[0] * y.shape[3]))
+    for strip in y.split(rows, dim=2):
+        total = total + model.noise_estimator.statistic(strip.to(device)).sum((2, 3), keepdim=True, dtype=torch.float64)
+    return model.noise_estimator.covariance((total / (y.shape[2] * y.shape[3])).float())
+
+
+def in_tiles(f: Callable[[Tensor], tuple[Tensor, ...]], model, y: Tensor, tile: int, progress: bool) -> tuple[Tensor, ...]:
+    """f applied tile by tile. Each tile is read with the receptive field around it, as far as the image goes, and only its core is kept."""
+    device, (height, width) = next(model.parameters()).device, y.shape[2:]
+    step = MULTIPLE if model.stage == 2 else 1  # wavelets: tiles must begin at multiples of 8
+    tile = max(step, tile // step * step)
+    around = -(-model.receptive_radius // step) * step
+    cores = [(r, c) for r in spans(height, tile) for c in spans(width, tile)]
+    outputs: tuple[Tensor, ...] = ()
+    for (top, bottom), (left, right) in tqdm(cores, desc="tiles", leave=False, disable=None if progress and len(cores) > 1 else True):
+        t, l = max(0, top - around), max(0, left - around)
+        part = y[:, :, t : bottom + around, l : right + around].to(device)
+        results = [r[:, :, top - t : bottom - t, left - l : right - l] for r in f(part)]
+        if len(cores) == 1:
+            return tuple(r.cpu() for r in results)
+        if not outputs:
+            outputs = tuple(torch.empty(r.shape[0], r.shape[1], height, width) for r in results)
+        for out, r in zip(outputs, results):
+            out[:, :, top:bottom, left:right] = r.cpu()
+    return outputs
+
+
+def spans(length: int, tile: int) -> Iterator[tuple[int, int]]:
+    return [(start, min(start + tile, length)) for start in range(0, length, tile)]
+
+
+def automatic_tile(model: BlindSpotDenoiser | MWCNN, y: Tensor) -> int:
+    """Tile side that keeps the activations within WORKING_SET; at least as large as the image where that fits."""
+    device = next(model.parameters()).device
+    if model.stage == 1:
+        per_pixel = 10 * model.config["width"] * (2 if model.dtype == torch.bfloat16 else 4) + 400
+    else:
+        per_pixel = 4 * model.config["width"] * (2 if model.dtype == torch.bfloat16 else 4) + 100
+    pixels = WORKING_SET[device.type] / (per_pixel * y.shape[0])
+    if y.shape[2] * y.shape[3] <= pixels:
+        return max(y.shape[2:]) + MULTIPLE
+    return max(64, int(pixels**0.5) - 2 * model.receptive_radius)
+
+
+def symmetry(x: Tensor, k: int) -> Tensor:
+    """One of the square's eight symmetries, k in 0..7, of images (N,C,H,W)."""
+    x = x.flip(3) if k & 1 else x
+    x = x.flip(2) if k & 2 else x
+    return x.transpose(2, 3) if k & 4 else x
+
+
+def inverse_symmetry(x: Tensor, k: int) -> Tensor:
+    x = x.transpose(2, 3) if k & 4 else x
+    x = x.flip(2) if k & 2 else x
+    return x.flip(3) if k & 1 else x

@@ -1,0 +1,119 @@
+"""Flags that every script has, and how their values are checked.
+
+An option class builds an argument parser and turns a command line into a namespace. Parsing reads no file, creates nothing and imports no torch. A wrong
+value ends with one line that names the flag, exit code 2. Levels stay in 0..255 units here; scripts divide by 255 where options become arguments.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        self.exit(2, f"error: {message} (see python {self.prog} --help)\n")
+
+
+def number(kind: type, low: float | None = None, high: float | None = None, above: float | None = None):
+    """An argparse type: a finite int or float within bounds, which the error names."""
+
+    def convert(text: str):
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {'an integer' if kind is int else 'a number'}") from None
+        if (low is not None and not value >= low) or (high is not None and not value <= high) or (above is not None and not value > above):
+            bounds = [f"at least {low:g}" if low is not None else "", f"above {above:g}" if above is not None else "", f"at most {high:g}" if high is not None else ""]
+            raise argparse.ArgumentTypeError(f"{text} is out of range: {' and '.join(b for b in bounds if b)}")
+        if value != value or value in (float("inf"), float("-inf")):
+            raise argparse.ArgumentTypeError(f"{text} is not a finite number")
+        return value
+
+    return convert
+
+
+class BaseOptions:
+    """Subclasses add their flags in `add_options` and check combinations in `check`."""
+
+    prog = ""
+    description = ""
+
+    # Options that say where and how long a run works, not what comes out of it: they may change when a run is resumed.
+    may_change = frozenset({"name", "checkpoints_dir", "device", "data_root", "max_minutes", "save_every"})
+
+    def __init__(self):
+        self.parser = Parser(prog=self.prog, description=self.description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
+        run = self.parser.add_argument_group("run")
+        run.add_argument("--name", default=None, help="run folder checkpoints/NAME/")
+        run.add_argument("--checkpoints-dir", type=Path, default=Path("checkpoints"), help="folder of the run folders")
+        run.add_argument("--seed", type=number(int, 0, 2**31 - 1), default=0, help="of the initial weights, the noise, the crops and every split of images")
+        run.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: CUDA where there is one")
+        run.add_argument("--data-root", type=Path, default=None, help="folder of the named image sets; default: $DBSN_DATA, then datasets/")
+        run.add_argument("--amp", choices=("auto", "bf16", "off"), default="auto", help="convolutions in bfloat16; auto: where the processor has units for it")
+        self.add_options()
+
+    def add_options(self) -> None:
+        raise NotImplementedError
+
+    def check(self, opt: argparse.Namespace) -> None:
+        """Ends with self.parser.error on a combination that makes no sense."""
+
+    def parse(self, argv: Sequence[str] | None = None) -> argparse.Namespace:
+        opt = self.parser.parse_args(argv)
+        if opt.name is not None and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*(/[A-Za-z0-9_][A-Za-z0-9_.+-]*)*", opt.name):
+            self.parser.error(f"--name {opt.name!r}: use letters, digits, '.', '_', '+' and '-', with '/' between folders")
+        self.check(opt)
+        return opt
+
+    def defaults(self) -> dict:
+        return {a.dest: a.default for a in self.parser._actions if a.dest != "help"}
+
+    # ------------------------------------------------------------------------------------------------- flags that scripts share
+
+    def add_noise(self, required: bool) -> None:
+        level = number(float, 0, 255)
+        noise = self.parser.add_argument_group("noise", "levels in units of 0..255; two values are a range")
+        noise.add_argument("--noise", choices=("awgn", "hg", "mg"), required=required, default=None, help="AWGN, Poisson-Gaussian (HG) or correlated channels (MG)")
+        noise.add_argument("--sigma", type=level, nargs="+", default=None, metavar="S", help="awgn: standard deviation; mg: the greatest one (75 by default)")
+        noise.add_argument("--alpha", type=level, nargs="+", default=None, metavar="A", help="hg: the part that grows with the signal")
+        noise.add_argument("--delta", type=level, nargs="+", default=None, metavar="D", help="hg: the constant part")
+        noise.add_argument("--mg-seed", type=number(int, 0, 2**32 - 1), default=0, help="mg: seed of the covariance's directions and proportions")
+
+    def check_levels(self, opt: argparse.Namespace, ranges: bool = True) -> None:
+        """Levels fit the noise model; `sigma`, `alpha`, `delta` become (low, high) pairs where they are given."""
+        if opt.noise == "mg" and opt.sigma is None:
+            opt.sigma = [75.0]
+        needed = {"awgn": ("sigma",), "hg": ("alpha", "delta"), "mg": ("sigma",), None: ()}[opt.noise]
+        for name in ("sigma", "alpha", "delta"):
+            value = getattr(opt, name)
+            if value is None:
+                if name in needed:
+                    self.parser.error(f"--noise {opt.noise} needs --{name}")
+                continue
+            if name not in needed:
+                self.parser.error(f"--{name} has no meaning with " + (f"--noise {opt.noise}" if opt.noise else "no --noise"))
+            if len(value) > 2 or (len(value) == 2 and value[0] > value[1]):
+                self.parser.error(f"--{name} {' '.join(f'{v:g}' for v in value)}: give one level, or a range as its low and high end")
+            if len(value) == 2 and not ranges:
+                self.parser.error(f"--{name} {value[0]:g} {value[1]:g}: a test needs one level, not a range")
+            setattr(opt, name, (value[0], value[-1]))
+
+    def add_training(self, steps: int, batch_size: int, patch_size: int, lr: float, clip: float) -> None:
+        train = self.parser.add_argument_group("training")
+        train.add_argument("--steps", type=number(int, 0), default=steps, help="optimizer steps; in stage 1 those of the joint phase")
+        train.add_argument("--batch-size", type=number(int, 1), default=batch_size, help="crops in a step")
+        train.add_argument("--patch-size", type=number(int, 8), default=patch_size, help="side of a crop in pixels")
+        train.add_argument("--lr", type=number(float, above=0, high=1), default=lr, help="highest learning rate")
+        train.add_argument("--schedule", choices=("cosine", "step", "constant"), default="cosine", help="cosine to zero, or step decay at 20, 40, 60, 70, 80, 90%%")
+        train.add_argument("--lr-decay", type=number(float, above=0, high=1), default=0.1, help="factor of the step decay")
+        train.add_argument("--warmup", type=number(int, 0), default=100, help="steps over which the learning rate rises from zero")
+        train.add_argument("--clip-grad", type=number(float, 0), default=clip, help="greatest gradient norm; 0: no clipping")
+        train.add_argument("--ema", type=number(float, 0, 0.999999), default=0.999, help="decay of the running average of weights, which is what gets saved for use")
+        train.add_argument("--max-minutes", type=number(float, above=0), default=None, help="stop in good order with a checkpoint after this long")
+        train.add_argument("--log-every", type=number(int, 1), default=50, help="steps between lines of stats.jsonl")
+        train.add_argument("--save-every", type=number(int, 1), default=500, help="steps between checkpoints")
+        train.add_argument("--val-every", type=number(int, 1), default=1000, help="steps between evaluations on held-out and --val images")
+        train.add_argument("--val", nargs="+", default=None, metavar="IMAGES", help="clean images to report PSNR on while training; never used to choose a model")

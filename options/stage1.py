@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import argparse
+
+from options.base import BaseOptions, number
+
+
+class Stage1Options(BaseOptions):
+    prog = "train_dbsn.py"
+    description = "Stage 1: train D-BSN and the noise estimator from noisy images alone. Run the same command again to continue."
+    may_change = BaseOptions.may_change | {"val"}
+
+    def add_options(self) -> None:
+        data = self.parser.add_argument_group("images", "each a folder, a file, a glob pattern or a named set")
+        source = data.add_mutually_exclusive_group(required=True)
+        source.add_argument("--clean", nargs="+", metavar="IMAGES", help="clean images, to which --noise is added: a synthetic study")
+        source.add_argument("--noisy", nargs="+", metavar="IMAGES", help="really noisy images")
+        data.add_argument("--mode", choices=("gray", "color"), default="gray", help="images are converted to it")
+        data.add_argument("--white-level", type=number(float, above=0), default=None, help="file value that becomes 1.0; default: 255, 65535, or 1.0 for float images")
+        data.add_argument("--noise-draw", choices=("fixed", "fresh"), default="fixed", help="draw the noise of a clean image once, or anew for every crop")
+        data.add_argument("--held-out", type=number(float, 0, 0.5), default=0.03, help="share of the training images kept for the held-out likelihood")
+        self.add_noise(required=True)
+        model = self.parser.add_argument_group("model")
+        model.add_argument("--width", type=number(int, 1), default=96, help="channels of D-BSN")
+        model.add_argument("--blocks", type=number(int, 0), default=8, help="MDC blocks in each of the two branches")
+        model.add_argument("--mdc", choices=("release", "paper", "residual"), default="release", help="form of the block: one 5x5, two 3x3, or with a clean residual path")
+        loss = self.parser.add_argument_group("loss")
+        loss.add_argument(
+            "--loss", choices=("envelope", "constrained", "exact"), default="envelope", help="how the covariances are trained: lower envelope, the paper's, or the plain likelihood"
+        )
+        loss.add_argument("--quantile", type=number(float, above=0, high=0.5), default=0.05, help="envelope: the quantile of the predictive variance that is taken for noise")
+        loss.add_argument("--mu-steps", type=number(int, 0), default=0, help="first phase: steps for mu alone, by squared error")
+        loss.add_argument("--sigma-steps", type=number(int, 0), default=0, help="second phase: steps for the covariances with mu held")
+        self.add_training(steps=100_000, batch_size=8, patch_size=96, lr=3e-4, clip=10.0)
+
+    def check(self, opt: argparse.Namespace) -> None:
+        if opt.name is None:
+            self.parser.error("--name is needed: the run folder is checkpoints/NAME/")
+        if opt.noise == "mg" and opt.mode == "gray":
+            self.parser.error("--noise mg describes correlated colour channels and makes no sense with --mode gray: use --mode color or another noise model")
+        if opt.noisy:
+            given = [n for n in ("sigma", "alpha", "delta") if getattr(opt, n) is not None]
+            if given:
+                self.parser.error(f"--{given[0]} is for synthetic noise on --clean images; with --noisy the level is estimated")
+        else:
+            self.check_levels(opt)
+        if opt.mu_steps + opt.sigma_steps + opt.steps == 0:
+            self.parser.error("--mu-steps, --sigma-steps and --steps are all 0: nothing to train")

@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import argparse
+
+from options.base import BaseOptions, number
+
+
+class Stage2Options(BaseOptions):
+    prog = "train_distill.py"
+    description = "Stage 2: a frozen stage-1 model teaches MWCNN. Run the same command again to continue."
+    may_change = BaseOptions.may_change | {"val"}
+
+    def add_options(self) -> None:
+        data = self.parser.add_argument_group("images", "each a folder, a file, a glob pattern or a named set")
+        data.add_argument("--teacher", required=True, metavar="CHECKPOINT", help="stage-1 checkpoint, or the name of its run")
+        data.add_argument("--clean", nargs="+", required=True, metavar="IMAGES", help="clean images, from which the teacher's noise model makes pairs")
+        source = data.add_mutually_exclusive_group(required=True)
+        source.add_argument("--noisy", nargs="+", metavar="IMAGES", help="really noisy images, which the teacher denoises")
+        source.add_argument("--synthetic-noisy", nargs="+", metavar="IMAGES", help="clean images that --noise is added to first; images also named by --clean are split, half each")
+        data.add_argument("--white-level", type=number(float, above=0), default=None, help="file value that becomes 1.0; default: the teacher's")
+        data.add_argument("--noise-draw", choices=("fixed", "fresh"), default="fixed", help="draw the noise of a --synthetic-noisy image once, or anew for every crop")
+        self.add_noise(required=False)
+        model = self.parser.add_argument_group("model")
+        model.add_argument("--student-width", type=number(int, 4), default=160, help="channels of MWCNN's first level")
+        model.add_argument("--student", default=None, metavar="CHECKPOINT", help="start from this MWCNN instead of from scratch")
+        loss = self.parser.add_argument_group("loss")
+        loss.add_argument("--noisy-share", type=number(float, 0, 1), default=0.125, help="share of a batch that are noisy images; the rest are clean ones")
+        loss.add_argument("--noisy-weight", type=number(float, 0), default=0.1, help="weight of the noisy images' term")
+        loss.add_argument("--level-jitter", type=number(float, 0, 0.9), default=0.1, help="synthetic noise is scaled by 1 -/+ this, uniformly")
+        self.add_training(steps=100_000, batch_size=32, patch_size=160, lr=1e-4, clip=1.0)
+
+    def check(self, opt: argparse.Namespace) -> None:
+        if opt.name is None:
+            self.parser.error("--name is needed: the run folder is checkpoints/NAME/")
+        if opt.synthetic_noisy:
+            if opt.noise is None:
+                self.parser.error("--synthetic-noisy needs --noise and its levels")
+            self.check_levels(opt)
+        elif opt.noise is not None or opt.sigma or opt.alpha or opt.delta:
+            self.parser.error("--noise and its levels are for --synthetic-noisy; with --noisy the teacher's estimate is used")
+        if opt.steps == 0:
+            self.parser.error("--steps 0: nothing to train")
+        if not 0 < round(opt.noisy_share * opt.batch_size) < opt.batch_size and opt.noisy_share not in (0, 1):
+            self.parser.error(f"--noisy-share {opt.noisy_share:g} of --batch-size {opt.batch_size} rounds to none or all of the batch: use 0, 1 or a larger batch")

@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from options.base import BaseOptions, number
+
+
+class TestOptions(BaseOptions):
+    __test__ = False  # not a pytest class
+    prog = "test.py"
+    description = "Denoise images and, where clean ones are known, measure: PSNR and SSIM of the noisy input, mu, the posterior mean and the distilled network."
+
+    def add_options(self) -> None:
+        data = self.parser.add_argument_group("images", "each a folder, a file, a glob pattern or a named set")
+        data.add_argument("--data", nargs="+", required=True, metavar="IMAGES", help="clean images under --protocol published, images to denoise under none")
+        data.add_argument("--clean", nargs="+", default=None, metavar="IMAGES", help="with --protocol none: the clean images that --data shows, in the same order or by the same names")
+        data.add_argument("--mode", choices=("gray", "color"), default=None, help="convert images to it; default: as they are stored")
+        data.add_argument("--white-level", type=number(float, above=0), default=None, help="file value that becomes 1.0; default: the checkpoint's")
+        data.add_argument("--protocol", choices=("published", "none"), default=None, help="published: seeded noise on clean images; none: images as they are. Default: published with --noise")
+        self.add_noise(required=False)
+        model = self.parser.add_argument_group("model")
+        model.add_argument("--checkpoint", nargs="+", default=[], metavar="CHECKPOINT", help="checkpoints of either stage: files, or names of runs or released weights")
+        model.add_argument("--self-ensemble", action="store_true", help="average over the eight flips and rotations: a little better, eight times slower")
+        model.add_argument("--tile", type=number(int, 16), default=None, help="denoise in tiles of this side, which bounds memory; default: where the image is large")
+        out = self.parser.add_argument_group("output")
+        out.add_argument("--json", type=Path, default=None, metavar="FILE", help="write the table in full")
+        out.add_argument("--save", type=Path, default=None, metavar="DIR", help="write pictures")
+
+    def check(self, opt: argparse.Namespace) -> None:
+        if opt.name is not None:
+            opt.checkpoint = [*opt.checkpoint, opt.name]
+        if opt.protocol is None:
+            opt.protocol = "published" if opt.noise else "none"
+        if opt.protocol == "published":
+            if opt.noise is None:
+                self.parser.error("--protocol published needs --noise and its levels")
+            if opt.clean:
+                self.parser.error("--clean is for --protocol none; under the published protocol --data are the clean images")
+        elif opt.noise is not None or opt.sigma or opt.alpha or opt.delta:
+            self.parser.error("--noise and its levels are for --protocol published; with --protocol none the images are noisy already")
+        self.check_levels(opt, ranges=False)
+        if opt.protocol == "none" and not opt.clean and not opt.save:
+            self.parser.error("there are no clean images to compare with and no --save DIR to write to")
+        if not opt.checkpoint and opt.protocol == "none" and not opt.clean:
+            self.parser.error("--checkpoint is needed to denoise images")

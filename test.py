@@ -1,0 +1,215 @@
+"""Denoises images with checkpoints of either stage and, where clean images are known, measures.
+
+    python test.py --checkpoint awgn25 awgn25-full --data bsd68 --noise awgn --sigma 25 --json results.json --save pictures/
+    python test.py --checkpoint mine-full --data my_pictures/ --save denoised/
+    python test.py --data bsd68 --noise awgn --sigma 25                   the noisy input alone
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from data.images import image_header, read_image, to_float, write_image
+from data.noise import Noise
+from data.pictures import as_map, output_names, side_by_side
+from data.sets import find_images
+from models import load_model
+from models.inference import Denoised, denoise
+from options.test import TestOptions
+from utils.device import choose_device, choose_dtype
+from utils.errors import RunError, UsageError, run_script
+from utils.files import atomic_write_text
+from utils.metrics import measure
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image of a test: noisy and clean, (H,W,C) float32, 0..1; clean and the true level (0..255 units) are None where unknown."""
+
+    noisy: np.ndarray
+    clean: np.ndarray | None = None
+    level: float | None = None
+
+
+def main(argv: list[str] | None = None) -> int:
+    opt = TestOptions().parse(argv)
+    device = choose_device(opt.device)
+    models = [load_model(name, device, opt.checkpoints_dir) for name in opt.checkpoint]
+    for model in models:
+        model.dtype = choose_dtype(opt.amp, device)
+    files = find_images(opt.data, opt.data_root, "--data")
+    references = matching(files, find_images(opt.clean, opt.data_root, "--clean")) if opt.clean else [None] * len(files)
+    mode = agreed_mode(opt, models, files)
+    white_level = opt.white_level or agreed_white_level(models)
+    noise = Noise.from_options(opt) if opt.noise else None
+    prepare_folder(opt.save, files)
+    names = output_names(files)
+
+    rows, seconds = [], {}
+    for file, reference, name in zip(tqdm(files, desc="images", disable=None), references, names):
+        sample = read_sample(file, reference, mode, white_level, noise)
+        y = torch.from_numpy(np.ascontiguousarray(sample.noisy.transpose(2, 0, 1)))[None]  # 1,C,H,W
+        images, first = {"noisy": sample.noisy}, None
+        for model in models:
+            started = time.perf_counter()
+            result = denoise(model, y, opt.tile, opt.self_ensemble, progress=True)
+            seconds[str(model.file)] = seconds.get(str(model.file), 0.0) + time.perf_counter() - started
+            images |= {method_name(method, model, models): as_image(t) for method, t in outputs_of(result, model).items()}
+            first = first or (result if model.stage == 1 else None)
+        estimated = None if first is None else 255 * first.noise_level.square().mean().sqrt().item()
+        row = {"name": file.name, "noise_level": {"true": sample.level, "estimated": estimated}}
+        if sample.clean is not None:
+            row |= {method: measure(sample.clean, image) for method, image in images.items()}
+        rows.append(row)
+        if opt.save:
+            save_pictures(opt.save, name, file, images, sample, first)
+
+    table = {
+        "protocol": opt.protocol,
+        "noise": {"model": opt.noise, **{n: getattr(opt, n)[0] for n in ("sigma", "alpha", "delta") if getattr(opt, n)}} if opt.noise else None,
+        "data": [str(d) for d in opt.data],
+        "checkpoints": [str(m.file) for m in models],
+        "self_ensemble": opt.self_ensemble,
+        "seconds_per_image": {file: total / len(files) for file, total in seconds.items()},
+        "mean": means(rows),
+        "images": rows,
+    }
+    print_table(table)
+    if opt.json:
+        opt.json.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write_text(opt.json, json.dumps(table, indent=1) + "\n")
+    return 0
+
+
+def outputs_of(result: Denoised, model) -> dict[str, torch.Tensor]:
+    return {"mu": result.mu, "posterior": result.image} if model.stage == 1 else {"distilled": result.image}
+
+
+def method_name(method: str, model, models: list) -> str:
+    """mu, posterior or distilled; followed by the checkpoint's file where several of its stage are tested."""
+    alone = sum(m.stage == model.stage for m in models) == 1
+    return method if alone else f"{method} {model.file}"
+
+
+def as_image(t: torch.Tensor) -> np.ndarray:
+    """(1,C,H,W) -> (H,W,C)"""
+    return t[0].permute(1, 2, 0).numpy()
+
+
+def agreed_mode(opt, models: list, files: list[Path]) -> str | None:
+    """"gray", "color" or None (as stored). UsageError where checkpoints disagree, or images do not fit them and --mode does not say to convert."""
+    if opt.mode == "gray" and opt.noise == "mg":
+        raise UsageError("--noise mg describes correlated colour channels and makes no sense with --mode gray")
+    wanted = {model.channels for model in models}
+    if len(wanted) > 1:
+        raise UsageError("--checkpoint: gray and colour checkpoints together; test them one after the other")
+    channels = wanted.pop() if wanted else {"gray": 1, "color": 3, None: None}[opt.mode]
+    given = {"gray": 1, "color": 3}.get(opt.mode)
+    if given and channels != given:
+        raise UsageError(f"--mode {opt.mode}: {models[0].file} takes {channels} channel{'s' * (channels > 1)}, so leave --mode out or use another checkpoint")
+    for file in files:
+        found = image_header(file)[2]
+        if opt.noise == "mg" and (channels or found) != 3:
+            raise UsageError(f"--noise mg describes correlated colour channels, but {file} is gray: give colour images")
+        if not given and channels and found != channels:
+            kind = {1: "gray", 3: "color"}
+            raise UsageError(f"{file} has {found} channels, {models[0].file} takes {channels}: pass --mode {kind[channels]} to convert, or use a {kind[found]} checkpoint")
+    return opt.mode
+
+
+def agreed_white_level(models: list) -> float | None:
+    levels = {model.values.get("options", {}).get("white_level") for model in models} or {None}
+    if len(levels) > 1:
+        raise UsageError(f"--checkpoint: trained with different white levels ({', '.join(str(v) for v in levels)}); say which with --white-level")
+    return levels.pop()
+
+
+def matching(files: list[Path], references: list[Path]) -> list[Path]:
+    """The clean image of each noisy one: by equal stems where all have one, else in order."""
+    by_stem = {f.stem: f for f in references}
+    if all(f.stem in by_stem for f in files):
+        return [by_stem[f.stem] for f in files]
+    if len(files) != len(references):
+        raise UsageError(f"--clean names {len(references)} images, --data {len(files)}: give one clean image for each, with the same names or in the same order")
+    return references
+
+
+def read_sample(file: Path, reference: Path | None, mode: str | None, white_level: float | None, noise: Noise | None) -> Sample:
+    image = to_float(read_image(file, mode=mode, white_level=white_level))
+    if noise:
+        x = image.transpose(2, 0, 1).astype(np.float64)
+        return Sample(noise.published(x).transpose(1, 2, 0).astype(np.float32), image, 255 * noise.level(x))
+    clean = to_float(read_image(reference, mode=mode, white_level=white_level)) if reference else None
+    if clean is not None and clean.shape != image.shape:
+        raise UsageError(f"--clean {reference} is {clean.shape}, {file} {image.shape} (rows, columns, channels): they must show the same picture")
+    return Sample(image, clean)
+
+
+def means(rows: list[dict]) -> dict[str, dict[str, float | None]]:
+    """Mean over images of every figure of every method; None where no image has it."""
+    result = {}
+    for method in [m for m in rows[0] if m not in ("name", "noise_level")]:
+        result[method] = {}
+        for figure in rows[0][method]:
+            found = [row[method][figure] for row in rows if row[method][figure] is not None]
+            result[method][figure] = float(np.mean(found)) if found else None
+    return result
+
+
+def print_table(table: dict) -> None:
+    """Per image and in the mean: PSNR in dB (float / after rounding to 8 bits) and SSIM of each method, and noise levels in 0..255 units."""
+    methods = list(table["mean"])
+    width = max([len(row["name"]) for row in table["images"]] + [5])
+    show = lambda v, digits: "-" if v is None else f"{v:.{digits}f}"  # noqa: E731
+    cell = lambda f: f"{show(f['psnr'], 2)} / {show(f['psnr_uint8'], 2)}  {show(f['ssim'], 4)}"  # noqa: E731
+    columns = [max(len(m), 22) for m in methods]
+    if methods:
+        print("PSNR in dB (float / rounded to 8 bits), SSIM")
+    print("  ".join([f"{'image':{width}}", *(f"{m:>{c}}" for m, c in zip(methods, columns)), "level: true  estimated"]))
+    for row in table["images"]:
+        level = row["noise_level"]
+        cells = [f"{cell(row[m]):>{c}}" for m, c in zip(methods, columns)]
+        print("  ".join([f"{row['name']:{width}}", *cells, f"{show(level['true'], 2):>11}  {show(level['estimated'], 2):>9}"]))
+    if methods:
+        print("  ".join([f"{'mean':{width}}", *(f"{cell(table['mean'][m]):>{c}}" for m, c in zip(methods, columns))]))
+    for file, value in table["seconds_per_image"].items():
+        print(f"{file}: {value:.2f} seconds per image")
+
+
+def prepare_folder(folder: Path | None, files: list[Path]) -> None:
+    """Creates --save before any work is done; refuses the folder that the images are in, where outputs could replace inputs."""
+    if folder is None:
+        return
+    if folder.resolve() in {f.resolve().parent for f in files}:
+        raise UsageError(f"--save {folder} is the folder of the images themselves; give another, so that none is overwritten")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"--save {folder}: cannot create the folder ({error.strerror})") from error
+
+
+def save_pictures(folder: Path, name: str, file: Path, images: dict[str, np.ndarray], sample: Sample, first: Denoised | None) -> None:
+    """NAME_all.png: everything side by side; NAME_denoised: the best method at hand alone, with the input's format and depth; NAME_std.png: the
+    posterior's standard deviation, white at 25; NAME_level.png: the estimated noise level, white at 100 (0..255 units)."""
+    shown = images | ({"clean": sample.clean} if sample.clean is not None else {})
+    write_image(folder / f"{name}_all.png", side_by_side(shown))
+    if len(images) > 1:
+        _, _, _, dtype = image_header(file)
+        tiff = file.suffix.lower() in (".tif", ".tiff")
+        bits = {"uint8": 8, "uint16": 16}.get(np.dtype(dtype).name, 32)
+        write_image(folder / f"{name}_denoised{file.suffix.lower() if tiff else '.png'}", list(images.values())[-1], bits=bits)
+    if first is not None:
+        write_image(folder / f"{name}_std.png", as_map(as_image(first.std), 25 / 255))
+        level = as_image(first.noise_level)
+        write_image(folder / f"{name}_level.png", as_map(np.broadcast_to(level, (*sample.noisy.shape[:2], 1)), 100 / 255))
+
+
+if __name__ == "__main__":
+    run_script(main)

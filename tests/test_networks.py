@@ -1,0 +1,214 @@
+"""D-BSN, CNN_est and MWCNN: sizes, blindness, equal paths, wavelets, tiles."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from models import MWCNN, BlindSpotDenoiser, posterior, synthesise
+from models.dbsn import DBSN
+from models.inference import denoise, inverse_symmetry, symmetry
+from models.mwcnn import dwt, iwt
+from models.noise_estimator import NoiseEstimator
+
+PATHS = ("plain", "fused", "phases")
+
+
+def small(channels=1, noise="awgn", **kwargs):
+    """A small network whose every weight matters: the zero-initialised last layers are filled."""
+    torch.manual_seed(1)
+    model = BlindSpotDenoiser(channels, noise, width=6, blocks=1, **kwargs).requires_grad_(False)
+    for net in (model.cov_head, model.noise_estimator.net):
+        torch.nn.init.normal_(net.last.weight, std=0.3)
+    return model
+
+
+@pytest.mark.parametrize(("mdc", "count"), [("release", 6_612_289), ("paper", 5_581_633)])
+def test_parameter_count_of_the_published_network(mdc, count):
+    with torch.device("meta"):
+        assert sum(p.numel() for p in DBSN(1, 96, 8, mdc).parameters()) == count
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("mdc", ["release", "paper", "residual"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_blind_at_every_pixel(path, mdc, dtype):
+    """d mu[i] / d y[i] and d cov[i] / d y[i] are exactly zero at all pixels of an image whose sides neither 2 nor 3 divides."""
+    h, w = 7, 11
+    model = small(mdc=mdc)
+    model.path, model.dtype = path, dtype
+    # one image per pixel: the gradient of output i of image i with respect to its input i
+    y = torch.rand(1, 1, h, w).repeat(h * w, 1, 1, 1).requires_grad_()
+    mu, cov = model.context(y)
+    i = torch.arange(h * w)
+    for out in (mu, cov.factor):
+        picked = out.flatten(2)[i, :, i].sum()
+        (grad,) = torch.autograd.grad(picked, y, retain_graph=True)
+        grad = grad.flatten(1)
+        assert (grad[i, i] == 0).all()
+        assert (grad.abs().amax(1) > 0).float().mean() > 0.5  # and it does look around (small networks have dead ReLUs)
+
+
+def test_blind_in_colour_and_in_tiles():
+    model = small(3, "mg")
+    y = torch.rand(1, 3, 40, 33)
+    changed = y.clone()
+    changed[0, :, 17, 20] += 0.5
+    for tile in (None, 16):
+        before, after = (denoise(model, v, tile=tile).mu for v in (y, changed))
+        same = (before == after).all(1)[0]
+        assert same[17, 20] and not same[17, 21]
+
+
+@pytest.mark.parametrize("mdc", ["release", "paper", "residual"])
+@pytest.mark.parametrize("size", [(12, 12), (13, 17), (5, 6), (1, 1), (3, 8)])
+def test_fast_paths_equal_the_plain_one(mdc, size):
+    torch.manual_seed(0)
+    net = DBSN(3, width=8, blocks=2, mdc=mdc)
+    y = torch.rand(2, 3, *size)
+    expected, grads = {}, {}
+    for path in PATHS:
+        mu, features = net(y, path)
+        net.zero_grad()
+        (mu.square().mean() + features.square().mean()).backward()
+        expected[path], grads[path] = (mu, features), [p.grad.clone() for p in net.parameters()]
+    for path in PATHS[1:]:
+        torch.testing.assert_close(expected[path], expected["plain"], atol=1e-4, rtol=1e-4)
+        for a, b in zip(grads[path], grads["plain"]):
+            torch.testing.assert_close(a, b, atol=1e-4 * b.abs().max().item() + 1e-7, rtol=1e-3)
+
+
+def test_fused_path_uses_the_fused_kernel(monkeypatch):
+    from models import layers
+
+    calls = []
+    original = layers.ConvReLU.apply
+    monkeypatch.setattr(layers.ConvReLU, "apply", lambda *a: calls.append(1) or original(*a))
+    net = DBSN(1, width=16, blocks=1)
+    for path, expected in (("plain", False), ("fused", True), ("phases", True)):
+        calls.clear()
+        net(torch.rand(1, 1, 12, 12), path)
+        assert bool(calls) == expected
+
+
+def test_receptive_radius_is_what_reaches_a_pixel():
+    net = DBSN(1, width=4, blocks=2)
+    torch.manual_seed(0)
+    for p in net.parameters():  # all positive, so that no ReLU hides a path
+        torch.nn.init.uniform_(p, 0.01, 0.1)
+    r = net.receptive_radius
+    y = torch.rand(1, 1, 2 * r + 9, 2 * r + 9, requires_grad=True)
+    centre = r + 4
+    net(y)[0][0, 0, centre, centre].backward()
+    seen = y.grad[0, 0].nonzero()
+    assert (seen - centre).abs().max() == r
+
+
+def test_bfloat16_stays_close():
+    model = small(3, "hg")
+    y = torch.rand(1, 3, 32, 32)
+    exact = model(y)
+    model.dtype = torch.bfloat16
+    rounded = model(y)
+    assert rounded.mu.dtype == torch.float32
+    assert (rounded.mu - exact.mu).abs().max() < 0.05 * exact.mu.abs().max()
+
+
+@pytest.mark.parametrize(("channels", "noise"), [(1, "awgn"), (3, "awgn"), (1, "hg"), (3, "hg"), (3, "mg")])
+@pytest.mark.parametrize("head", ["mu", "total"])
+def test_prediction_shapes_and_posterior(channels, noise, head):
+    model = small(channels, noise, head=head)
+    y = torch.rand(2, channels, 10, 13)
+    p = model(y)
+    assert p.mu.shape == y.shape
+    assert p.cov_n.variance.shape[2:] == ((10, 13) if noise == "hg" else (1, 1))
+    x = posterior(y, p)
+    assert x.mean.shape == x.std.shape == y.shape
+    assert torch.isfinite(x.mean).all() and torch.isfinite(x.std).all()
+    # in gray the posterior lies between mu and y
+    if channels == 1:
+        assert ((x.mean >= torch.minimum(p.mu, y) - 1e-6) & (x.mean <= torch.maximum(p.mu, y) + 1e-6)).all()
+
+
+def test_multivariate_noise_is_refused_in_gray():
+    with pytest.raises(ValueError, match="more than one channel"):
+        NoiseEstimator(1, "mg")
+
+
+@pytest.mark.parametrize("noise", ["awgn", "hg", "mg"])
+def test_synthetic_pairs_have_the_estimated_covariance(noise, rng):
+    model = small(3, noise)
+    x = torch.rand(1, 3, 1, 1).expand(1, 3, 200, 200)
+    cov = model.noise_estimator(x)
+    n = (synthesise(x, cov, rng, jitter=0.0) - x)[0].flatten(1)
+    expected = cov.entries()[0, :, 0, 0]
+    found = torch.cov(n)[torch.tril_indices(3, 3).unbind()]
+    torch.testing.assert_close(found, expected, atol=0.03 * expected.max().item(), rtol=0.05)
+    levels = torch.stack([(synthesise(x, cov, rng, jitter=0.1) - x).std() for _ in range(20)]) / n.std()
+    assert 0.88 < levels.min() < 0.97 and 1.03 < levels.max() < 1.12
+
+
+def test_wavelets_are_orthonormal_and_inverse():
+    x = torch.randn(2, 3, 8, 12, dtype=torch.float64)
+    bands = dwt(x)
+    torch.testing.assert_close(iwt(bands), x)
+    torch.testing.assert_close(bands.square().sum(), x.square().sum())
+    basis = dwt(torch.eye(16, dtype=torch.float64).view(16, 1, 4, 4)).flatten(1)
+    torch.testing.assert_close(basis @ basis.T, torch.eye(16, dtype=torch.float64))
+    torch.testing.assert_close(dwt(torch.ones(1, 1, 2, 2))[0, :, 0, 0], torch.tensor([2.0, 0, 0, 0]))
+
+
+def test_mwcnn_is_the_published_size_and_takes_any_image():
+    with torch.device("meta"):
+        assert 16.0e6 < sum(p.numel() for p in MWCNN(1).parameters()) < 16.3e6
+    model = MWCNN(1, width=8)
+    for size in ((1, 1), (7, 5), (8, 8), (33, 17), (9, 64)):
+        assert model(torch.rand(1, 1, *size)).shape == (1, 1, *size)
+
+
+@pytest.mark.parametrize("size", [(50, 61), (16, 90)])
+@pytest.mark.parametrize(("channels", "noise"), [(1, "awgn"), (1, "hg"), (3, "mg")])
+def test_tiles_equal_the_whole(channels, noise, size):
+    model = small(channels, noise)
+    y = torch.rand(1, channels, *size)
+    whole, tiled = denoise(model, y, tile=1000), denoise(model, y, tile=16)
+    for name in ("image", "mu", "std", "noise_level"):
+        torch.testing.assert_close(getattr(tiled, name), getattr(whole, name), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(150, 301), (64, 260), (20, 275)])
+def test_tiles_equal_the_whole_in_mwcnn(size):
+    torch.manual_seed(0)
+    model = MWCNN(1, width=4)
+    for p in model.parameters():
+        p.data.mul_(1.5)  # so that what is far away counts
+    y = torch.rand(1, 1, *size)
+    torch.testing.assert_close(denoise(model, y, tile=72).image, denoise(model, y, tile=1000).image, atol=1e-4, rtol=1e-4)
+
+
+def test_receptive_radius_of_mwcnn():
+    model = MWCNN(1, width=4)
+    for p in model.parameters():
+        torch.nn.init.uniform_(p, 0.01, 0.1)
+    r = model.receptive_radius
+    worst = 0
+    for offset in range(8):  # the wavelet grid makes it depend on the position modulo 8
+        y = torch.rand(1, 1, 2 * r + 16, 2 * r + 16, requires_grad=True)
+        model(y)[0, 0, r + offset, r + offset].backward()
+        worst = max(worst, (y.grad[0, 0].nonzero() - (r + offset)).abs().max().item())
+    assert r - 8 < worst <= r
+
+
+def test_symmetries_are_undone():
+    x = torch.rand(1, 2, 4, 5)
+    images = [symmetry(x, k) for k in range(8)]
+    assert len({tuple(im.flatten().tolist()) for im in images}) == 8
+    for k, im in enumerate(images):
+        torch.testing.assert_close(inverse_symmetry(im, k), x)
+
+
+def test_self_ensemble_is_the_mean_over_symmetries():
+    model = small()
+    y = torch.rand(1, 1, 12, 15)
+    expected = sum(inverse_symmetry(denoise(model, symmetry(y, k)).image, k) for k in range(8)) / 8
+    torch.testing.assert_close(denoise(model, y, self_ensemble=True).image, expected)

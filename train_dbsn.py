@@ -1,0 +1,195 @@
+"""Stage 1: trains D-BSN and the noise estimator from noisy images alone.
+
+    python train_dbsn.py --name awgn25 --clean bsd432 --noise awgn --sigma 25        noise added to clean photographs: a study
+    python train_dbsn.py --name mine --noisy my_pictures/ --noise hg                 really noisy pictures
+
+Three phases, of --mu-steps, --sigma-steps and --steps: mu alone by squared error, the covariances with mu held, all jointly. Every random choice is a
+function of (seed, step), so the same command continues a stopped run as if it had never stopped.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from data.crops import ImagePool, draw_crops, generator, hashed
+from data.noise import Noise
+from data.sets import find_images
+from data.training import HELD_OUT, NOISE, VALIDATION, WEIGHTS, Images, add_noise_once, hold_out, read_images
+from models import BlindSpotDenoiser, Prediction, noise_level, posterior
+from models.inference import denoise
+from models.gaussian import constrained_nll, envelope_loss, nll
+from options.stage1 import Stage1Options
+from utils.device import choose_device, choose_dtype
+from utils.errors import EXIT_RESUME, RunError, run_script
+from utils.logging import Board
+from utils.run import RunFolder, StopRequest
+from utils.schedule import learning_rate, update_average
+from utils.training import plain_options, restore, training_tensors
+
+
+HELD_OUT_CROPS = 32
+
+
+def objective(p: Prediction, y: Tensor, phase: str, loss: str, quantile: float) -> dict[str, Tensor]:
+    """The terms whose sum is minimised, each a mean over pixels; y (N,C,H,W)."""
+    if phase == "mu":
+        return {"l2": (p.mu - y).square().mean()}
+    if loss == "constrained":
+        return {"constrained_nll": constrained_nll(y, p.mu, p.cov_mu, p.cov_n).mean()}
+    exact = {"nll": nll(y, p.mu, p.cov_total).mean()}
+    if loss == "envelope":
+        exact["envelope"] = envelope_loss(p.cov_n, p.cov_total, quantile)
+    return exact
+
+
+def main(argv: list[str] | None = None) -> int:
+    options = Stage1Options()
+    opt = options.parse(argv)
+    started = time.monotonic()
+    device = choose_device(opt.device)
+    dtype = choose_dtype(opt.amp, device)
+    channels = {"gray": 1, "color": 3}[opt.mode]
+
+    # images: everything that can be wrong with them is found before anything is written
+    files = find_images(opt.clean or opt.noisy, opt.data_root, "--clean" if opt.clean else "--noisy")
+    images, held_out = hold_out(read_images(files, opt.mode, opt.white_level, opt.patch_size, "training images"), opt.held_out, opt.seed)
+    val = read_images(find_images(opt.val, opt.data_root, "--val"), opt.mode, opt.white_level, what="--val images") if opt.val else None
+    noise = Noise.from_options(opt) if opt.clean else None
+    pool = ImagePool(images.arrays, device)
+    if noise and opt.noise_draw == "fixed":
+        pool = add_noise_once(pool, noise, opt.seed)
+    redraw = noise is not None and opt.noise_draw == "fresh"
+    held_out_crops = held_out_batch(held_out, noise, opt.patch_size, opt.seed).to(device) if len(held_out) else None
+
+    torch.manual_seed(int(hashed(opt.seed, WEIGHTS) >> np.uint64(1)))
+    model = BlindSpotDenoiser(channels, opt.noise, opt.width, opt.blocks, opt.mdc, head="total" if opt.loss == "envelope" else "mu")
+    model.to(device, memory_format=torch.channels_last)
+    model.dtype = dtype
+    average = copy.deepcopy(model).requires_grad_(False)
+    optimizer = torch.optim.Adam(model.parameters(), lr=opt.lr)
+    total = opt.mu_steps + opt.sigma_steps + opt.steps
+
+    with RunFolder(opt.checkpoints_dir / opt.name) as run, StopRequest() as stop:
+        recorded = {**vars(opt), "amp": str(dtype).removeprefix("torch."), "training_images": images.digest()}
+        run.check_options(plain_options(recorded), ignore=options.may_change, defaults=options.defaults())
+        step, best = 0, None
+        if state := run.load_state():
+            step, best = state.values["step"], state.values["best_held_out_nll"]
+            restore(model, average, optimizer, state.tensors)
+        run.truncate_stats(step)
+        if step:
+            tqdm.write(f"{opt.name}: continuing after step {step} of {total}")
+        values = {"config": model.config, "options": plain_options(recorded)}
+
+        def save() -> None:
+            run.save_state(step, training_tensors(model, average, optimizer), {"step": step, "best_held_out_nll": best})
+            run.save_weights("last", "stage1", average.state_dict(), {**values, "step": step})
+
+        board = Board(run.path, step)
+        bar = tqdm(total=total, initial=step, desc=opt.name, unit="step", disable=None)
+        out_of_time = False
+        while step < total and not stop.requested and not out_of_time:
+            phase = "mu" if step < opt.mu_steps else "sigma" if step < opt.mu_steps + opt.sigma_steps else "joint"
+            model.dbsn.requires_grad_(phase != "sigma")
+            lr = learning_rate(step, total, opt.lr, opt.schedule, opt.warmup, opt.lr_decay)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+
+            samples = np.arange(step * opt.batch_size, (step + 1) * opt.batch_size)
+            where = draw_crops(pool.sizes, samples, opt.patch_size, opt.seed)
+            y = pool.crops(where, opt.patch_size)  # B,C,P,P
+            if redraw:
+                y = noise.add(y, generator(device, opt.seed, NOISE, step))
+
+            p = model(y)
+            terms = objective(p, y, phase, opt.loss, opt.quantile)
+            loss = sum(terms.values())
+            optimizer.zero_grad()
+            loss.backward()
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), opt.clip_grad or float("inf"))
+            if not torch.isfinite(loss) or not torch.isfinite(norm):
+                names = ", ".join(sorted({images.files[k].name for k in where.image}))
+                shown = ", ".join(f"{k} {v.item():g}" for k, v in terms.items())
+                raise RunError(f"step {step + 1}: loss or gradient is not finite ({shown}, gradient norm {norm.item():g}); crops of {names}; try a lower --lr")
+            optimizer.step()
+            update_average(average, model, step, opt.ema)
+            step += 1
+            bar.update()
+
+            if step % opt.log_every == 0 or step == total:
+                row = {"step": step, "phase": phase, "lr": lr, "loss": loss.item(), **{k: v.item() for k, v in terms.items()}}
+                row |= {"grad_norm": norm.item(), "noise_level": 255 * noise_level(p.cov_n).mean().item()}
+                run.append_stats(row)
+                board.scalars(row, step)
+                rate = bar.format_dict["rate"] or 0.0
+                board.scalars({"images_per_second": rate * opt.batch_size}, step)
+                bar.set_postfix(loss=f"{row['loss']:.4f}", level=f"{row['noise_level']:.1f}", lr=f"{lr:.1e}", im_s=f"{rate * opt.batch_size:.1f}")
+            if step % opt.val_every == 0 or step == total:
+                row = {"step": step} | evaluate(average, held_out_crops, val, noise, opt.seed)
+                if len(row) > 1:
+                    run.append_stats(row)
+                    board.scalars(row, step)
+                if held_out_crops is not None:
+                    if best is None or row["held_out_nll"] < best:
+                        best = row["held_out_nll"]
+                        run.save_weights("best", "stage1", average.state_dict(), {**values, "step": step})
+                    show_panel(board, average, held_out_crops[:4], step)
+            if step % opt.save_every == 0:
+                save()
+            out_of_time = opt.max_minutes is not None and time.monotonic() - started > 60 * opt.max_minutes
+        save()
+        bar.close()
+        board.close()
+
+    print(f"{opt.name}: {step} of {total} steps done; weights in {run.path / 'last.safetensors'}" + ("" if step == total else "; run the same command to continue"))
+    return EXIT_RESUME if stop.requested and step < total else 0
+
+
+def held_out_batch(held_out: Images, noise: Noise | None, patch: int, seed: int) -> Tensor:
+    """Noisy crops (B,C,P,P) that are never trained on, the same at every evaluation; their noise is drawn once."""
+    pool = ImagePool(held_out.arrays)
+    if noise:
+        pool = add_noise_once(pool, noise, seed, HELD_OUT)
+    return pool.crops(draw_crops(pool.sizes, np.arange(HELD_OUT_CROPS), patch, seed), patch)
+
+
+@torch.no_grad()
+def evaluate(model: BlindSpotDenoiser, held_out: Tensor | None, val: Images | None, noise: Noise | None, seed: int) -> dict[str, float]:
+    """Held-out likelihood (what models are chosen by) and, for watching only, PSNR on clean images made noisy."""
+    row = {}
+    if held_out is not None:
+        row["held_out_nll"] = nll_of(model, held_out)
+    if val is not None and noise is not None:
+        pool = ImagePool(val.arrays)
+        found = {"val_psnr_mu": [], "val_psnr": []}
+        for k in range(len(pool)):
+            x = pool.image(k)
+            out = denoise(model, noise.add(x, generator("cpu", seed, VALIDATION, k)))
+            for name, image in (("val_psnr_mu", out.mu), ("val_psnr", out.image)):
+                found[name].append(-10 * (image.clamp(0, 1) - x).square().mean().log10().item())
+        row |= {name: float(np.mean(values)) for name, values in found.items()}
+    return row
+
+
+def nll_of(model: BlindSpotDenoiser, y: Tensor, at_once: int = 8) -> float:
+    """Exact negative log-likelihood in nats per pixel of noisy images (B,C,P,P)."""
+    parts = [nll(part, (p := model(part)).mu, p.cov_total).mean((1, 2, 3)) for part in y.split(at_once)]
+    return torch.cat(parts).mean().item()
+
+
+@torch.no_grad()
+def show_panel(board: Board, model: BlindSpotDenoiser, y: Tensor, step: int) -> None:
+    """noisy | mu | posterior mean | its standard deviation, brightened eightfold."""
+    p = model(y)
+    x = posterior(y, p)
+    board.panel("held out: noisy, mu, posterior, std x8", [y, p.mu, x.mean, 8 * x.std], step)
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,205 @@
+"""Stage 2: a frozen stage-1 model teaches MWCNN.
+
+    python train_distill.py --name awgn25-full --teacher awgn25 --clean bsd432 --synthetic-noisy bsd432 --noise awgn --sigma 25
+    python train_distill.py --name mine-full --teacher mine --clean bsd432 --noisy my_pictures/
+
+The student sees two kinds of crops in a batch: clean ones x, made noisy with the noise model that the teacher has learned, whose target is x; and noisy
+ones y, whose target is the teacher's posterior mean. Clean and noisy images share no picture: images named as both are split, half each.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from data.crops import ImagePool, draw_crops, generator, hashed
+from data.noise import Noise
+from data.sets import find_images
+from data.training import NOISE, NOISY, SYNTHESIS, VALIDATION, WEIGHTS, Images, add_noise_once, disjoint, read_images
+from models import MWCNN, BlindSpotDenoiser, load_model, synthesise
+from models.inference import denoise
+from options.stage2 import Stage2Options
+from utils.device import choose_device, choose_dtype
+from utils.errors import EXIT_RESUME, RunError, UsageError, run_script
+from utils.logging import Board
+from utils.run import RunFolder, StopRequest
+from utils.schedule import learning_rate, update_average
+from utils.training import plain_options, restore, training_tensors
+
+
+def main(argv: list[str] | None = None) -> int:
+    options = Stage2Options()
+    opt = options.parse(argv)
+    started = time.monotonic()
+    device = choose_device(opt.device)
+    dtype = choose_dtype(opt.amp, device)
+
+    teacher = load_model(opt.teacher, device, opt.checkpoints_dir)
+    if teacher.stage != 1:
+        raise UsageError(f"--teacher {teacher.file} is a stage-2 checkpoint (MWCNN); the teacher is a stage-1 one, made by train_dbsn.py")
+    teacher.dtype = dtype
+    mode = {1: "gray", 3: "color"}[teacher.channels]
+    if opt.noise == "mg" and teacher.channels == 1:
+        raise UsageError(f"--noise mg describes correlated colour channels; the teacher {teacher.file} is a gray one")
+    white_level = opt.white_level or teacher.values.get("options", {}).get("white_level")
+
+    clean_files = find_images(opt.clean, opt.data_root, "--clean")
+    flag = "--noisy" if opt.noisy else "--synthetic-noisy"
+    noisy_files = find_images(opt.noisy or opt.synthetic_noisy, opt.data_root, flag)
+    clean_files, noisy_files = disjoint(clean_files, noisy_files, opt.seed, flag)
+    clean = read_images(clean_files, mode, None if opt.white_level is None else white_level, opt.patch_size, "--clean images")
+    noisy = read_images(noisy_files, mode, white_level, opt.patch_size, f"{flag} images")
+    val = read_images(find_images(opt.val, opt.data_root, "--val"), mode, white_level, what="--val images") if opt.val else None
+    noise = Noise.from_options(opt) if opt.synthetic_noisy else None
+
+    student = starting_student(opt, teacher.channels)
+    student.to(device, memory_format=torch.channels_last)
+    student.dtype = dtype
+    average = copy.deepcopy(student).requires_grad_(False)
+    optimizer = torch.optim.Adam(student.parameters(), lr=opt.lr)
+
+    with RunFolder(opt.checkpoints_dir / opt.name) as run, StopRequest() as stop:
+        recorded = {**vars(opt), "amp": str(dtype).removeprefix("torch."), "clean_images": clean.digest(), "noisy_images": noisy.digest()}
+        recorded["teacher_weights"] = digest_of(teacher)
+        run.check_options(plain_options(recorded), ignore=options.may_change, defaults=options.defaults())
+        step = 0
+        if state := run.load_state():
+            step = state.values["step"]
+            restore(student, average, optimizer, state.tensors)
+        run.truncate_stats(step)
+        if step:
+            tqdm.write(f"{opt.name}: continuing after step {step} of {opt.steps}")
+
+        def save() -> None:
+            run.save_state(step, training_tensors(student, average, optimizer), {"step": step})
+            run.save_weights("last", "stage2", average.state_dict(), {"config": student.config, "options": plain_options(recorded), "step": step})
+
+        clean_pool, noisy_pool = ImagePool(clean.arrays, device), ImagePool(noisy.arrays, device)
+        redraw = noise is not None and opt.noise_draw == "fresh"
+        if noise and not redraw:
+            noisy_pool = add_noise_once(noisy_pool, noise, opt.seed)
+        noisy_count = round(opt.noisy_share * opt.batch_size)
+        clean_count = opt.batch_size - noisy_count
+        targets = None
+        if noisy_count and not redraw and step < opt.steps:
+            # the teacher is frozen and the noisy images stay as they are: each is denoised once, whole, and never again
+            targets = posterior_means(teacher, noisy_pool)
+
+        board = Board(run.path, step)
+        bar = tqdm(total=opt.steps, initial=step, desc=opt.name, unit="step", disable=None)
+        out_of_time = False
+        while step < opt.steps and not stop.requested and not out_of_time:
+            lr = learning_rate(step, opt.steps, opt.lr, opt.schedule, opt.warmup, opt.lr_decay)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+
+            inputs, wanted, weights = [], [], []
+            if clean_count:
+                where = draw_crops(clean_pool.sizes, np.arange(step * clean_count, (step + 1) * clean_count), opt.patch_size, opt.seed)
+                x = clean_pool.crops(where, opt.patch_size)  # B,C,P,P
+                with torch.no_grad():
+                    cov_n = teacher.noise_estimator(x)
+                inputs.append(synthesise(x, cov_n, generator(device, opt.seed, SYNTHESIS, step), opt.level_jitter))
+                wanted.append(x)
+            if noisy_count:
+                where = draw_crops(noisy_pool.sizes, np.arange(step * noisy_count, (step + 1) * noisy_count), opt.patch_size, opt.seed + NOISY)
+                y = noisy_pool.crops(where, opt.patch_size)
+                if redraw:
+                    y = noise.add(y, generator(device, opt.seed, NOISE, step))
+                inputs.append(y)
+                wanted.append(targets.crops(where, opt.patch_size) if targets else denoise(teacher, y).image.to(device))
+
+            error = (student(torch.cat(inputs)) - torch.cat(wanted)).square().mean((1, 2, 3))  # B
+            terms = {}
+            if clean_count:
+                terms["pairs"] = error[:clean_count].mean()
+            if noisy_count:
+                terms["posterior"] = opt.noisy_weight * error[clean_count:].mean()
+            loss = sum(terms.values())
+            optimizer.zero_grad()
+            loss.backward()
+            norm = torch.nn.utils.clip_grad_norm_(student.parameters(), opt.clip_grad or float("inf"))
+            if not torch.isfinite(loss) or not torch.isfinite(norm):
+                shown = ", ".join(f"{k} {v.item():g}" for k, v in terms.items())
+                raise RunError(f"step {step + 1}: loss or gradient is not finite ({shown}, gradient norm {norm.item():g}); try a lower --lr")
+            optimizer.step()
+            update_average(average, student, step, opt.ema)
+            step += 1
+            bar.update()
+
+            if step % opt.log_every == 0 or step == opt.steps:
+                row = {"step": step, "lr": lr, "loss": loss.item(), **{k: v.item() for k, v in terms.items()}, "grad_norm": norm.item()}
+                run.append_stats(row)
+                rate = bar.format_dict["rate"] or 0.0
+                board.scalars(row | {"images_per_second": rate * opt.batch_size}, step)
+                bar.set_postfix(loss=f"{row['loss']:.5f}", lr=f"{lr:.1e}", im_s=f"{rate * opt.batch_size:.1f}")
+            if step % opt.val_every == 0 or step == opt.steps:
+                if val is not None and noise is not None:
+                    row = {"step": step, "val_psnr": validation_psnr(average, val, noise, opt.seed)}
+                    run.append_stats(row)
+                    board.scalars(row, step)
+                show_panel(board, average, torch.cat(inputs), torch.cat(wanted), step)
+            if step % opt.save_every == 0:
+                save()
+            out_of_time = opt.max_minutes is not None and time.monotonic() - started > 60 * opt.max_minutes
+        save()
+        bar.close()
+        board.close()
+
+    print(f"{opt.name}: {step} of {opt.steps} steps done; weights in {run.path / 'last.safetensors'}" + ("" if step == opt.steps else "; run the same command to continue"))
+    return EXIT_RESUME if stop.requested and step < opt.steps else 0
+
+
+def starting_student(opt, channels: int) -> MWCNN:
+    """MWCNN from scratch, or --student, whose size then counts."""
+    if opt.student is None:
+        torch.manual_seed(int(hashed(opt.seed, WEIGHTS) >> np.uint64(1)))
+        return MWCNN(channels, opt.student_width)
+    student = load_model(opt.student, "cpu", opt.checkpoints_dir)
+    if student.stage != 2 or student.channels != channels:
+        raise UsageError(f"--student {student.file}: needed here is a stage-2 checkpoint for {channels} channels, this one is stage {student.stage} for {student.channels}")
+    return student.train().requires_grad_(True)
+
+
+def posterior_means(teacher: BlindSpotDenoiser, noisy: ImagePool) -> ImagePool:
+    bar = tqdm(total=len(noisy), desc="teacher", unit="image", leave=False, disable=None)
+
+    def one(_: int, y: Tensor) -> Tensor:
+        bar.update()
+        return denoise(teacher, y).image.to(y.device)
+
+    return noisy.map(one)
+
+
+def digest_of(model: BlindSpotDenoiser) -> str:
+    """Short text that changes with the weights."""
+    total = 0
+    for k, parameter in enumerate(model.state_dict().values()):
+        total = int(hashed(total, k, int(parameter.double().abs().sum().item() * 1e9)))
+    return f"{total:016x}"
+
+
+def validation_psnr(student: MWCNN, val: Images, noise: Noise, seed: int) -> float:
+    """Mean PSNR in dB on clean images made noisy; for watching only."""
+    pool, found = ImagePool(val.arrays), []
+    for k in range(len(pool)):
+        x = pool.image(k)
+        image = denoise(student, noise.add(x, generator("cpu", seed, VALIDATION, k))).image
+        found.append(-10 * (image.clamp(0, 1) - x).square().mean().log10().item())
+    return float(np.mean(found))
+
+
+@torch.no_grad()
+def show_panel(board: Board, student: MWCNN, inputs: Tensor, wanted: Tensor, step: int) -> None:
+    """input | student | target, of the first and the last two crops of the batch."""
+    few = [0, 1, -2, -1] if len(inputs) >= 4 else [0]
+    board.panel("input, student, target", [inputs[few], student(inputs[few]), wanted[few]], step)
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,39 @@
+"""TensorBoard and the progress bar. Both are for people watching; what must be kept is in stats.jsonl and the checkpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+
+class Board:
+    """Scalars and picture panels for TensorBoard in a run folder; does nothing, after one line, where TensorBoard cannot be imported."""
+
+    def __init__(self, folder: Path, start: int):
+        """start: the step training goes on from; events written after it by an interrupted run are hidden."""
+        self.writer = None
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.writer = SummaryWriter(str(folder), purge_step=start)
+        except ImportError as error:
+            tqdm.write(f"warning: no TensorBoard log ({error})")
+
+    def scalars(self, values: dict[str, float], step: int) -> None:
+        if self.writer:
+            for name, value in values.items():
+                if isinstance(value, int | float):
+                    self.writer.add_scalar(name, value, step)
+
+    def panel(self, name: str, images: list[Tensor], step: int) -> None:
+        """Images (N,C,H,W) 0..1 side by side, one row for each of the N."""
+        if self.writer:
+            rows = torch.cat([im.detach().float().clamp(0, 1).cpu().expand(-1, 3, -1, -1) for im in images], 3)  # N,3,H,W'
+            self.writer.add_image(name, torch.cat(list(rows), 1), step)
+
+    def close(self) -> None:
+        if self.writer:
+            self.writer.close()

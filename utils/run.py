@@ -1,0 +1,353 @@
+"""The folder of one training run, the optimizer's state as named tensors, and stopping on a signal.
+
+    .lock                        held by the one process that trains here
+    options.json                 the options the run was started with
+    stats.jsonl                  one JSON object per logged step
+    state-00001234.safetensors   all that training needs to go on after step 1234; the newest few are kept
+    last.safetensors, ..         the model alone, for others to load
+
+Every file but stats.jsonl is replaced whole, and stats.jsonl is cut back to the state that training resumes from: killed at any moment and run again
+leaves the same bytes as never killed.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import math
+import os
+import re
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from utils.checkpoint import Checkpoint, DamagedCheckpoint, load_checkpoint, plain, save_checkpoint
+from utils.errors import RunError, UsageError
+from utils.files import atomic_write_bytes, atomic_write_text
+
+OUR_TEMPORARY = re.compile(r"\.(options\.json|stats\.jsonl|.+\.safetensors)\..+\.tmp")
+STATE = re.compile(r"state-(\d{8,})\.safetensors")
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # what flock says on network file systems without locks
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+NUMBERS = {bool: torch.bool, int: torch.int64, float: torch.float64}  # how an optimizer's plain numbers are stored
+MISSING = object()  # in place of an option's value
+
+
+def warn_on_stderr(message: str) -> None:
+    print(f"warning: {message}", file=sys.stderr)
+
+
+class RunFolder:
+    """A run's folder, held by one process at a time: `with RunFolder(path) as run:` creates it, locks it and clears what a killed save left.
+
+    keep: how many of the newest states stay on disk, 1 or more.
+    warn: is given one line for each thing that is wrong but does not stop the run.
+    Entering raises UsageError where the folder cannot be created or written, or where another process holds it.
+    """
+
+    def __init__(self, path: str | Path, keep: int = 2, warn: Callable[[str], None] = warn_on_stderr):
+        if keep < 1:
+            raise ValueError(f"keep is {keep}; at least one state has to stay")
+        self.path = Path(path)
+        self.keep = keep
+        self.warn = warn
+        self._lock: int | None = None  # file descriptor
+
+    def __enter__(self) -> RunFolder:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            if error.errno in NO_SPACE:
+                raise RunError(f"cannot create run folder {self.path}: {error.strerror}; free some space") from error
+            raise UsageError(f"cannot use run folder {self.path}: {error.strerror} ({error.filename}); choose another --name or place") from error
+        self._lock = lock
+        # The lock belongs to the open file, which a forked loader worker shares: one that outlives a killed parent would keep the run locked.
+        os.register_at_fork(after_in_child=self._close_lock)
+        try:
+            self._take_lock(lock)
+            with failing_with(f"cannot clear unfinished files from {self.path}"):
+                for file in self.path.glob(".*.tmp"):
+                    if OUR_TEMPORARY.fullmatch(file.name):
+                        file.unlink()
+        except BaseException:
+            self._close_lock()
+            raise
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._close_lock()
+
+    def _take_lock(self, lock: int) -> None:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            owner = os.read(lock, 1000).decode(errors="replace").strip() or "another process"
+            raise UsageError(f"run folder {self.path} is in use by {owner}; wait for it to end, or use another --name") from error
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise RunError(f"cannot lock run folder {self.path}: {error.strerror}") from error
+            self.warn(f"the file system of {self.path} has no locks ({error.strerror}): make sure that no second process trains there")
+            return
+        with suppress(OSError):  # the text only serves the message above
+            os.ftruncate(lock, 0)
+            os.write(lock, f"process {os.getpid()} on {socket.gethostname()} (since {time.strftime('%Y-%m-%d %H:%M:%S')})\n".encode())
+
+    def _close_lock(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def check_options(self, options: Mapping[str, Any], ignore: frozenset[str] = frozenset(), defaults: Mapping[str, Any] | None = None) -> None:
+        """Records a new run's options; for a run that goes on, raises a UsageError that names each option that is not what it was.
+
+        options: name, as in `noise_draw`, to plain value.
+        ignore: options that may change from one start to the next, such as how often to log; they are recorded without a word.
+        defaults: what an option that the record lacks, because an older version wrote it, counts as; without an entry here it counts as changed.
+        """
+        file = self.path / "options.json"
+        new = plain(dict(options), "options")
+        assumed = plain(dict(defaults or {}), "defaults")
+        old = self._recorded_options(file)
+        if old is not None:
+            changes = []
+            for name in sorted((set(new) | set(old)) - ignore):
+                before, now = old.get(name, assumed.get(name, MISSING)), new.get(name, MISSING)
+                if before != now:
+                    changes.append(f"--{name.replace('_', '-')} was {shown(before)}, now {shown(now)}")
+            if changes:
+                raise UsageError(f"run {self.path} has other options: {'; '.join(changes)}; use another --name, or delete the folder to start over")
+        if new != old:
+            atomic_write_text(file, json.dumps(new, indent=2, sort_keys=True, allow_nan=False) + "\n")
+
+    def _recorded_options(self, file: Path) -> dict[str, Any] | None:
+        try:
+            options = json.loads(file.read_bytes())
+            if isinstance(options, dict):
+                return options
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise RunError(f"cannot read {file}: {error.strerror}") from error
+        except (ValueError, RecursionError):
+            pass
+        raise UsageError(f"{file} is not a record of options: restore it, use another --name, or delete the folder to start over")
+
+    def save_state(self, step: int, tensors: dict[str, Tensor], values: dict[str, Any]) -> Path:
+        """Writes the state after `step` steps (also stored as values["step"]), then removes all but the newest `keep`.
+
+        The statistics of every step up to this one have to be appended before. Raises RunError where the disk is full or fails; older states stay.
+        """
+        stats = self.path / "stats.jsonl"
+        file = self.path / f"state-{step:08d}.safetensors"
+        with failing_with(f"cannot write {stats}"):
+            if stats.exists():  # after a power failure no state may be newer than its statistics
+                with stats.open("rb") as written:
+                    os.fsync(written.fileno())
+        save_checkpoint(file, "training-state", tensors, {**values, "step": step})
+        with failing_with(f"cannot remove old states from {self.path}"):
+            for old in self._states()[: -self.keep]:
+                old.unlink(missing_ok=True)
+        return file
+
+    def load_state(self) -> Checkpoint | None:
+        """The newest state that is whole, on the CPU; None in a run that has saved none yet and so starts at step 0.
+
+        A damaged state is named in a warning and moved aside, to <name>.damaged. Raises RunError where no other is left.
+        """
+        for file in reversed(self._states()):
+            try:
+                return load_checkpoint(file, "training-state")
+            except DamagedCheckpoint as error:
+                aside = file.with_name(f"{file.name}.damaged")
+                self.warn(f"training state {file} cannot be used: {error.reason}; moved aside to {aside.name}")
+                with failing_with(f"cannot move {file} aside"):
+                    file.replace(aside)
+        damaged = sorted(file.name for file in self.path.glob("state-*.damaged"))
+        if damaged:
+            raise RunError(
+                f"every saved state of {self.path} is damaged ({', '.join(damaged)}): restore one from a copy, or delete the folder to start over"
+            )
+        return None
+
+    def _states(self) -> list[Path]:
+        """Files of states, oldest step first."""
+        steps = {file: match for file in self.path.iterdir() if (match := STATE.fullmatch(file.name))}
+        return sorted(steps, key=lambda file: int(steps[file][1]))
+
+    def save_weights(self, name: str, kind: str, tensors: dict[str, Tensor], values: dict[str, Any]) -> Path:
+        """Writes a model to <name>.safetensors; arguments and errors as save_checkpoint."""
+        file = self.path / f"{name}.safetensors"
+        save_checkpoint(file, kind, tensors, values)
+        return file
+
+    def append_stats(self, row: dict[str, Any]) -> None:
+        """Appends one line to stats.jsonl, keys as given; NaN and infinity become null, as JSON has neither.
+
+        row: plain values; row["step"] is the number of steps done. Times in it would make two runs differ.
+        """
+        if not isinstance(row.get("step"), int):
+            raise ValueError(f"a row of statistics needs its step, an int: {row!r}")
+        file = self.path / "stats.jsonl"
+        with failing_with(f"cannot write {file}"), file.open("a", encoding="ascii") as stats:
+            stats.write(json.dumps(plain(finite(row), "row"), allow_nan=False) + "\n")
+
+    def truncate_stats(self, step: int) -> None:
+        """Drops the rows of steps after `step` and a last line cut short by a kill, atomically; -1 drops every row.
+
+        Call it with the step of the state that training resumes from, or with -1 where there is none.
+        """
+        file = self.path / "stats.jsonl"
+        with failing_with(f"cannot read {file}"):
+            text = file.read_bytes() if file.exists() else b""
+        lines = text.split(b"\n")[:-1]
+        steps = [step_of(line) for line in lines]
+        if None in steps:
+            self.warn(f"{file} has {steps.count(None)} unreadable lines, which are dropped")
+        kept = b"".join(line + b"\n" for line, found in zip(lines, steps) if found is not None and found <= step)
+        if kept != text:
+            atomic_write_bytes(file, kept)
+
+
+@contextmanager
+def failing_with(what: str) -> Iterator[None]:
+    """Turns an OSError into a RunError that says what failed."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"{what}: {error.strerror or error}; check the disk's space and permissions") from error
+
+
+def shown(value: Any) -> str:
+    """An option's value as a message shows it."""
+    if value is MISSING:
+        return "absent"
+    return value if isinstance(value, str) and value else json.dumps(value)
+
+
+def finite(value: Any) -> Any:
+    """The same value with None for every float in it that is NaN or infinite."""
+    if isinstance(value, dict):
+        return {key: finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def step_of(line: bytes) -> int | None:
+    """The step of a row of statistics; None if the line is no such row."""
+    try:
+        step = json.loads(line)["step"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return None
+    return step if isinstance(step, int) else None
+
+
+def optimizer_tensors(optimizer: Optimizer, named_parameters: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    """The optimizer's per-parameter state as tensors named `optimizer.<entry>.<parameter>`, e.g. optimizer.exp_avg.head.weight.
+
+    Entries that are plain numbers become 0-d int64, float64 or bool tensors named `optimizer-number.<entry>.<parameter>`. The tensors are the live
+    ones, not copies. What param_groups hold (learning rate, betas) is not here: it follows from the options and the step.
+    Raises TypeError for an entry that is neither, ValueError for a parameter without a name.
+    """
+    tensors = {}
+    for name, (parameter, _) in trained_parameters(optimizer, named_parameters).items():
+        for entry, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer.{entry}.{name}"] = value
+            elif type(value) in NUMBERS:
+                tensors[f"optimizer-number.{entry}.{name}"] = torch.tensor(value, dtype=NUMBERS[type(value)])
+            else:
+                raise TypeError(
+                    f"{type(optimizer).__name__} keeps a {type(value).__name__} as {entry} of {name}; only tensors and numbers are stored"
+                )
+    return tensors
+
+
+def load_optimizer_tensors(optimizer: Optimizer, named_parameters: Iterable[tuple[str, Tensor]], tensors: Mapping[str, Tensor]) -> None:
+    """Puts what optimizer_tensors gave back, bit for bit; the optimizer's own state is lost, and a parameter without entries has none afterwards.
+
+    tensors: may hold others too, the model's for instance; only names that start as above are read, and they are copied.
+    Raises UsageError for a parameter that the optimizer does not train.
+    """
+    trained = trained_parameters(optimizer, named_parameters)
+    states: dict[str, dict[str, Any]] = {name: {} for name in trained}
+    for key, tensor in tensors.items():
+        kind, *rest = key.split(".", 2)
+        if kind not in ("optimizer", "optimizer-number"):
+            continue
+        entry, name = rest
+        if name not in trained:
+            raise UsageError(f"the stored optimizer state has {entry} of {name}, which is not trained here: it belongs to another model")
+        states[name][entry] = tensor.item() if kind == "optimizer-number" else placed(entry, tensor, *trained[name])
+    for name, (parameter, _) in trained.items():
+        optimizer.state.pop(parameter, None)
+        if states[name]:
+            optimizer.state[parameter] = states[name]
+
+
+def trained_parameters(optimizer: Optimizer, named_parameters: Iterable[tuple[str, Tensor]]) -> dict[str, tuple[Tensor, dict[str, Any]]]:
+    """Name -> (parameter, its group) of all that the optimizer trains; every one of them has to be named, others may be."""
+    groups = {parameter: group for group in optimizer.param_groups for parameter in group["params"]}
+    trained = {name: (parameter, groups[parameter]) for name, parameter in named_parameters if parameter in groups}
+    if len(trained) != len(groups):
+        raise ValueError(f"the optimizer trains {len(groups)} parameters, of which {len(trained)} are named")
+    return trained
+
+
+def placed(entry: str, tensor: Tensor, parameter: Tensor, group: dict[str, Any]) -> Tensor:
+    """A copy of a state's tensor where the optimizer wants it: as its parameter lies, but the step count on the CPU unless the kernel reads it.
+
+    The same rule as torch.optim.Optimizer.load_state_dict, which would also cast to the parameter's dtype.
+    """
+    if entry == "step" and not (group.get("capturable") or group.get("fused")):
+        return tensor.cpu().clone()
+    if tensor.shape == parameter.shape:
+        return torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)  # in the parameter's memory format
+    return tensor.to(parameter.device, copy=True)
+
+
+class StopRequest:
+    """Turns the first SIGTERM or SIGINT into a request: `with StopRequest() as stop:` .. `if stop.requested:` save and end with EXIT_RESUME.
+
+    A second signal ends the process at once. Outside the main thread, where Python allows no handlers, nothing is installed.
+    """
+
+    SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        self._process = os.getpid()
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {number: signal.signal(number, self._handle) for number in self.SIGNALS}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._previous.items():
+            if os.getpid() == self._process and handler is not None:  # None: installed by C code, which Python cannot put back
+                signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: object) -> None:
+        forked = os.getpid() != self._process
+        if forked and number == signal.SIGINT:
+            return  # Ctrl-C reaches loader workers too, and the step to be finished needs their data
+        if forked or self.requested:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        self.requested = True
+        with suppress(OSError):  # not print(), which fails when the signal falls into another print
+            os.write(2, f"{signal.Signals(number).name}: finishing the step and saving; signal again to end at once\n".encode())
