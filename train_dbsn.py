@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
 
     with RunFolder(opt.checkpoints_dir / opt.name) as run, StopRequest() as stop:
         recorded = {**vars(opt), "amp": str(dtype).removeprefix("torch."), "training_images": images.digest()}
-        run.check_options(plain_options(recorded), ignore=options.may_change, defaults=options.defaults())
+        run.check_options(plain_options(recorded), ignore=options.may_change, defaults=plain_options(options.defaults()))
         step, best = 0, None
         if state := run.load_state():
             step, best = state.values["step"], state.values["best_held_out_nll"]
@@ -91,7 +91,7 @@ def main(argv: list[str] | None = None) -> int:
             run.save_state(step, training_tensors(model, average, optimizer), {"step": step, "best_held_out_nll": best})
             run.save_weights("last", "stage1", average.state_dict(), {**values, "step": step})
 
-        board = Board(run.path, step)
+        board = Board(run.path / "tensorboard", step)
         bar = tqdm(total=total, initial=step, desc=opt.name, unit="step", disable=None)
         out_of_time = False
         while step < total and not stop.requested and not out_of_time:

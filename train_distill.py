@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
     with RunFolder(opt.checkpoints_dir / opt.name) as run, StopRequest() as stop:
         recorded = {**vars(opt), "amp": str(dtype).removeprefix("torch."), "clean_images": clean.digest(), "noisy_images": noisy.digest()}
         recorded["teacher_weights"] = digest_of(teacher)
-        run.check_options(plain_options(recorded), ignore=options.may_change, defaults=options.defaults())
+        run.check_options(plain_options(recorded), ignore=options.may_change, defaults=plain_options(options.defaults()))
         step = 0
         if state := run.load_state():
             step = state.values["step"]
@@ -90,7 +90,7 @@ def main(argv: list[str] | None = None) -> int:
             # the teacher is frozen and the noisy images stay as they are: each is denoised once, whole, and never again
             targets = posterior_means(teacher, noisy_pool)
 
-        board = Board(run.path, step)
+        board = Board(run.path / "tensorboard", step)
         bar = tqdm(total=opt.steps, initial=step, desc=opt.name, unit="step", disable=None)
         out_of_time = False
         while step < opt.steps and not stop.requested and not out_of_time:
@@ -103,7 +103,7 @@ def main(argv: list[str] | None = None) -> int:
                 where = draw_crops(clean_pool.sizes, np.arange(step * clean_count, (step + 1) * clean_count), opt.patch_size, opt.seed)
                 x = clean_pool.crops(where, opt.patch_size)  # B,C,P,P
                 with torch.no_grad():
-                    cov_n = teacher.noise_estimator(x)
+                    cov_n = teacher.noise_estimator(x.to(teacher.dtype))
                 inputs.append(synthesise(x, cov_n, generator(device, opt.seed, SYNTHESIS, step), opt.level_jitter))
                 wanted.append(x)
             if noisy_count:

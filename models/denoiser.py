@@ -68,8 +68,8 @@ def synthesise(x: Tensor, cov_n: Covariance, generator: torch.Generator, jitter:
 class BlindSpotDenoiser(nn.Module):
     """channels: 1 gray or 3 colour. noise: "awgn", "hg" or "mg". width, blocks, mdc: see DBSN. head: what the covariance head gives, see Prediction.
 
-    Attributes to set freely: `path` (see dbsn.py) and `dtype`, float32 or bfloat16, in which the convolutions of D-BSN are computed; the last layer
-    of each head, the noise estimator and all covariance algebra are float32 always.
+    Attributes to set freely: `path` (see dbsn.py) and `dtype`, float32 or bfloat16, in which convolutions are computed; the last layer of each head and
+    of the noise estimator and all covariance algebra are float32 always.
     """
 
     stage = 1
@@ -95,5 +95,5 @@ class BlindSpotDenoiser(nn.Module):
         mu, cov_head = self.context(y)
         if cov_n is None:
             # only an input here: estimating the noise must not bend mu
-            cov_n = self.noise_estimator(mu.detach() if self.noise_estimator.sees == "mu" else y)
+            cov_n = self.noise_estimator((mu.detach() if self.noise_estimator.sees == "mu" else y).to(self.dtype))
         return Prediction(mu, cov_n, cov_head, self.head)

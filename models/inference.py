@@ -71,7 +71,7 @@ def image_wide_covariance(model: BlindSpotDenoiser, y: Tensor):
     device = next(model.parameters()).device
     total, rows = 0.0, max(1, STRIP // (y.shape[0] * y.shape[3]))
     for strip in y.split(rows, dim=2):
-        total = total + model.noise_estimator.statistic(strip.to(device)).sum((2, 3), keepdim=True, dtype=torch.float64)
+        total = total + model.noise_estimator.statistic(strip.to(device, model.dtype)).sum((2, 3), keepdim=True, dtype=torch.float64)
     return model.noise_estimator.covariance((total / (y.shape[2] * y.shape[3])).float())
 
 

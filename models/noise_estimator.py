@@ -58,7 +58,7 @@ class NoiseEstimator(nn.Module):
         return self.noise != "hg"
 
     def statistic(self, image: Tensor) -> Tensor:
-        """(N,C,H,W) float32 0..1 -> (N,K,H,W), the quantity whose mean over the image determines Sigma_n where that is image-wide."""
+        """(N,C,H,W) 0..1 -> (N,K,H,W) float32, the quantity whose mean over the image determines Sigma_n where that is image-wide."""
         raw = self.net(image)
         return lower_factor(raw, self.channels, shift=4).entries() if self.noise == "mg" else raw
 
@@ -70,6 +70,6 @@ class NoiseEstimator(nn.Module):
         return Diagonal(variance.expand(-1, self.channels, -1, -1))
 
     def forward(self, image: Tensor) -> Covariance:
-        """Sigma_n for images (N,C,H,W) float32 0..1, of the kind `sees` names; H = W = 1 where it is image-wide."""
+        """Sigma_n for images (N,C,H,W), 0..1, float32 or bfloat16, of the kind `sees` names; H = W = 1 where it is image-wide."""
         statistic = self.statistic(image)
         return self.covariance(statistic.mean((2, 3), keepdim=True) if self.image_wide else statistic)
