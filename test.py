@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
         estimated = None if first is None else 255 * first.noise_level.square().mean().sqrt().item()
         row = {"name": file.name, "noise_level": {"true": sample.level, "estimated": estimated}}
         if sample.clean is not None:
-            row |= {method: measure(sample.clean, image) for method, image in images.items()}
+            row |= {method: measure(sample.clean, image, clamp=method != "noisy") for method, image in images.items()}
         rows.append(row)
         if opt.save:
             save_pictures(opt.save, name, file, images, sample, first)
@@ -115,7 +115,7 @@ def agreed_mode(opt, models: list, files: list[Path]) -> str | None:
     if given and channels != given:
         raise UsageError(f"--mode {opt.mode}: {models[0].file} takes {channels} channel{'s' * (channels > 1)}, so leave --mode out or use another checkpoint")
     for file in files:
-        found = image_header(file)[2]
+        found = image_header(file).channels
         if opt.noise == "mg" and (channels or found) != 3:
             raise UsageError(f"--noise mg describes correlated colour channels, but {file} is gray: give colour images")
         if not given and channels and found != channels:
@@ -201,9 +201,9 @@ def save_pictures(folder: Path, name: str, file: Path, images: dict[str, np.ndar
     shown = images | ({"clean": sample.clean} if sample.clean is not None else {})
     write_image(folder / f"{name}_all.png", side_by_side(shown))
     if len(images) > 1:
-        _, _, _, dtype = image_header(file)
+        dtype = image_header(file).dtype
         tiff = file.suffix.lower() in (".tif", ".tiff")
-        bits = {"uint8": 8, "uint16": 16}.get(np.dtype(dtype).name, 32)
+        bits = {"uint8": 8, "uint16": 16}.get(dtype.name, 32)
         write_image(folder / f"{name}_denoised{file.suffix.lower() if tiff else '.png'}", list(images.values())[-1], bits=bits)
     if first is not None:
         write_image(folder / f"{name}_std.png", as_map(as_image(first.std), 25 / 255))

@@ -1,16 +1,109 @@
+"""Finding images: files, folders, glob patterns, and named sets under one data root."""
+
+from __future__ import annotations
+
+import difflib
+import glob
+import hashlib
+import os
+from dataclasses import dataclass
 from pathlib import Path
-import hashlib, os, glob
-def find_images(spec, data_root=None, what="--data"):
-    out=[]
-    for s in ([spec] if isinstance(spec,str) else spec):
-        r=Path(data_root or os.environ.get("DBSN_DATA","datasets"))
-        if s=="skimage_train" or s=="skimage_test":
-            import skimage
-            b=Path(skimage.__path__[0])/"data"
-            n={"skimage_test":["camera.png","chelsea.png","coffee.png","rocket.jpg"],"skimage_train":"astronaut.png brick.png coins.png grass.png gravel.png hubble_deep_field.jpg ihc.png moon.png motorcycle_left.png motorcycle_right.png retina.jpg clock_motion.png cell.png".split()}[s]
-            out+=[b/x for x in n]
-        elif (r/s).is_dir(): out+=sorted((r/s).glob("*.*"))
-        elif Path(s).is_dir(): out+=sorted(Path(s).glob("*.*"))
-        else: out+=[Path(x) for x in sorted(glob.glob(s))]
-    return out
-def content_hash(p): return hashlib.sha256(Path(p).read_bytes()).hexdigest()
+
+from data.images import IMAGE_SUFFIXES
+from utils.errors import UsageError
+
+SKIMAGE_TRAIN = """astronaut.png brick.png cell.png clock_motion.png coins.png grass.png gravel.png hubble_deep_field.jpg ihc.png moon.png motorcycle_left.png
+motorcycle_right.png retina.jpg""".split()
+SKIMAGE_TEST = "camera.png chelsea.png coffee.png rocket.jpg".split()
+
+
+@dataclass(frozen=True)
+class NamedSet:
+    """folder: under the data root. pattern: which of its files. get: how to come by it."""
+
+    folder: str
+    get: str
+    pattern: str = "*"
+
+
+SETS = {
+    "bsd68": NamedSet("bsd68", "the gray BSD68 test images as 68 PNG files"),
+    "cbsd68": NamedSet("cbsd68", "the colour BSD68 test images as 68 PNG files"),
+    "set12": NamedSet("set12", "the 12 gray Set12 test images"),
+    "kodak24": NamedSet("kodak24", "the 24 Kodak photographs"),
+    "mcmaster": NamedSet("mcmaster", "the 18 McMaster images"),
+    "bsd500": NamedSet("bsd500", "the 500 photographs of BSDS500"),
+    "bsd432": NamedSet("bsd432", "BSDS500 without the 68 photographs of BSD68"),
+    "div2k": NamedSet("DIV2K_train_HR", "the DIV2K training images (data.vision.ee.ethz.ch/cvl/DIV2K)"),
+    "wed": NamedSet("WED", "the Waterloo Exploration Database (its project page at the University of Waterloo)"),
+    "imagenet_val": NamedSet("ILSVRC2012_img_val", "the ImageNet 2012 validation images (image-net.org, with a login)"),
+    "cc15": NamedSet("cc15", "the 15 noisy crops of the CC data set", "*_real.*"),
+    "cc15_clean": NamedSet("cc15", "the 15 clean crops of the CC data set", "*_mean.*"),
+    "polyu": NamedSet("polyu", "the noisy crops of the PolyU data set", "*[Rr]eal.*"),
+    "polyu_clean": NamedSet("polyu", "the clean crops of the PolyU data set", "*mean.*"),
+}
+
+
+def find_images(specs: str | Path | list, data_root: Path | None = None, what: str = "--data") -> list[Path]:
+    """The image files that the specs name, each file once, in order.
+
+    A spec is a named set (the keys of SETS, found under data_root, else $DBSN_DATA, else datasets/ beside the code; skimage_train and skimage_test need no
+    root), a file, a folder (its images by name; hidden files and other suffixes are left out), or a glob pattern. what: the flag, for messages. Raises
+    UsageError for a spec that names nothing.
+    """
+    files: dict[Path, None] = {}
+    for spec in [specs] if isinstance(specs, str | Path) else specs:
+        files |= dict.fromkeys(files_of(str(spec), data_root, what))
+    return list(files)
+
+
+def files_of(spec: str, data_root: Path | None, what: str) -> list[Path]:
+    if spec in ("skimage_train", "skimage_test"):
+        import skimage
+
+        folder = Path(skimage.__path__[0]) / "data"
+        return [folder / name for name in (SKIMAGE_TRAIN if spec == "skimage_train" else SKIMAGE_TEST)]
+    if spec in SETS:
+        return files_of_set(spec, data_root, what)
+    path = Path(spec)
+    if path.is_dir():
+        found = images_in(path)
+        if not found:
+            raise UsageError(f"{what} {spec}: the folder holds no image ({', '.join(IMAGE_SUFFIXES)})")
+        return found
+    if path.exists() or path.is_symlink():
+        return [path]
+    if glob.has_magic(spec):
+        found = [Path(f) for f in sorted(glob.glob(spec, recursive=True)) if Path(f).suffix.lower() in IMAGE_SUFFIXES]
+        if not found:
+            raise UsageError(f"{what} {spec}: the pattern matches no image")
+        return found
+    near = difflib.get_close_matches(spec, [*SETS, "skimage_train", "skimage_test"], n=1)
+    raise UsageError(
+        f"{what} {spec}: no such file or folder, and no set of that name"
+        + (f"; did you mean {near[0]}?" if near else f"; the sets are {', '.join(sorted(SETS))}, skimage_train, skimage_test")
+    )
+
+
+def files_of_set(name: str, data_root: Path | None, what: str) -> list[Path]:
+    named = SETS[name]
+    root = Path(data_root or os.environ.get("DBSN_DATA") or Path(__file__).resolve().parents[1] / "datasets")
+    folder = root / named.folder
+    found = [f for f in images_in(folder) if f.match(named.pattern)] if folder.is_dir() else []
+    if not found:
+        problem = "has no images of it" if folder.is_dir() else "does not exist"
+        raise UsageError(f"{what} {name}: {folder} {problem}; put {named.get} there, or name another root with --data-root or DBSN_DATA")
+    return found
+
+
+def images_in(folder: Path) -> list[Path]:
+    try:
+        entries = sorted(folder.iterdir())
+    except OSError as error:
+        raise UsageError(f"{folder}: cannot list the folder ({error.strerror})") from None
+    return [f for f in entries if f.suffix.lower() in IMAGE_SUFFIXES and not f.name.startswith(".") and not f.is_dir()]
+
+
+def content_hash(path: Path) -> str:
+    """SHA-256 of the file's bytes."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()

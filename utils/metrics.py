@@ -12,12 +12,16 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 SSIM_WINDOW = 11
 
 
-def measure(clean: np.ndarray, image: np.ndarray) -> dict[str, float | None]:
-    """psnr in dB (None where the images are equal), psnr_uint8 after rounding both to 8 bits, ssim (None for images smaller than its window)."""
-    clean, image = clean.astype(np.float64), image.astype(np.float64).clip(0, 1)
+def measure(clean: np.ndarray, image: np.ndarray, clamp: bool = True) -> dict[str, float | None]:
+    """psnr in dB (None where the images are equal), psnr_uint8 after rounding both to 8 bits, ssim (None for images smaller than its window).
+
+    clamp: for denoised images; psnr of a noisy input is published without it, as is that of the input here; the other two figures always clamp.
+    """
+    clean, unclamped = clean.astype(np.float64), image.astype(np.float64)
+    image = unclamped.clip(0, 1)
     small = min(clean.shape[:2]) < SSIM_WINDOW
     return {
-        "psnr": psnr(clean, image),
+        "psnr": psnr(clean, image if clamp else unclamped),
         "psnr_uint8": psnr(np.rint(clean * 255) / 255, np.rint(image * 255) / 255),
         "ssim": None
         if small
