@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     files = find_images(opt.data, opt.data_root, "--data")
     references = matching(files, find_images(opt.clean, opt.data_root, "--clean")) if opt.clean else [None] * len(files)
     mode = agreed_mode(opt, models, files)
-    white_level = opt.white_level or agreed_white_level(models)
+    white_level = None if opt.protocol == "published" else opt.white_level or agreed_white_level(models)
     noise = Noise.from_options(opt) if opt.noise else None
     prepare_folder(opt.save, files)
     names = output_names(files)
@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
             row |= {method: measure(sample.clean, image, clamp=method != "noisy") for method, image in images.items()}
         rows.append(row)
         if opt.save:
-            save_pictures(opt.save, name, file, images, sample, first)
+            save_pictures(opt.save, name, file, images, sample, first, white_level)
 
     table = {
         "protocol": opt.protocol,
@@ -125,7 +125,7 @@ def agreed_mode(opt, models: list, files: list[Path]) -> str | None:
 
 
 def agreed_white_level(models: list) -> float | None:
-    levels = {model.values.get("options", {}).get("white_level") for model in models} or {None}
+    levels = {model.values["white_level"] for model in models} or {None}
     if len(levels) > 1:
         raise UsageError(f"--checkpoint: trained with different white levels ({', '.join(str(v) for v in levels)}); say which with --white-level")
     return levels.pop()
@@ -195,16 +195,17 @@ def prepare_folder(folder: Path | None, files: list[Path]) -> None:
         raise RunError(f"--save {folder}: cannot create the folder ({error.strerror})") from error
 
 
-def save_pictures(folder: Path, name: str, file: Path, images: dict[str, np.ndarray], sample: Sample, first: Denoised | None) -> None:
-    """NAME_all.png: everything side by side; NAME_denoised: the best method at hand alone, with the input's format and depth; NAME_std.png: the
-    posterior's standard deviation, white at 25; NAME_level.png: the estimated noise level, white at 100 (0..255 units)."""
+def save_pictures(folder: Path, name: str, file: Path, images: dict[str, np.ndarray], sample: Sample, first: Denoised | None, white_level: float | None) -> None:
+    """NAME_all.png: everything side by side; NAME_denoised: the last checkpoint's result alone, with the input's format, depth and units; NAME_std.png:
+    the posterior's standard deviation, white at 25; NAME_level.png: the estimated noise level, white at 100 (0..255 units)."""
     shown = images | ({"clean": sample.clean} if sample.clean is not None else {})
     write_image(folder / f"{name}_all.png", side_by_side(shown))
     if len(images) > 1:
         dtype = image_header(file).dtype
         tiff = file.suffix.lower() in (".tif", ".tiff")
         bits = {"uint8": 8, "uint16": 16}.get(dtype.name, 32)
-        write_image(folder / f"{name}_denoised{file.suffix.lower() if tiff else '.png'}", list(images.values())[-1], bits=bits)
+        units = white_level / {8: 255, 16: 65535, 32: 1}[bits] if white_level else 1.0
+        write_image(folder / f"{name}_denoised{file.suffix.lower() if tiff else '.png'}", list(images.values())[-1] * units, bits=bits)
     if first is not None:
         write_image(folder / f"{name}_std.png", as_map(as_image(first.std), 25 / 255))
         level = as_image(first.noise_level)

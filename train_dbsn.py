@@ -85,7 +85,7 @@ def main(argv: list[str] | None = None) -> int:
         run.truncate_stats(step)
         if step:
             tqdm.write(f"{opt.name}: continuing after step {step} of {total}")
-        values = {"config": model.config, "options": plain_options(recorded)}
+        values = {"config": model.config, "white_level": opt.white_level, "options": plain_options(recorded)}
 
         def save() -> None:
             run.save_state(step, training_tensors(model, average, optimizer), {"step": step, "best_held_out_nll": best})

@@ -46,15 +46,15 @@ def main(argv: list[str] | None = None) -> int:
     mode = {1: "gray", 3: "color"}[teacher.channels]
     if opt.noise == "mg" and teacher.channels == 1:
         raise UsageError(f"--noise mg describes correlated colour channels; the teacher {teacher.file} is a gray one")
-    white_level = opt.white_level or teacher.values.get("options", {}).get("white_level")
+    white_level = opt.white_level or teacher.values["white_level"]
 
     clean_files = find_images(opt.clean, opt.data_root, "--clean")
     flag = "--noisy" if opt.noisy else "--synthetic-noisy"
     noisy_files = find_images(opt.noisy or opt.synthetic_noisy, opt.data_root, flag)
     clean_files, noisy_files = disjoint(clean_files, noisy_files, opt.seed, flag)
-    clean = read_images(clean_files, mode, None if opt.white_level is None else white_level, opt.patch_size, "--clean images")
-    noisy = read_images(noisy_files, mode, white_level, opt.patch_size, f"{flag} images")
-    val = read_images(find_images(opt.val, opt.data_root, "--val"), mode, white_level, what="--val images") if opt.val else None
+    clean = read_images(clean_files, mode, None, opt.patch_size, "--clean images")
+    noisy = read_images(noisy_files, mode, white_level if opt.noisy else None, opt.patch_size, f"{flag} images")
+    val = read_images(find_images(opt.val, opt.data_root, "--val"), mode, None, what="--val images") if opt.val else None
     noise = Noise.from_options(opt) if opt.synthetic_noisy else None
 
     student = starting_student(opt, teacher.channels)
@@ -75,9 +75,11 @@ def main(argv: list[str] | None = None) -> int:
         if step:
             tqdm.write(f"{opt.name}: continuing after step {step} of {opt.steps}")
 
+        values = {"config": student.config, "white_level": white_level, "options": plain_options(recorded)}
+
         def save() -> None:
             run.save_state(step, training_tensors(student, average, optimizer), {"step": step})
-            run.save_weights("last", "stage2", average.state_dict(), {"config": student.config, "options": plain_options(recorded), "step": step})
+            run.save_weights("last", "stage2", average.state_dict(), {**values, "step": step})
 
         clean_pool, noisy_pool = ImagePool(clean.arrays, device), ImagePool(noisy.arrays, device)
         redraw = noise is not None and opt.noise_draw == "fresh"

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data.images import to_float
+
 
 def hashed(*keys: int | np.ndarray) -> np.ndarray:
     """64 well mixed bits from integer keys, elementwise: SplitMix64's finaliser over each key in turn."""
@@ -62,7 +64,7 @@ def draw_crops(sizes: np.ndarray, samples: np.ndarray, patch: int, seed: int) ->
 class ImagePool:
     """Images of any sizes, held on one device.
 
-    images: list of (H,W,C) arrays, uint8 (kept as bytes), uint16 or float32 (kept as float32).
+    images: list of (H,W,C) arrays, uint8 or float32 0..1; kept as bytes where all are uint8.
     """
 
     def __init__(self, images: list[np.ndarray], device: torch.device | str = "cpu"):
@@ -74,10 +76,8 @@ class ImagePool:
         self.scale = 1 / 255 if as_bytes else 1.0
         self.pixels = torch.empty(int(self.offsets[-1]), self.channels, dtype=torch.uint8 if as_bytes else torch.float32, device=device)
         for k, im in enumerate(images):
-            flat = im.reshape(-1, self.channels)
-            if not as_bytes and im.dtype != np.float32:
-                flat = flat.astype(np.float32) / np.iinfo(im.dtype).max
-            self.pixels[self.offsets[k] : self.offsets[k + 1]] = torch.from_numpy(np.ascontiguousarray(flat)).to(device)
+            flat = (im if as_bytes else to_float(im)).reshape(-1, self.channels)
+            self.pixels[self.offsets[k] : self.offsets[k + 1]] = torch.tensor(flat, device=device)
 
     def __len__(self) -> int:
         return len(self.sizes)

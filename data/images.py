@@ -9,6 +9,8 @@ from __future__ import annotations
 import io
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -112,30 +114,27 @@ def bad(path: Path, what: str) -> UsageError:
     return UsageError(f"{ascii(str(path))[1:-1] if not str(path).isprintable() else path} {what}")
 
 
-class reading:
-    """`with reading(path) as data:` gives the file's bytes and turns whatever the decoders raise into a UsageError."""
-
-    def __init__(self, path: Path):
-        self.path = Path(path)
-
-    def __enter__(self) -> bytes:
-        try:
-            data = self.path.read_bytes()
-        except IsADirectoryError:
-            raise bad(self.path, "is a folder, not an image") from None
-        except OSError as error:
-            broken = self.path.is_symlink() and isinstance(error, FileNotFoundError)
-            reason = f"is a link to {os.readlink(self.path)}, which does not exist" if broken else f"cannot be read: {error.strerror}"
-            raise bad(self.path, reason) from None
-        if not data:
-            raise bad(self.path, "is empty (0 bytes)")
-        return data
-
-    def __exit__(self, kind, error, trace) -> None:
-        # the decoders document no common error: OSError, SyntaxError, ValueError, struct.error, cv2.error, TiffFileError, KeyError, IndexError, ..
-        if isinstance(error, Exception) and not isinstance(error, UsageError):
-            text = " ".join(str(error).split()) or kind.__name__
-            raise bad(self.path, f"is no image that can be decoded, or it is damaged ({text[:120]})") from error
+@contextmanager
+def reading(path: Path) -> Iterator[bytes]:
+    """Gives the file's bytes and turns whatever the decoders raise on them into a UsageError."""
+    path = Path(path)
+    try:
+        data = path.read_bytes()
+    except IsADirectoryError:
+        raise bad(path, "is a folder, not an image") from None
+    except FileNotFoundError:
+        raise bad(path, f"is a link to {os.readlink(path)}, which does not exist" if path.is_symlink() else "does not exist") from None
+    except OSError as error:
+        raise bad(path, f"cannot be read: {error.strerror}") from None
+    if not data:
+        raise bad(path, "is empty (0 bytes)")
+    try:
+        yield data
+    except UsageError:
+        raise
+    except Exception as error:  # the decoders' errors have nothing in common: OSError, SyntaxError, ValueError, struct.error, cv2.error, TiffFileError ..
+        text = " ".join(str(error).split()) or type(error).__name__
+        raise bad(path, f"is no image that can be decoded, or it is damaged ({text[:120]})") from error
 
 
 def check_pixels(path: Path, height: int, width: int, max_pixels: int) -> None:
@@ -235,15 +234,12 @@ def decode_tiff(path: Path, data: bytes, max_pixels: int) -> np.ndarray:
         if page.axes == "SYX":
             pixels = pixels.transpose(1, 2, 0)
         elif page.axes == "YX":
-            pixels = page_colours(path, page, pixels)
+            if page.photometric == tifffile.PHOTOMETRIC.PALETTE:
+                raise bad(path, "is a TIFF with a palette; save it as gray or RGB")
+            pixels = pixels[..., None]
         if pixels.dtype == np.bool_:
             pixels = pixels.astype(np.uint8) * np.uint8(255)
         if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE and pixels.dtype.kind == "u":
             pixels = np.iinfo(pixels.dtype).max - pixels
         return pixels.astype(pixels.dtype.newbyteorder("="))
 
-
-def page_colours(path: Path, page: tifffile.TiffPage, pixels: np.ndarray) -> np.ndarray:
-    if page.photometric == tifffile.PHOTOMETRIC.PALETTE:
-        raise bad(path, "is a TIFF with a palette; save it as gray or RGB")
-    return pixels[..., None]

@@ -11,7 +11,7 @@ import torch
 from tqdm import tqdm
 
 from data.crops import ImagePool, generator, permutation
-from data.images import read_image, to_float
+from data.images import read_image
 from data.noise import Noise
 from data.sets import content_hash
 from utils.errors import UsageError
@@ -45,19 +45,15 @@ class Images:
 def read_images(files: list[Path], mode: str, white_level: float | None, smallest: int = 1, what: str = "images") -> Images:
     """Decodes the files as "gray" or "color". white_level: file value that becomes 1.0 (None: 255, 65535, or 1.0 for float files). smallest: least side
     in pixels. Raises UsageError naming the file that cannot be read or is too small."""
-    arrays, dim = [], 0.0
+    arrays, brightest = [], 0.0
     for file in tqdm(files, desc=f"reading {what}", leave=False, disable=None):
         array = read_image(file, mode=mode, white_level=white_level)
         if min(array.shape[:2]) < smallest:
             raise UsageError(f"{file} is {array.shape[1]}x{array.shape[0]} pixels, smaller than --patch-size {smallest}: use a smaller patch or leave it out")
-        if array.dtype != np.uint8:
-            array = to_float(array)
-            dim = max(dim, float(array.max()))
-        else:
-            dim = 1.0
+        brightest = max(brightest, 1.0 if array.dtype == np.uint8 else float(array.max()))
         arrays.append(array)
-    if 0 < dim < 0.125:
-        tqdm.write(f"note: the brightest of the {what} is {dim:.3f} of full scale; --white-level says which file value is white")
+    if 0 < brightest < 0.125:
+        tqdm.write(f"note: the brightest of the {what} is {brightest:.3f} of full scale; --white-level says which file value is white")
     return Images(files, arrays)
 
 

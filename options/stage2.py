@@ -17,7 +17,7 @@ class Stage2Options(BaseOptions):
         source = data.add_mutually_exclusive_group(required=True)
         source.add_argument("--noisy", nargs="+", metavar="IMAGES", help="really noisy images, which the teacher denoises")
         source.add_argument("--synthetic-noisy", nargs="+", metavar="IMAGES", help="clean images that --noise is added to first; images also named by --clean are split, half each")
-        data.add_argument("--white-level", type=number(float, above=0), default=None, help="file value that becomes 1.0; default: the teacher's")
+        data.add_argument("--white-level", type=number(float, above=0), default=None, help="value in the --noisy files that becomes 1.0; default: the teacher's")
         data.add_argument("--noise-draw", choices=("fixed", "fresh"), default="fixed", help="draw the noise of a --synthetic-noisy image once, or anew for every crop")
         self.add_noise(required=False)
         model = self.parser.add_argument_group("model")

@@ -16,7 +16,7 @@ class TestOptions(BaseOptions):
         data.add_argument("--data", nargs="+", required=True, metavar="IMAGES", help="clean images under --protocol published, images to denoise under none")
         data.add_argument("--clean", nargs="+", default=None, metavar="IMAGES", help="with --protocol none: the clean images that --data shows, in the same order or by the same names")
         data.add_argument("--mode", choices=("gray", "color"), default=None, help="convert images to it; default: as they are stored")
-        data.add_argument("--white-level", type=number(float, above=0), default=None, help="file value that becomes 1.0; default: the checkpoint's")
+        data.add_argument("--white-level", type=number(float, above=0), default=None, help="with --protocol none: file value that becomes 1.0; default: the checkpoint's")
         data.add_argument("--protocol", choices=("published", "none"), default=None, help="published: seeded noise on clean images; none: images as they are. Default: published with --noise")
         self.add_noise(required=False)
         model = self.parser.add_argument_group("model")

@@ -1,0 +1,355 @@
+"""Both stages and the test, end to end at a tiny size, on images made here; resuming; and every wrong use that must end in one line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from PIL import Image
+from skimage.data import astronaut, camera
+
+import test as test_script
+import train_dbsn
+import train_distill
+from models import load_model, posterior
+from utils.errors import run_script
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPTS = {"train_dbsn": train_dbsn, "train_distill": train_distill, "test": test_script}
+LEVELS = {"awgn": "--noise awgn --sigma 25", "hg": "--noise hg --alpha 40 --delta 10", "mg": "--noise mg"}
+TINY = "--width 4 --blocks 1 --patch-size 16 --batch-size 2 --log-every 1 --warmup 2 --amp off"
+TINY2 = "--student-width 4 --patch-size 16 --batch-size 8 --log-every 1 --warmup 2 --amp off"
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory) -> Path:
+    """Ten colour and ten gray crops of real photographs, 40 x 37 and 37 x 40."""
+    root = tmp_path_factory.mktemp("pictures")
+    for name, photograph in (("color", astronaut()), ("gray", camera())):
+        (root / name).mkdir()
+        for k in range(10):
+            crop = photograph[40 * k : 40 * k + 40, 100 : 100 + 37]
+            Image.fromarray(crop if k % 2 else crop.swapaxes(0, 1)).save(root / name / f"{k}.png")
+    return root
+
+
+@pytest.fixture
+def run(tmp_path, capsys):
+    """run("train_dbsn", "--name a ..") -> exit code, stdout, stderr; in this process, with run folders under tmp_path."""
+
+    def call(script: str, line: str) -> tuple[int, str, str]:
+        argv = [*line.split(), "--checkpoints-dir", str(tmp_path), "--device", "cpu"]
+        with pytest.raises(SystemExit) as end:
+            run_script(lambda: SCRIPTS[script].main(argv))
+        out = capsys.readouterr()
+        return end.value.code, out.out, out.err
+
+    return call
+
+
+def ok(result):
+    code, out, err = result
+    assert code == 0, err
+    return out
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """What a run leaves that must not depend on interruptions."""
+    return {f.name: f.read_bytes() for f in folder.iterdir() if f.suffix in (".safetensors", ".jsonl")}
+
+
+@pytest.mark.parametrize(("mode", "noise"), [("gray", "awgn"), ("gray", "hg"), ("color", "awgn"), ("color", "hg"), ("color", "mg")])
+def test_both_stages_and_the_test(mode, noise, run, pictures, tmp_path):
+    images, levels = pictures / mode, LEVELS[noise]
+    ok(run("train_dbsn", f"--name s1 --mode {mode} --clean {images} {levels} {TINY} --mu-steps 2 --sigma-steps 2 --steps 4 --val {images}/0.png --val-every 4"))
+    ok(run("train_distill", f"--name s2 --teacher s1 --clean {images} --synthetic-noisy {images} {levels} {TINY2} --steps 3 --val {images}/0.png"))
+    out = ok(run("test", f"--checkpoint s1 s2 --data {images} {levels} --json {tmp_path}/r.json --save {tmp_path}/out"))
+    table = json.loads((tmp_path / "r.json").read_text())
+    assert table["protocol"] == "published" and table["noise"]["model"] == noise
+    assert list(table["mean"]) == ["noisy", "mu", "posterior", "distilled"] and len(table["images"]) == 10
+    for method, figures in table["mean"].items():
+        assert set(figures) == {"psnr", "psnr_uint8", "ssim"} and all(np.isfinite(v) for v in figures.values())
+        assert figures["psnr"] == pytest.approx(np.mean([row[method]["psnr"] for row in table["images"]]))
+        assert f"{figures['psnr']:.2f}" in out
+    row = table["images"][0]
+    assert row["name"] == "0.png" and row["noise_level"]["estimated"] > 0
+    assert row["noise_level"]["true"] == pytest.approx(25, abs=0.01) or noise != "awgn"
+    strip = np.asarray(Image.open(tmp_path / "out" / "0_all.png"))
+    assert strip.shape[:2] == (37 + 22, 5 * 40 + 4 * 4) or strip.shape[:2] == (40 + 22, 5 * 37 + 4 * 4)
+    assert {f"0_{part}.png" for part in ("all", "denoised", "std", "level")} <= {f.name for f in (tmp_path / "out").iterdir()}
+    stats = [json.loads(line) for line in (tmp_path / "s1" / "stats.jsonl").read_text().splitlines()]
+    assert [s["phase"] for s in stats if "phase" in s] == ["mu"] * 2 + ["sigma"] * 2 + ["joint"] * 4
+    assert any("held_out_nll" in s for s in stats) and any("val_psnr" in s for s in stats)
+    assert list((tmp_path / "s1" / "tensorboard").glob("events*"))
+
+
+@pytest.mark.parametrize("loss", ["envelope", "constrained", "exact"])
+def test_losses_train_and_phases_hold_what_they_should(loss, run, pictures, tmp_path):
+    common = f"--clean {pictures}/gray {LEVELS['awgn']} {TINY} --loss {loss} --ema 0"
+    for name, steps in (("a", "--mu-steps 3 --steps 0"), ("b", "--mu-steps 3 --sigma-steps 3 --steps 0")):
+        ok(run("train_dbsn", f"--name {name} {common} {steps} --schedule constant"))
+    a, b = (load_model(tmp_path / n / "last.safetensors").state_dict() for n in "ab")
+    changed = {k.split(".")[0] for k in a if not torch.equal(a[k], b[k])}
+    assert changed == {"cov_head", "noise_estimator"}
+    ok(run("train_dbsn", f"--name c {common} --steps 3"))
+
+
+def test_library_interface(run, pictures, tmp_path):
+    ok(run("train_dbsn", f"--name s1 --clean {pictures}/gray {LEVELS['awgn']} {TINY} --steps 1"))
+    model = load_model(tmp_path / "s1" / "last.safetensors", device="cpu")
+    y = torch.rand(2, 1, 19, 23)
+    p = model(y)
+    assert p.mu.shape == y.shape and p.cov_mu.variance.shape == y.shape and p.cov_n.variance.shape == (2, 1, 1, 1)
+    assert posterior(y, p).mean.shape == posterior(y, p).std.shape == y.shape
+    ok(run("train_distill", f"--name s2 --teacher s1 --clean {pictures}/gray --noisy {pictures}/gray/*.png {TINY2} --steps 1"))
+    assert load_model(tmp_path / "s2" / "last.safetensors")(y).shape == y.shape
+
+
+def test_really_noisy_images(run, pictures, tmp_path):
+    """16-bit TIFFs of a camera with 12 bits: trained on, distilled with, denoised, and saved with their own depth and format."""
+    (tmp_path / "noisy").mkdir()
+    random = np.random.default_rng(0)
+    for k in range(4):
+        tifffile.imwrite(tmp_path / "noisy" / f"{k}.tif", (2000 + 300 * random.standard_normal((33, 29))).clip(0, 4095).astype(np.uint16))
+    ok(run("train_dbsn", f"--name s1 --noisy {tmp_path}/noisy --noise hg --white-level 4095 {TINY} --steps 2"))
+    ok(run("train_distill", f"--name s2 --teacher s1 --clean {pictures}/gray --noisy {tmp_path}/noisy {TINY2} --steps 2"))
+    ok(run("test", f"--checkpoint s1 s2 --data {tmp_path}/noisy --save {tmp_path}/out --json {tmp_path}/r.json"))
+    table = json.loads((tmp_path / "r.json").read_text())
+    assert table["protocol"] == "none" and table["mean"] == {} and table["images"][0]["noise_level"]["true"] is None
+    result = tifffile.imread(tmp_path / "out" / "0_denoised.tif")
+    assert result.dtype == np.uint16 and result.shape == (33, 29)
+    source = tifffile.imread(tmp_path / "noisy" / "0.tif")
+    assert result.max() < 3 * 4095 and abs(result.astype(float).mean() - source.mean()) < 2500  # in the units of the input, not of 16 bits
+
+
+def test_noisy_images_with_clean_references(run, pictures, tmp_path):
+    noisy = tmp_path / "noisy"
+    shutil.copytree(pictures / "gray", noisy)
+    out = ok(run("test", f"--data {noisy} --clean {pictures}/gray"))
+    assert "noisy" in out and "inf" not in out
+
+
+def test_noisy_input_alone(run, pictures, tmp_path):
+    ok(run("test", f"--data {pictures}/gray {LEVELS['awgn']} --json {tmp_path}/r.json"))
+    table = json.loads((tmp_path / "r.json").read_text())
+    assert list(table["mean"]) == ["noisy"] and table["mean"]["noisy"]["psnr"] == pytest.approx(20.17, abs=0.3)
+
+
+def test_several_checkpoints_of_a_kind_are_told_apart(run, pictures, tmp_path):
+    for name, seed in (("a", 0), ("b", 1)):
+        ok(run("train_dbsn", f"--name {name} --clean {pictures}/gray {LEVELS['awgn']} {TINY} --steps 1 --seed {seed}"))
+    ok(run("test", f"--checkpoint a b --data {pictures}/gray/0.png {LEVELS['awgn']} --json {tmp_path}/r.json"))
+    methods = list(json.loads((tmp_path / "r.json").read_text())["mean"])
+    assert len(methods) == 5 and all(str(tmp_path / "a" / "last.safetensors") in m for m in methods[1:3])
+
+
+def test_student_from_a_checkpoint(run, pictures, tmp_path):
+    common = f"--teacher s1 --clean {pictures}/gray --synthetic-noisy {pictures}/gray {LEVELS['awgn']}"
+    ok(run("train_dbsn", f"--name s1 --clean {pictures}/gray {LEVELS['awgn']} {TINY} --steps 1"))
+    ok(run("train_distill", f"--name s2 {common} {TINY2} --steps 1"))
+    ok(run("train_distill", f"--name s3 {common} {TINY2} --steps 1 --student s2 --lr 1e-9 --ema 0 --noise-draw fresh"))
+    a, b = (load_model(tmp_path / n / "last.safetensors").state_dict() for n in ("s2", "s3"))
+    for k in a:
+        torch.testing.assert_close(a[k], b[k], atol=1e-6, rtol=0)
+
+
+# ------------------------------------------------------------------------------------------------------------------------ resuming
+
+STAGE1 = "--name {} --clean {}/gray --noise awgn --sigma 5 55 {} --steps 9 --save-every 2 --val-every 4 --noise-draw {}"
+STAGE2 = "--name {} --teacher t --clean {}/gray --synthetic-noisy {}/gray --noise awgn --sigma 25 {} --steps 6 --save-every 2 --noise-draw {}"
+
+
+@pytest.mark.parametrize("draw", ["fixed", "fresh"])
+def test_stopped_and_resumed_is_never_stopped(draw, run, pictures, tmp_path, monkeypatch):
+    def lines(name):
+        return {"train_dbsn": STAGE1.format(name, pictures, TINY, draw), "train_distill": STAGE2.format(name, pictures, pictures, TINY2, draw)}
+
+    ok(run("train_dbsn", STAGE1.format("t", pictures, TINY, draw)))
+    for script in ("train_dbsn", "train_distill"):
+        ok(run(script, lines(f"{script}-whole")[script]))
+        # each start is given no time: it makes one step, saves and ends in good order
+        starts = 0
+        while "continue" in ok(run(script, lines(f"{script}-parts")[script] + " --max-minutes 1e-9")):
+            starts += 1
+        assert starts >= 5
+        whole, parts = contents(tmp_path / f"{script}-whole"), contents(tmp_path / f"{script}-parts")
+        # options differ in the run's name, so models are compared by their tensors
+        assert whole["stats.jsonl"] == parts["stats.jsonl"]
+        for name in ("last.safetensors", f"state-{9 if script == 'train_dbsn' else 6:08d}.safetensors"):
+            a, b = (read_tensors(tmp_path / f"{script}-{kind}" / name) for kind in ("whole", "parts"))
+            assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def read_tensors(path):
+    from utils.checkpoint import load_checkpoint
+
+    return load_checkpoint(path).tensors
+
+
+def test_same_seed_same_bits(run, pictures, tmp_path):
+    found = []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        ok(run("train_dbsn", f"--name {name} --clean {pictures}/gray {LEVELS['awgn']} {TINY} --steps 3 --seed {seed}"))
+        found.append(read_tensors(tmp_path / name / "last.safetensors"))
+    assert all(torch.equal(found[0][k], found[1][k]) for k in found[0])
+    assert not all(torch.equal(found[0][k], found[2][k]) for k in found[0])
+
+
+def test_finished_run_reports_at_once(run, pictures, tmp_path):
+    line = STAGE1.format("a", pictures, TINY, "fixed")
+    ok(run("train_dbsn", line))
+    before = contents(tmp_path / "a")
+    assert "9 of 9 steps" in ok(run("train_dbsn", line))
+    assert contents(tmp_path / "a") == before
+
+
+def test_changed_option_is_refused(run, pictures):
+    line = STAGE1.format("a", pictures, TINY, "fixed")
+    ok(run("train_dbsn", line))
+    for change, name in (("--lr 1e-3", "lr"), ("--width 5", "width"), ("--seed 3", "seed"), ("--quantile 0.2", "quantile")):
+        code, _, err = run("train_dbsn", f"{line} {change}")
+        assert code == 2 and name in err and "was" in err
+    code, _, err = run("train_dbsn", line.replace("/gray", "/gray/[1-9].png"))
+    assert code == 2 and "clean" in err
+    ok(run("train_dbsn", f"{line} --max-minutes 5"))
+
+
+def test_changed_images_are_refused(run, pictures, tmp_path):
+    shutil.copytree(pictures / "gray", tmp_path / "images")
+    line = f"--name a --clean {tmp_path}/images {LEVELS['awgn']} {TINY} --steps 1"
+    ok(run("train_dbsn", line))
+    shutil.copy(pictures / "gray" / "1.png", tmp_path / "images" / "3.png")
+    code, _, err = run("train_dbsn", line)
+    assert code == 2 and "images" in err
+
+
+@pytest.mark.slow
+def test_signal_saves_and_says_resume(pictures, tmp_path):
+    """SIGTERM in mid-training: exit code 75, a checkpoint, and the run goes on from there."""
+    command = [sys.executable, "train_dbsn.py", *STAGE1.format("a", pictures, TINY, "fixed").split(), "--steps", "100000", "--save-every", "100000"]
+    command += ["--checkpoints-dir", str(tmp_path), "--device", "cpu"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    stats = tmp_path / "a" / "stats.jsonl"
+    deadline = time.monotonic() + 60
+    while not (stats.exists() and stats.stat().st_size > 500) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 75, err
+    assert "continue" in out and list((tmp_path / "a").glob("state-*.safetensors"))
+
+
+# ----------------------------------------------------------------------------------------------------------------------- wrong use
+
+
+@pytest.mark.parametrize(
+    ("script", "line", "words"),
+    [
+        ("train_dbsn", "--name a --clean P/nowhere --noise awgn --sigma 25", "no such file"),
+        ("train_dbsn", "--name a --clean P/empty --noise awgn --sigma 25", "holds no image"),
+        ("train_dbsn", "--name a --clean bsd432 --data-root P --noise awgn --sigma 25", "bsd432"),
+        ("train_dbsn", "--name a --clean nosuchset --noise awgn --sigma 25", "no set of that name"),
+        ("train_dbsn", "--name a --clean P/gray --noise awgn --sigma 25 --patch-size 39", "--patch-size"),
+        ("train_dbsn", "--name a --clean P/bad --noise awgn --sigma 25 --patch-size 16", "text.png"),
+        ("train_dbsn", "--name a --clean P/gray --noise mg --mode gray", "--mode color"),
+        ("train_dbsn", "--name a --clean P/gray --noise awgn", "--sigma"),
+        ("train_dbsn", "--name a --clean P/gray --noise awgn --sigma 300", "at most 255"),
+        ("train_dbsn", "--name a --clean P/gray --noise awgn --sigma -1", "at least 0"),
+        ("train_dbsn", "--name a --clean P/gray --noise awgn --sigma nan", "out of range"),
+        ("train_dbsn", "--name a --clean P/gray --noise awgn --sigma 55 5", "low and high"),
+        ("train_dbsn", "--name a --clean P/gray --noise awgn --sigma 25 --alpha 3", "--alpha"),
+        ("train_dbsn", "--name a --noisy P/gray --noise awgn --sigma 25", "--sigma"),
+        ("train_dbsn", "--name a --noise awgn --sigma 25", "--clean"),
+        ("train_dbsn", "--clean P/gray --noise awgn --sigma 25", "--name"),
+        ("train_dbsn", "--name ../a --clean P/gray --noise awgn --sigma 25", "--name"),
+        ("train_dbsn", "--name a --clean P/gray --noise awgn --sigma 25 --steps 0", "nothing to train"),
+        ("train_dbsn", "--name a --clean P/gray --noise awgn --sigma 25 --batch-size 1.5", "--batch-size"),
+        ("train_distill", "--name a --teacher nowhere --clean P/gray --noisy P/gray", "no checkpoint"),
+        ("train_distill", "--name a --teacher s2 --clean P/gray --noisy P/gray", "stage-2"),
+        ("train_distill", "--name a --teacher s1 --clean P/gray --synthetic-noisy P/gray", "--noise"),
+        ("train_distill", "--name a --teacher s1 --clean P/gray --synthetic-noisy P/gray --noise mg", "gray"),
+        ("train_distill", "--name a --teacher s1 --clean P/gray/0.png --noisy P/gray/0.png --patch-size 16", "same single picture"),
+        ("train_distill", "--name a --teacher s1 --clean P/gray --noisy P/gray --student s1 --patch-size 16", "--student"),
+        ("test", "--checkpoint nowhere --data P/gray --noise awgn --sigma 25", "no checkpoint"),
+        ("test", "--checkpoint s1 --data P/color --noise awgn --sigma 25", "--mode gray"),
+        ("test", "--checkpoint s1 --data P/gray --mode color --noise awgn --sigma 25", "--mode"),
+        ("test", "--checkpoint s1 --data P/gray --noise awgn --sigma 5 55", "range"),
+        ("test", "--checkpoint s1 --data P/gray", "--save"),
+        ("test", "--checkpoint s1 --data P/gray --save P/gray", "overwritten"),
+        ("test", "--data P/gray --noise mg", "colour"),
+        ("test", "--data P/gray --protocol published", "--noise"),
+        ("test", "--data P/gray --clean P/gray/0.png", "one clean image for each"),
+        ("test", "--data P/gray/0.png --clean P/color/0.png", "same picture"),
+        ("test", "--checkpoint P/gray/0.png --data P/gray --noise awgn --sigma 25", "0.png"),
+    ],
+)
+def test_wrong_use_ends_in_one_line(script, line, words, run, pictures, models, tmp_path):
+    for folder in ("empty", "bad"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "bad" / "text.png").write_text("no picture")
+    for name in ("gray", "color"):
+        (tmp_path / name).symlink_to(pictures / name)
+    for name in ("s1", "s2"):
+        shutil.copytree(models / name, tmp_path / name)
+    before = {f for f in tmp_path.rglob("*") if f.is_file()}
+    code, out, err = run(script, line.replace("P/", f"{tmp_path}/").replace("-root P", f"-root {tmp_path}"))
+    assert code == 2, (code, out, err)
+    message = [text for text in err.splitlines() if text.startswith("error:")]
+    assert len(message) == 1 and words in message[0] and "Traceback" not in err
+    assert {f for f in tmp_path.rglob("*") if f.is_file()} == before  # nothing was begun
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory, pictures):
+    """A stage-1 and a stage-2 run, s1 and s2."""
+    root = tmp_path_factory.mktemp("models")
+    where = ["--checkpoints-dir", str(root), "--device", "cpu"]
+    train_dbsn.main([*f"--name s1 --clean {pictures}/gray {LEVELS['awgn']} {TINY} --steps 1".split(), *where])
+    train_distill.main([*f"--name s2 --teacher s1 --clean {pictures}/gray --noisy {pictures}/gray {TINY2} --steps 1".split(), *where])
+    return root
+
+
+def test_non_finite_loss_stops_before_the_weights_move(run, pictures, tmp_path, monkeypatch):
+    original = train_dbsn.objective
+    calls = []
+
+    def poisoned(p, y, *args):
+        calls.append(1)
+        terms = original(p, y, *args)
+        return {k: v * float("nan") for k, v in terms.items()} if len(calls) == 4 else terms
+
+    line = f"--name a --clean {pictures}/gray {LEVELS['awgn']} {TINY} --steps 6 --save-every 1"
+    monkeypatch.setattr(train_dbsn, "objective", poisoned)
+    code, _, err = run("train_dbsn", line)
+    assert code == 1 and "step 4" in err and ".png" in err and "nan" in err
+    monkeypatch.undo()
+    assert "6 of 6" in ok(run("train_dbsn", line))
+
+
+@pytest.mark.parametrize("value", [0, 255])
+def test_constant_images_train_and_denoise(value, run, tmp_path):
+    (tmp_path / "flat").mkdir()
+    for k in range(2):
+        Image.fromarray(np.full((20, 20), value, np.uint8)).save(tmp_path / "flat" / f"{k}.png")
+    for noise in ("--noise awgn --sigma 0", "--noise awgn --sigma 200"):
+        name = noise.split()[-1]
+        ok(run("train_dbsn", f"--name {name} --clean {tmp_path}/flat {noise} {TINY} --steps 4"))
+        ok(run("test", f"--checkpoint {name} --data {tmp_path}/flat {noise} --json {tmp_path}/r.json"))
+        assert "NaN" not in (tmp_path / "r.json").read_text()
+        assert torch.isfinite(torch.cat([t.flatten() for t in read_tensors(tmp_path / name / "last.safetensors").values()])).all()
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help(script, capsys):
+    with pytest.raises(SystemExit) as end:
+        SCRIPTS[script].main(["--help"])
+    assert end.value.code == 0 and "--checkpoints-dir" in capsys.readouterr().out
