@@ -1,8 +1,8 @@
 """Denoises images with checkpoints of either stage and, where clean images are known, measures.
 
-    python test.py --checkpoint awgn25 awgn25-full --data bsd68 --noise awgn --sigma 25 --json results.json --save pictures/
-    python test.py --checkpoint mine-full --data my_pictures/ --save denoised/
-    python test.py --data bsd68 --noise awgn --sigma 25                   the noisy input alone
+python test.py --checkpoint awgn25 awgn25-full --data bsd68 --noise awgn --sigma 25 --json results.json --save pictures/
+python test.py --checkpoint mine-full --data my_pictures/ --save denoised/
+python test.py --data bsd68 --noise awgn --sigma 25                   the noisy input alone
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def as_image(t: torch.Tensor) -> np.ndarray:
 
 
 def agreed_mode(opt, models: list, files: list[Path]) -> str | None:
-    """"gray", "color" or None (as stored). UsageError where checkpoints disagree, or images do not fit them and --mode does not say to convert."""
+    """ "gray", "color" or None (as stored). UsageError where checkpoints disagree, or images do not fit them and --mode does not say to convert."""
     if opt.mode == "gray" and opt.noise == "mg":
         raise UsageError("--noise mg describes correlated colour channels and makes no sense with --mode gray")
     wanted = {model.channels for model in models}
@@ -120,7 +120,9 @@ def agreed_mode(opt, models: list, files: list[Path]) -> str | None:
             raise UsageError(f"--noise mg describes correlated colour channels, but {file} is gray: give colour images")
         if not given and channels and found != channels:
             kind = {1: "gray", 3: "color"}
-            raise UsageError(f"{file} has {found} channels, {models[0].file} takes {channels}: pass --mode {kind[channels]} to convert, or use a {kind[found]} checkpoint")
+            raise UsageError(
+                f"{file} has {found} channels, {models[0].file} takes {channels}: pass --mode {kind[channels]} to convert, or use a {kind[found]} checkpoint"
+            )
     return opt.mode
 
 
@@ -137,7 +139,9 @@ def matching(files: list[Path], references: list[Path]) -> list[Path]:
     if all(f.stem in by_stem for f in files):
         return [by_stem[f.stem] for f in files]
     if len(files) != len(references):
-        raise UsageError(f"--clean names {len(references)} images, --data {len(files)}: give one clean image for each, with the same names or in the same order")
+        raise UsageError(
+            f"--clean names {len(references)} images, --data {len(files)}: give one clean image for each, with the same names or in the same order"
+        )
     return references
 
 
@@ -195,7 +199,9 @@ def prepare_folder(folder: Path | None, files: list[Path]) -> None:
         raise RunError(f"--save {folder}: cannot create the folder ({error.strerror})") from error
 
 
-def save_pictures(folder: Path, name: str, file: Path, images: dict[str, np.ndarray], sample: Sample, first: Denoised | None, white_level: float | None) -> None:
+def save_pictures(
+    folder: Path, name: str, file: Path, images: dict[str, np.ndarray], sample: Sample, first: Denoised | None, white_level: float | None
+) -> None:
     """NAME_all.png: everything side by side; NAME_denoised: the last checkpoint's result alone, with the input's format, depth and units; NAME_std.png:
     the posterior's standard deviation, white at 25; NAME_level.png: the estimated noise level, white at 100 (0..255 units)."""
     shown = images | ({"clean": sample.clean} if sample.clean is not None else {})

@@ -22,8 +22,8 @@ from data.noise import Noise
 from data.sets import find_images
 from data.training import HELD_OUT, NOISE, VALIDATION, WEIGHTS, Images, add_noise_once, hold_out, read_images
 from models import BlindSpotDenoiser, Prediction, noise_level, posterior
-from models.inference import denoise
 from models.gaussian import constrained_nll, envelope_loss, nll
+from models.inference import denoise
 from options.stage1 import Stage1Options
 from utils.device import choose_device, choose_dtype
 from utils.errors import EXIT_RESUME, RunError, run_script
@@ -31,7 +31,6 @@ from utils.logging import Board
 from utils.run import RunFolder, StopRequest
 from utils.schedule import learning_rate, update_average
 from utils.training import plain_options, restore, training_tensors
-
 
 HELD_OUT_CROPS = 32
 
@@ -147,7 +146,10 @@ def main(argv: list[str] | None = None) -> int:
         bar.close()
         board.close()
 
-    print(f"{opt.name}: {step} of {total} steps done; weights in {run.path / 'last.safetensors'}" + ("" if step == total else "; run the same command to continue"))
+    print(
+        f"{opt.name}: {step} of {total} steps done; weights in {run.path / 'last.safetensors'}"
+        + ("" if step == total else "; run the same command to continue")
+    )
     return EXIT_RESUME if stop.requested and step < total else 0
 
 

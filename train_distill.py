@@ -100,7 +100,7 @@ def main(argv: list[str] | None = None) -> int:
             for group in optimizer.param_groups:
                 group["lr"] = lr
 
-            inputs, wanted, weights = [], [], []
+            inputs, wanted = [], []
             if clean_count:
                 where = draw_crops(clean_pool.sizes, np.arange(step * clean_count, (step + 1) * clean_count), opt.patch_size, opt.seed)
                 x = clean_pool.crops(where, opt.patch_size)  # B,C,P,P
@@ -153,7 +153,10 @@ def main(argv: list[str] | None = None) -> int:
         bar.close()
         board.close()
 
-    print(f"{opt.name}: {step} of {opt.steps} steps done; weights in {run.path / 'last.safetensors'}" + ("" if step == opt.steps else "; run the same command to continue"))
+    print(
+        f"{opt.name}: {step} of {opt.steps} steps done; weights in {run.path / 'last.safetensors'}"
+        + ("" if step == opt.steps else "; run the same command to continue")
+    )
     return EXIT_RESUME if stop.requested and step < opt.steps else 0
 
 
@@ -164,7 +167,9 @@ def starting_student(opt, channels: int) -> MWCNN:
         return MWCNN(channels, opt.student_width)
     student = load_model(opt.student, "cpu", opt.checkpoints_dir)
     if student.stage != 2 or student.channels != channels:
-        raise UsageError(f"--student {student.file}: needed here is a stage-2 checkpoint for {channels} channels, this one is stage {student.stage} for {student.channels}")
+        raise UsageError(
+            f"--student {student.file}: needed here is a stage-2 checkpoint for {channels} channels, this one is stage {student.stage} for {student.channels}"
+        )
     return student.train().requires_grad_(True)
 
 

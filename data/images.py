@@ -209,7 +209,7 @@ def tiff_page(path: Path, file: tifffile.TiffFile, max_pixels: int) -> tuple[tif
     channels = {"YX": 1, "YXS": shape[-1], "SYX": shape[0]}.get(axes)
     if channels is None:
         raise bad(path, f"is a TIFF with axes {axes}; a single gray or RGB picture is needed")
-    height, width = (shape[1:] if axes == "SYX" else shape[:2])
+    height, width = shape[1:] if axes == "SYX" else shape[:2]
     check_pixels(path, height, width, max_pixels)
     if channels not in (1, 3):
         raise bad(path, f"has {channels} channels; 1 (gray) or 3 (RGB) are needed" + (": flatten its transparency" if channels in (2, 4) else ""))
@@ -226,7 +226,7 @@ def tiff_header(path: Path, data: bytes, max_pixels: int) -> Header:
 
 def decode_tiff(path: Path, data: bytes, max_pixels: int) -> np.ndarray:
     with tifffile.TiffFile(io.BytesIO(data)) as file:
-        page, header = tiff_page(path, file, max_pixels)
+        page, _ = tiff_page(path, file, max_pixels)
         expected = page.nbytes
         if page.compression == 1 and sum(page.databytecounts) < expected:
             raise bad(path, "is truncated: pixels are missing")
@@ -242,4 +242,3 @@ def decode_tiff(path: Path, data: bytes, max_pixels: int) -> np.ndarray:
         if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE and pixels.dtype.kind == "u":
             pixels = np.iinfo(pixels.dtype).max - pixels
         return pixels.astype(pixels.dtype.newbyteorder("="))
-

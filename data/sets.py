@@ -6,6 +6,7 @@ import difflib
 import glob
 import hashlib
 import os
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,31 +17,38 @@ SKIMAGE_TRAIN = """astronaut.png brick.png cell.png clock_motion.png coins.png g
 motorcycle_right.png retina.jpg""".split()
 SKIMAGE_TEST = "camera.png chelsea.png coffee.png rocket.jpg".split()
 
+# The photographs of BSDS500 that BSD68 took its test images from, by their number there.
+BSD68_NAMES = frozenset("""3096 12084 14037 16077 19021 21077 24077 33039 101085 101087 102061 103070 105025 106024 108005 108070 108082 109053 119082 123074 126007 130026
+134035 143090 145086 147091 148026 148089 157055 159008 160068 163085 167062 167083 170057 175032 175043 182053 189080 196073 197017 208001 210088
+216081 219090 220075 223061 227092 229036 236037 241004 241048 253027 253055 260058 271035 285079 291000 295087 296007 296059 299086 300091 302008
+304034 304074 306005 351093""".split())
+
 
 @dataclass(frozen=True)
 class NamedSet:
-    """folder: under the data root. pattern: which of its files. get: how to come by it."""
+    """folder: under the data root. pattern: which of its files. get: what to put there. download: scripts/download_data.py fetches it."""
 
     folder: str
     get: str
     pattern: str = "*"
+    download: bool = False
 
 
 SETS = {
-    "bsd68": NamedSet("bsd68", "the gray BSD68 test images as 68 PNG files"),
-    "cbsd68": NamedSet("cbsd68", "the colour BSD68 test images as 68 PNG files"),
-    "set12": NamedSet("set12", "the 12 gray Set12 test images"),
-    "kodak24": NamedSet("kodak24", "the 24 Kodak photographs"),
-    "mcmaster": NamedSet("mcmaster", "the 18 McMaster images"),
-    "bsd500": NamedSet("bsd500", "the 500 photographs of BSDS500"),
-    "bsd432": NamedSet("bsd432", "BSDS500 without the 68 photographs of BSD68"),
+    "bsd68": NamedSet("bsd68", "the gray BSD68 test images as 68 PNG files", download=True),
+    "cbsd68": NamedSet("cbsd68", "the colour BSD68 test images as 68 PNG files", download=True),
+    "set12": NamedSet("set12", "the 12 gray Set12 test images", download=True),
+    "kodak24": NamedSet("kodak24", "the 24 Kodak photographs", download=True),
+    "mcmaster": NamedSet("mcmaster", "the 18 McMaster images", download=True),
+    "bsd500": NamedSet("bsd500", "the 500 photographs of BSDS500", download=True),
+    "bsd432": NamedSet("bsd432", "BSDS500 without the 68 photographs of BSD68", download=True),
     "div2k": NamedSet("DIV2K_train_HR", "the DIV2K training images (data.vision.ee.ethz.ch/cvl/DIV2K)"),
     "wed": NamedSet("WED", "the Waterloo Exploration Database (its project page at the University of Waterloo)"),
     "imagenet_val": NamedSet("ILSVRC2012_img_val", "the ImageNet 2012 validation images (image-net.org, with a login)"),
-    "cc15": NamedSet("cc15", "the 15 noisy crops of the CC data set", "*_real.*"),
-    "cc15_clean": NamedSet("cc15", "the 15 clean crops of the CC data set", "*_mean.*"),
-    "polyu": NamedSet("polyu", "the noisy crops of the PolyU data set", "*[Rr]eal.*"),
-    "polyu_clean": NamedSet("polyu", "the clean crops of the PolyU data set", "*mean.*"),
+    "cc15": NamedSet("cc15", "the 15 noisy crops of the CC data set", "*_real.*", download=True),
+    "cc15_clean": NamedSet("cc15", "the 15 clean crops of the CC data set", "*_mean.*", download=True),
+    "polyu": NamedSet("polyu", "the noisy crops of the PolyU data set", "*[Rr]eal.*", download=True),
+    "polyu_clean": NamedSet("polyu", "the clean crops of the PolyU data set", "*mean.*", download=True),
 }
 
 
@@ -85,14 +93,24 @@ def files_of(spec: str, data_root: Path | None, what: str) -> list[Path]:
     )
 
 
+def root_folder(data_root: Path | None) -> Path:
+    """Where the named sets are."""
+    return Path(data_root or os.environ.get("DBSN_DATA") or Path(__file__).resolve().parents[1] / "datasets")
+
+
 def files_of_set(name: str, data_root: Path | None, what: str) -> list[Path]:
     named = SETS[name]
-    root = Path(data_root or os.environ.get("DBSN_DATA") or Path(__file__).resolve().parents[1] / "datasets")
+    root = root_folder(data_root)
     folder = root / named.folder
     found = [f for f in images_in(folder) if f.match(named.pattern)] if folder.is_dir() else []
+    if name == "bsd432" and not folder.is_dir() and (root / "bsd500").is_dir():
+        found = [f for f in images_in(root / "bsd500") if f.stem not in BSD68_NAMES]
     if not found:
         problem = "has no images of it" if folder.is_dir() else "does not exist"
-        raise UsageError(f"{what} {name}: {folder} {problem}; put {named.get} there, or name another root with --data-root or DBSN_DATA")
+        remedy = f"put {named.get} there"
+        if named.download:
+            remedy = f"get {named.get} with python scripts/download_data.py {name}" + (f" --data-root {shlex.quote(str(root))}" if data_root else "")
+        raise UsageError(f"{what} {name}: {folder} {problem}; {remedy}, or name another root with --data-root or DBSN_DATA")
     return found
 
 

@@ -1,10 +1,10 @@
 """Networks and what can be done with their predictions.
 
-    from models import load_model, posterior
-    model = load_model("checkpoints/quickstart/last.safetensors")
-    p = model(y)                          # y (N,C,H,W) float32, 0..1, RGB
-    p.mu, p.cov_mu, p.cov_n               # stage 1; a stage-2 model gives the denoised image itself
-    posterior(y, p).mean, posterior(y, p).std
+from models import load_model, posterior
+model = load_model("checkpoints/quickstart/last.safetensors")
+p = model(y)                          # y (N,C,H,W) float32, 0..1, RGB
+p.mu, p.cov_mu, p.cov_n               # stage 1; a stage-2 model gives the denoised image itself
+posterior(y, p).mean, posterior(y, p).std
 """
 
 from __future__ import annotations

@@ -26,7 +26,11 @@ def number(kind: type, low: float | None = None, high: float | None = None, abov
         except ValueError:
             raise argparse.ArgumentTypeError(f"{text!r} is not {'an integer' if kind is int else 'a number'}") from None
         if (low is not None and not value >= low) or (high is not None and not value <= high) or (above is not None and not value > above):
-            bounds = [f"at least {low:g}" if low is not None else "", f"above {above:g}" if above is not None else "", f"at most {high:g}" if high is not None else ""]
+            bounds = [
+                f"at least {low:g}" if low is not None else "",
+                f"above {above:g}" if above is not None else "",
+                f"at most {high:g}" if high is not None else "",
+            ]
             raise argparse.ArgumentTypeError(f"{text} is out of range: {' and '.join(b for b in bounds if b)}")
         if value != value or value in (float("inf"), float("-inf")):
             raise argparse.ArgumentTypeError(f"{text} is not a finite number")
@@ -76,7 +80,9 @@ class BaseOptions:
     def add_noise(self, required: bool) -> None:
         level = number(float, 0, 255)
         noise = self.parser.add_argument_group("noise", "levels in units of 0..255; two values are a range")
-        noise.add_argument("--noise", choices=("awgn", "hg", "mg"), required=required, default=None, help="AWGN, Poisson-Gaussian (HG) or correlated channels (MG)")
+        noise.add_argument(
+            "--noise", choices=("awgn", "hg", "mg"), required=required, default=None, help="AWGN, Poisson-Gaussian (HG) or correlated channels (MG)"
+        )
         noise.add_argument("--sigma", type=level, nargs="+", default=None, metavar="S", help="awgn: standard deviation; mg: the greatest one (75 by default)")
         noise.add_argument("--alpha", type=level, nargs="+", default=None, metavar="A", help="hg: the part that grows with the signal")
         noise.add_argument("--delta", type=level, nargs="+", default=None, metavar="D", help="hg: the constant part")
@@ -107,13 +113,19 @@ class BaseOptions:
         train.add_argument("--batch-size", type=number(int, 1), default=batch_size, help="crops in a step")
         train.add_argument("--patch-size", type=number(int, 8), default=patch_size, help="side of a crop in pixels")
         train.add_argument("--lr", type=number(float, above=0, high=1), default=lr, help="highest learning rate")
-        train.add_argument("--schedule", choices=("cosine", "step", "constant"), default="cosine", help="cosine to zero, or step decay at 20, 40, 60, 70, 80, 90%%")
+        train.add_argument(
+            "--schedule", choices=("cosine", "step", "constant"), default="cosine", help="cosine to zero, or step decay at 20, 40, 60, 70, 80, 90%%"
+        )
         train.add_argument("--lr-decay", type=number(float, above=0, high=1), default=0.1, help="factor of the step decay")
         train.add_argument("--warmup", type=number(int, 0), default=100, help="steps over which the learning rate rises from zero")
         train.add_argument("--clip-grad", type=number(float, 0), default=clip, help="greatest gradient norm; 0: no clipping")
-        train.add_argument("--ema", type=number(float, 0, 0.999999), default=0.999, help="decay of the running average of weights, which is what gets saved for use")
+        train.add_argument(
+            "--ema", type=number(float, 0, 0.999999), default=0.999, help="decay of the running average of weights, which is what gets saved for use"
+        )
         train.add_argument("--max-minutes", type=number(float, above=0), default=None, help="stop in good order with a checkpoint after this long")
         train.add_argument("--log-every", type=number(int, 1), default=50, help="steps between lines of stats.jsonl")
         train.add_argument("--save-every", type=number(int, 1), default=500, help="steps between checkpoints")
         train.add_argument("--val-every", type=number(int, 1), default=1000, help="steps between evaluations on held-out and --val images")
-        train.add_argument("--val", nargs="+", default=None, metavar="IMAGES", help="clean images to report PSNR on while training; never used to choose a model")
+        train.add_argument(
+            "--val", nargs="+", default=None, metavar="IMAGES", help="clean images to report PSNR on while training; never used to choose a model"
+        )

@@ -16,19 +16,28 @@ class Stage1Options(BaseOptions):
         source.add_argument("--clean", nargs="+", metavar="IMAGES", help="clean images, to which --noise is added: a synthetic study")
         source.add_argument("--noisy", nargs="+", metavar="IMAGES", help="really noisy images")
         data.add_argument("--mode", choices=("gray", "color"), default="gray", help="images are converted to it")
-        data.add_argument("--white-level", type=number(float, above=0), default=None, help="file value that becomes 1.0; default: 255, 65535, or 1.0 for float images")
+        data.add_argument(
+            "--white-level", type=number(float, above=0), default=None, help="file value that becomes 1.0; default: 255, 65535, or 1.0 for float images"
+        )
         data.add_argument("--noise-draw", choices=("fixed", "fresh"), default="fixed", help="draw the noise of a clean image once, or anew for every crop")
         data.add_argument("--held-out", type=number(float, 0, 0.5), default=0.03, help="share of the training images kept for the held-out likelihood")
         self.add_noise(required=True)
         model = self.parser.add_argument_group("model")
         model.add_argument("--width", type=number(int, 1), default=96, help="channels of D-BSN")
         model.add_argument("--blocks", type=number(int, 0), default=8, help="MDC blocks in each of the two branches")
-        model.add_argument("--mdc", choices=("release", "paper", "residual"), default="release", help="form of the block: one 5x5, two 3x3, or with a clean residual path")
+        model.add_argument(
+            "--mdc", choices=("release", "paper", "residual"), default="release", help="form of the block: one 5x5, two 3x3, or with a clean residual path"
+        )
         loss = self.parser.add_argument_group("loss")
         loss.add_argument(
-            "--loss", choices=("envelope", "constrained", "exact"), default="envelope", help="how the covariances are trained: lower envelope, the paper's, or the plain likelihood"
+            "--loss",
+            choices=("envelope", "constrained", "exact"),
+            default="envelope",
+            help="how the covariances are trained: lower envelope, the paper's, or the plain likelihood",
         )
-        loss.add_argument("--quantile", type=number(float, above=0, high=0.5), default=0.05, help="envelope: the quantile of the predictive variance that is taken for noise")
+        loss.add_argument(
+            "--quantile", type=number(float, above=0, high=0.5), default=0.05, help="envelope: the quantile of the predictive variance that is taken for noise"
+        )
         loss.add_argument("--mu-steps", type=number(int, 0), default=0, help="first phase: steps for mu alone, by squared error")
         loss.add_argument("--sigma-steps", type=number(int, 0), default=0, help="second phase: steps for the covariances with mu held")
         self.add_training(steps=100_000, batch_size=8, patch_size=96, lr=3e-4, clip=10.0)

@@ -16,9 +16,18 @@ class Stage2Options(BaseOptions):
         data.add_argument("--clean", nargs="+", required=True, metavar="IMAGES", help="clean images, from which the teacher's noise model makes pairs")
         source = data.add_mutually_exclusive_group(required=True)
         source.add_argument("--noisy", nargs="+", metavar="IMAGES", help="really noisy images, which the teacher denoises")
-        source.add_argument("--synthetic-noisy", nargs="+", metavar="IMAGES", help="clean images that --noise is added to first; images also named by --clean are split, half each")
-        data.add_argument("--white-level", type=number(float, above=0), default=None, help="value in the --noisy files that becomes 1.0; default: the teacher's")
-        data.add_argument("--noise-draw", choices=("fixed", "fresh"), default="fixed", help="draw the noise of a --synthetic-noisy image once, or anew for every crop")
+        source.add_argument(
+            "--synthetic-noisy",
+            nargs="+",
+            metavar="IMAGES",
+            help="clean images that --noise is added to first; images also named by --clean are split, half each",
+        )
+        data.add_argument(
+            "--white-level", type=number(float, above=0), default=None, help="value in the --noisy files that becomes 1.0; default: the teacher's"
+        )
+        data.add_argument(
+            "--noise-draw", choices=("fixed", "fresh"), default="fixed", help="draw the noise of a --synthetic-noisy image once, or anew for every crop"
+        )
         self.add_noise(required=False)
         model = self.parser.add_argument_group("model")
         model.add_argument("--student-width", type=number(int, 4), default=160, help="channels of MWCNN's first level")
@@ -41,4 +50,6 @@ class Stage2Options(BaseOptions):
         if opt.steps == 0:
             self.parser.error("--steps 0: nothing to train")
         if not 0 < round(opt.noisy_share * opt.batch_size) < opt.batch_size and opt.noisy_share not in (0, 1):
-            self.parser.error(f"--noisy-share {opt.noisy_share:g} of --batch-size {opt.batch_size} rounds to none or all of the batch: use 0, 1 or a larger batch")
+            self.parser.error(
+                f"--noisy-share {opt.noisy_share:g} of --batch-size {opt.batch_size} rounds to none or all of the batch: use 0, 1 or a larger batch"
+            )

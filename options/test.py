@@ -14,15 +14,32 @@ class TestOptions(BaseOptions):
     def add_options(self) -> None:
         data = self.parser.add_argument_group("images", "each a folder, a file, a glob pattern or a named set")
         data.add_argument("--data", nargs="+", required=True, metavar="IMAGES", help="clean images under --protocol published, images to denoise under none")
-        data.add_argument("--clean", nargs="+", default=None, metavar="IMAGES", help="with --protocol none: the clean images that --data shows, in the same order or by the same names")
+        data.add_argument(
+            "--clean",
+            nargs="+",
+            default=None,
+            metavar="IMAGES",
+            help="with --protocol none: the clean images that --data shows, in the same order or by the same names",
+        )
         data.add_argument("--mode", choices=("gray", "color"), default=None, help="convert images to it; default: as they are stored")
-        data.add_argument("--white-level", type=number(float, above=0), default=None, help="with --protocol none: file value that becomes 1.0; default: the checkpoint's")
-        data.add_argument("--protocol", choices=("published", "none"), default=None, help="published: seeded noise on clean images; none: images as they are. Default: published with --noise")
+        data.add_argument(
+            "--white-level", type=number(float, above=0), default=None, help="with --protocol none: file value that becomes 1.0; default: the checkpoint's"
+        )
+        data.add_argument(
+            "--protocol",
+            choices=("published", "none"),
+            default=None,
+            help="published: seeded noise on clean images; none: images as they are. Default: published with --noise",
+        )
         self.add_noise(required=False)
         model = self.parser.add_argument_group("model")
-        model.add_argument("--checkpoint", nargs="+", default=[], metavar="CHECKPOINT", help="checkpoints of either stage: files, or names of runs or released weights")
+        model.add_argument(
+            "--checkpoint", nargs="+", default=[], metavar="CHECKPOINT", help="checkpoints of either stage: files, or names of runs or released weights"
+        )
         model.add_argument("--self-ensemble", action="store_true", help="average over the eight flips and rotations: a little better, eight times slower")
-        model.add_argument("--tile", type=number(int, 16), default=None, help="denoise in tiles of this side, which bounds memory; default: where the image is large")
+        model.add_argument(
+            "--tile", type=number(int, 16), default=None, help="denoise in tiles of this side, which bounds memory; default: where the image is large"
+        )
         out = self.parser.add_argument_group("output")
         out.add_argument("--json", type=Path, default=None, metavar="FILE", help="write the table in full")
         out.add_argument("--save", type=Path, default=None, metavar="DIR", help="write pictures")

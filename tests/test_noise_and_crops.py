@@ -11,8 +11,8 @@ from data.images import read_image, to_float
 from data.noise import Noise, multivariate_covariance
 from data.training import Images, add_noise_once, disjoint, hold_out
 from tests.conftest import real_data
-from utils.metrics import measure
 from utils.errors import UsageError
+from utils.metrics import measure
 
 LEVELS = {
     "awgn": Noise("awgn", sigma=(25 / 255,) * 2),
@@ -31,7 +31,9 @@ def test_moments_and_covariance(model, how, rng):
     if model == "mg":
         expected = (75 / 255) ** 2 * torch.from_numpy(multivariate_covariance(0))
     else:
-        expected = torch.diag((noise.alpha[0] * colour.double()) ** 2 + noise.delta[0] ** 2 if model == "hg" else torch.full((3,), noise.sigma[0] ** 2).double())
+        expected = torch.diag(
+            (noise.alpha[0] * colour.double()) ** 2 + noise.delta[0] ** 2 if model == "hg" else torch.full((3,), noise.sigma[0] ** 2).double()
+        )
     scale = expected.max().item()
     assert n.mean(1).abs().max() < 0.02 * scale**0.5
     torch.testing.assert_close(torch.cov(n), expected, atol=0.02 * scale, rtol=0.02)
@@ -74,7 +76,7 @@ def test_crops_are_the_symmetries_of_the_image_part(channels, dtype):
         where = Crops(*(np.array([v]) for v in (2, 7, 1, symmetry)))
         crop = p.crops(where, 12)[0].permute(1, 2, 0).numpy()
         expected = images[2][7:19, 1:13].astype(np.float32) / 255
-        rows, columns = ((2, 1) if symmetry & 4 else (1, 2))
+        rows, columns = (2, 1) if symmetry & 4 else (1, 2)
         expected = expected[:: -1 if symmetry & rows else 1, :: -1 if symmetry & columns else 1]
         expected = expected.transpose(1, 0, 2) if symmetry & 4 else expected
         np.testing.assert_allclose(crop, expected, atol=1e-6)
@@ -108,7 +110,7 @@ def test_hash_and_generators_differ_by_every_key():
 
 
 def test_noise_is_drawn_once_per_image():
-    images, p = pool()
+    _, p = pool()
     noisy = [add_noise_once(p, LEVELS["awgn"], seed=3) for _ in range(2)]
     assert torch.equal(noisy[0].pixels, noisy[1].pixels)
     assert not torch.equal(noisy[0].pixels, add_noise_once(p, LEVELS["awgn"], seed=4).pixels)

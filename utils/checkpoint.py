@@ -189,6 +189,4 @@ def plain(value: Any, where: str = "values") -> Any:
         return [plain(entry, f"{where}[{i}]") for i, entry in enumerate(value)]
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
         return {key: plain(entry, f"{where}.{key}") for key, entry in value.items()}
-    raise TypeError(
-        f"{where} is a {type(value).__name__} ({value!r}); only None, bool, int, float, str, list, tuple and dict with str keys are stored"
-    )
+    raise TypeError(f"{where} is a {type(value).__name__} ({value!r}); only None, bool, int, float, str, list, tuple and dict with str keys are stored")

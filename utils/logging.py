@@ -14,7 +14,7 @@ class Board:
 
     def __init__(self, folder: Path, start: int):
         """start: the step training goes on from; events written after it by an interrupted run are hidden."""
-        self.writer = None
+        self.writer, self.grid_is_broken = None, False
         try:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -32,7 +32,19 @@ class Board:
         """Images (N,C,H,W) 0..1 side by side, one row for each of the N."""
         if self.writer:
             rows = torch.cat([im.detach().float().clamp(0, 1).cpu().expand(-1, 3, -1, -1) for im in images], 3)  # N,3,H,W'
-            self.writer.add_image(name, torch.cat(list(rows), 1), step)
+            self.writer.add_image(name, self.grid(rows), step)
+
+    def grid(self, rows: Tensor) -> Tensor:
+        """(N,3,H,W) -> (3,H',W): the rows one below the other."""
+        if not self.grid_is_broken:
+            try:
+                from torchvision.utils import make_grid
+
+                return make_grid(rows, nrow=1, pad_value=1.0)
+            except (ImportError, RuntimeError) as error:  # the registry's torchvision does not load beside a CPU-only torch
+                tqdm.write(f"warning: torchvision is not usable here ({error}); pictures are joined without margins")
+                self.grid_is_broken = True
+        return torch.cat(list(rows), 1)
 
     def close(self) -> None:
         if self.writer:

@@ -176,9 +176,7 @@ class RunFolder:
                     file.replace(aside)
         damaged = sorted(file.name for file in self.path.glob("state-*.damaged"))
         if damaged:
-            raise RunError(
-                f"every saved state of {self.path} is damaged ({', '.join(damaged)}): restore one from a copy, or delete the folder to start over"
-            )
+            raise RunError(f"every saved state of {self.path} is damaged ({', '.join(damaged)}): restore one from a copy, or delete the folder to start over")
         return None
 
     def _states(self) -> list[Path]:
@@ -269,9 +267,7 @@ def optimizer_tensors(optimizer: Optimizer, named_parameters: Iterable[tuple[str
             elif type(value) in NUMBERS:
                 tensors[f"optimizer-number.{entry}.{name}"] = torch.tensor(value, dtype=NUMBERS[type(value)])
             else:
-                raise TypeError(
-                    f"{type(optimizer).__name__} keeps a {type(value).__name__} as {entry} of {name}; only tensors and numbers are stored"
-                )
+                raise TypeError(f"{type(optimizer).__name__} keeps a {type(value).__name__} as {entry} of {name}; only tensors and numbers are stored")
     return tensors
 
 
