@@ -8,6 +8,7 @@ import hashlib
 import os
 import shlex
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from data.images import IMAGE_SUFFIXES
@@ -16,12 +17,6 @@ from utils.errors import UsageError
 SKIMAGE_TRAIN = """astronaut.png brick.png cell.png clock_motion.png coins.png grass.png gravel.png hubble_deep_field.jpg ihc.png moon.png motorcycle_left.png
 motorcycle_right.png retina.jpg""".split()
 SKIMAGE_TEST = "camera.png chelsea.png coffee.png rocket.jpg".split()
-
-# The photographs of BSDS500 that BSD68 took its test images from, by their number there.
-BSD68_NAMES = frozenset("""3096 12084 14037 16077 19021 21077 24077 33039 101085 101087 102061 103070 105025 106024 108005 108070 108082 109053 119082 123074 126007 130026
-134035 143090 145086 147091 148026 148089 157055 159008 160068 163085 167062 167083 170057 175032 175043 182053 189080 196073 197017 208001 210088
-216081 219090 220075 223061 227092 229036 236037 241004 241048 253027 253055 260058 271035 285079 291000 295087 296007 296059 299086 300091 302008
-304034 304074 306005 351093""".split())
 
 
 @dataclass(frozen=True)
@@ -104,7 +99,7 @@ def files_of_set(name: str, data_root: Path | None, what: str) -> list[Path]:
     folder = root / named.folder
     found = [f for f in images_in(folder) if f.match(named.pattern)] if folder.is_dir() else []
     if name == "bsd432" and not folder.is_dir() and (root / "bsd500").is_dir():
-        found = [f for f in images_in(root / "bsd500") if f.stem not in BSD68_NAMES]
+        found = [f for f in images_in(root / "bsd500") if f.stem not in bsd68_names()]
     if not found:
         problem = "has no images of it" if folder.is_dir() else "does not exist"
         remedy = f"put {named.get} there"
@@ -112,6 +107,12 @@ def files_of_set(name: str, data_root: Path | None, what: str) -> list[Path]:
             remedy = f"get {named.get} with python scripts/download_data.py {name}" + (f" --data-root {shlex.quote(str(root))}" if data_root else "")
         raise UsageError(f"{what} {name}: {folder} {problem}; {remedy}, or name another root with --data-root or DBSN_DATA")
     return found
+
+
+@cache
+def bsd68_names() -> frozenset[str]:
+    """The photographs of BSDS500 that the BSD68 test images come from, by their number there."""
+    return frozenset((Path(__file__).parent / "bsd68_names.txt").read_text().split())
 
 
 def images_in(folder: Path) -> list[Path]:

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages, wherever the script is started from
 
-from data.sets import BSD68_NAMES, SETS, content_hash, root_folder
+from data.sets import SETS, bsd68_names, content_hash, root_folder
 from options.base import Parser, number
 from utils.errors import EXIT_FAILURE, RunError, UsageError, run_script
 from utils.files import atomic_write_bytes
@@ -42,6 +42,8 @@ WAITS = (1.0, 2.0, 4.0)  # seconds between the attempts
 def main(argv: Sequence[str] | None = None, manifest: Path = MANIFEST) -> int:
     opt = parse(argv)
     root = root_folder(opt.data_root)
+    if root.exists() and not root.is_dir():
+        raise UsageError(f"{root}: is not a folder; name another root with --data-root or DBSN_DATA")
     folders = files_of_sets(opt.sets, read_manifest(manifest))
     states = {name: {root / name / e.file: state(root / name / e.file, e) for e in entries} for name, entries in folders.items()}
     if opt.check:
@@ -62,8 +64,9 @@ def main(argv: Sequence[str] | None = None, manifest: Path = MANIFEST) -> int:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UsageError(f"{folder}: cannot make the folder ({error.strerror}); name another root with --data-root or DBSN_DATA") from None
-    total, missing = (sum(e.bytes for e in entries) for entries in ([e for entries in folders.values() for e in entries], todo.values()))
-    with tqdm(total=total, initial=total - missing, desc="download", unit="B", unit_scale=True, disable=None) as bar:
+    total = sum(e.bytes for entries in folders.values() for e in entries)
+    there = total - sum(e.bytes for e in todo.values())
+    with tqdm(total=total, initial=there, desc="download", unit="B", unit_scale=True, disable=None) as bar:
         download(todo, opt.base_url, opt.jobs, bar)
     for name, entries in folders.items():
         print(f"{root / name}: {len(entries)} files, {sum((root / name / e.file) in todo for e in entries)} of them new")
@@ -73,8 +76,8 @@ def main(argv: Sequence[str] | None = None, manifest: Path = MANIFEST) -> int:
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(prog="scripts/download_data.py", description="Downloads public image sets and verifies them.", allow_abbrev=False)
     parser.add_argument("sets", nargs="+", metavar="SET", help=f"{', '.join(NAMES)}, or all: every set (bsd432 is taken from bsd500 then)")
-    parser.add_argument("--data-root", type=Path, default=None, help="folder of the named image sets; default: $DBSN_DATA, then datasets/ beside the code")
-    parser.add_argument("--base-url", default="https://raw.githubusercontent.com", metavar="URL", help="where the repositories are; default: %(default)s")
+    parser.add_argument("--data-root", type=Path, default=None, help="folder of the named image sets; default: $DBSN_DATA, then datasets/")
+    parser.add_argument("--base-url", default="https://raw.githubusercontent.com", help="where the repositories are; default: %(default)s")
     parser.add_argument("--jobs", type=number(int, 1, 16), default=4, help="parallel connections; default: %(default)s")
     parser.add_argument("--check", action="store_true", help="download nothing; exit code 1 if a file is missing or wrong")
     opt = parser.parse_args(argv)
@@ -119,9 +122,9 @@ def read_manifest(manifest: Path) -> dict[str, list[Entry]]:
     if not lines or tuple(lines[0].split("\t")) != COLUMNS:
         raise RunError(f"{manifest}: the first line does not name the columns {', '.join(COLUMNS)}; restore it with git")
     sets: dict[str, dict[str, Entry]] = {}
+    name = r"[A-Za-z0-9_-][A-Za-z0-9._-]*"  # no separator, no leading dot: neither hidden nor ".."
     for i, line in enumerate(lines[1:], 2):
         cells = dict(zip(COLUMNS, line.split("\t"))) if line.count("\t") == len(COLUMNS) - 1 else {}
-        name = r"[A-Za-z0-9_-][A-Za-z0-9._-]*"  # no separator, no leading dot: neither hidden nor ".."
         sound = cells and (
             cells["set"] in NAMES
             and re.fullmatch(name, cells["file"])
@@ -133,8 +136,8 @@ def read_manifest(manifest: Path) -> dict[str, list[Entry]]:
         )
         if not sound or cells["file"] in sets.get(cells["set"], {}):
             raise RunError(f"{manifest}: line {i} is no row of a manifest, or names a file again or outside its folder; restore it with git")
-        file = cells["file"]
-        sets.setdefault(cells["set"], {})[file] = Entry(file, int(cells["bytes"]), cells["sha256"], cells["repository"], cells["commit"], cells["path"])
+        folder = cells.pop("set")
+        sets.setdefault(folder, {})[cells["file"]] = Entry(**cells | {"bytes": int(cells["bytes"])})
     return {name: list(entries.values()) for name, entries in sets.items()}
 
 
@@ -145,7 +148,7 @@ def files_of_sets(names: Sequence[str], manifest: dict[str, list[Entry]]) -> dic
     for folder in folders:
         entries = manifest.get("bsd500" if folder == "bsd432" else folder, [])
         if folder == "bsd432":
-            entries = [e for e in entries if Path(e.file).stem not in BSD68_NAMES]
+            entries = [e for e in entries if Path(e.file).stem not in bsd68_names()]
         if not entries:
             raise RunError(f"the manifest has no files of {folder}; restore data/manifest.tsv with git")
         wanted[folder] = entries
@@ -197,15 +200,14 @@ def download_file(opener: urllib.request.OpenerDirector, file: Path, entry: Entr
     found = hashlib.sha256(data).hexdigest()
     if len(data) != entry.bytes or found != entry.sha256:
         size = f"{len(data)}" if len(data) <= entry.bytes else f"more than {entry.bytes}"
-        raise RunError(
-            f"{file}: not written, {url} has other bytes than the manifest says: {size} bytes of SHA-256 {found} instead of {entry.bytes} of {entry.sha256}"
-        )
+        expected = f"expected {entry.bytes} bytes with SHA-256 {entry.sha256}, found {size} with {found}"
+        raise RunError(f"{file}: not written, its source holds other bytes: {expected} ({url})")
     atomic_write_bytes(file, data)
 
 
 def fetch(opener: urllib.request.OpenerDirector, url: str, size: int, stopping: threading.Event) -> bytes:
     """What is at the URL, of which at most size + 1 bytes are read: one more shows that it is too long. RunError when the attempts run out."""
-    for attempt, wait in enumerate((*WAITS, 0.0), 1):
+    for wait in (*WAITS, 0.0):
         try:
             with opener.open(url, timeout=TIMEOUT) as response:
                 data = response.read(size + 1)
@@ -215,12 +217,13 @@ def fetch(opener: urllib.request.OpenerDirector, url: str, size: int, stopping: 
             return data
         except (OSError, http.client.HTTPException) as error:
             problem = one_line(error)
-            lasting = isinstance(error, urllib.error.HTTPError) and error.code < 500 and error.code not in (408, 429)  # neither a timeout nor a limit of requests
+            lasting = False
             if isinstance(error, urllib.error.HTTPError):
                 error.close()
+                lasting = error.code < 500 and error.code not in (408, 429)  # 408: timeout, 429: too many requests
         if lasting or stopping.wait(wait):
             break
-    raise RunError(f"cannot download {url}: {problem} (attempt {attempt}); try again later, or name a mirror with --base-url")
+    raise RunError(f"cannot download {url}: {problem}; try again later, or name a mirror with --base-url")
 
 
 class HttpRedirects(urllib.request.HTTPRedirectHandler):
