@@ -24,6 +24,7 @@ from data.training import NOISE, NOISY, SYNTHESIS, VALIDATION, WEIGHTS, Images, 
 from models import MWCNN, BlindSpotDenoiser, load_model, synthesise
 from models.inference import denoise
 from options.stage2 import Stage2Options
+from utils.checkpoint import checksum
 from utils.device import choose_device, choose_dtype
 from utils.errors import EXIT_RESUME, RunError, UsageError, run_script
 from utils.logging import Board
@@ -65,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
 
     with RunFolder(opt.checkpoints_dir / opt.name) as run, StopRequest() as stop:
         recorded = {**vars(opt), "amp": str(dtype).removeprefix("torch."), "clean_images": clean.digest(), "noisy_images": noisy.digest()}
-        recorded["teacher_weights"] = digest_of(teacher)
+        recorded["teacher_weights"] = checksum({k: v.cpu() for k, v in teacher.state_dict().items()}, {})
         run.check_options(plain_options(recorded), ignore=options.may_change, defaults=plain_options(options.defaults()))
         step = 0
         if state := run.load_state():
@@ -181,14 +182,6 @@ def posterior_means(teacher: BlindSpotDenoiser, noisy: ImagePool) -> ImagePool:
         return denoise(teacher, y).image.to(y.device)
 
     return noisy.map(one)
-
-
-def digest_of(model: BlindSpotDenoiser) -> str:
-    """Short text that changes with the weights."""
-    total = 0
-    for k, parameter in enumerate(model.state_dict().values()):
-        total = int(hashed(total, k, int(parameter.double().abs().sum().item() * 1e9)))
-    return f"{total:016x}"
 
 
 def validation_psnr(student: MWCNN, val: Images, noise: Noise, seed: int) -> float:

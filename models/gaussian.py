@@ -158,16 +158,16 @@ def cholesky(entries: Tensor) -> Full:
     """
     channels = (math.isqrt(8 * entries.shape[1] + 1) - 1) // 2
     a = dict(zip(triangle(channels), planes(entries)))
-    tiny = torch.finfo(entries.dtype).tiny ** 0.5
-    l: dict[tuple[int, int], Tensor] = {}
+    limits = torch.finfo(entries.dtype)
+    factor: dict[tuple[int, int], Tensor] = {}
     for i, j in triangle(channels):
-        rest = a[i, j] - sum(l[i, k] * l[j, k] for k in range(j))
+        rest = a[i, j] - sum(factor[i, k] * factor[j, k] for k in range(j))
         if i == j:
             # relative to the diagonal entry: what is left below this is rounding, not information
-            l[i, i] = rest.clamp_min(torch.finfo(entries.dtype).eps * a[i, i].detach() + tiny).sqrt()
+            factor[i, i] = rest.clamp_min(limits.eps * a[i, i].detach() + limits.tiny**0.5).sqrt()
         else:
-            l[i, j] = rest / l[j, j]
-    return Full(torch.cat([l[ij] for ij in triangle(channels)], 1))
+            factor[i, j] = rest / factor[j, j]
+    return Full(torch.cat([factor[ij] for ij in triangle(channels)], 1))
 
 
 def add(a: Covariance, b: Covariance) -> Covariance:
@@ -268,8 +268,8 @@ def posterior_mean(y: Tensor, mu: Tensor, cov_mu: Covariance, cov_n: Covariance)
 def posterior(y: Tensor, mu: Tensor, cov_mu: Covariance, cov_n: Covariance) -> Posterior:
     """Posterior mean and covariance Sigma_mu - Sigma_mu (Sigma_mu + Sigma_n)^-1 Sigma_mu.
 
-    The covariance is computed as W^T W with W the whitened stack below, so that it is positive whatever the rounding: with the gain
-    K = Sigma_mu (Sigma_mu + Sigma_n)^-1 it is (I-K) Sigma_mu (I-K)^T + K Sigma_n K^T (Joseph's form).
+    With the gain K = Sigma_mu (Sigma_mu + Sigma_n)^-1 the covariance is (I - K) Sigma_mu (I - K)^T + K Sigma_n K^T (Joseph's form), a sum of squares
+    of the columns of (I - K) L_mu and K L_n: positive whatever the rounding.
     """
     mean = posterior_mean(y, mu, cov_mu, cov_n)
     if y.shape[1] == 1:
@@ -277,13 +277,12 @@ def posterior(y: Tensor, mu: Tensor, cov_mu: Covariance, cov_n: Covariance) -> P
         return Posterior(mean, Diagonal(a * b / (a + b)))
     total, channels = add(cov_mu, cov_n), y.shape[1]
     columns = []
-    for factor, sign in ((cov_mu.full(), 1), (cov_n.full(), 0)):
-        for j in range(channels):
-            unit = torch.zeros_like(mean)
-            unit[:, j] = 1
-            column = factor.sample(unit)  # column j of L
-            gained = cov_mu.apply(total.solve(column))  # column j of K L
-            columns.append(planes(column - gained if sign else gained))
+    for j in range(channels):
+        unit = torch.zeros_like(mean)
+        unit[:, j] = 1
+        of_mu, of_n = cov_mu.full().sample(unit), cov_n.full().sample(unit)  # columns j of L_mu and L_n
+        columns.append(planes(of_mu - cov_mu.apply(total.solve(of_mu))))
+        columns.append(planes(cov_mu.apply(total.solve(of_n))))
     entries = torch.cat([sum(c[i] * c[j] for c in columns) for i, j in triangle(channels)], 1)
     return Posterior(mean, cholesky(entries))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -51,7 +51,7 @@ def run(model: BlindSpotDenoiser | MWCNN, y: Tensor, tile: int | None, progress:
     tile = tile or automatic_tile(model, y)
     if model.stage == 2:
         height, width = y.shape[2:]
-        (image,) = in_tiles(lambda part, *_: (model(part),), model, pad_to_multiple(y), tile, progress)
+        (image,) = in_tiles(lambda part: (model(part),), model, pad_to_multiple(y), tile, progress)
         return Denoised(image[:, :, :height, :width])
 
     estimator = model.noise_estimator
@@ -84,9 +84,9 @@ def in_tiles(f: Callable[[Tensor], tuple[Tensor, ...]], model, y: Tensor, tile: 
     cores = [(r, c) for r in spans(height, tile) for c in spans(width, tile)]
     outputs: tuple[Tensor, ...] = ()
     for (top, bottom), (left, right) in tqdm(cores, desc="tiles", leave=False, disable=None if progress and len(cores) > 1 else True):
-        t, l = max(0, top - around), max(0, left - around)
-        part = y[:, :, t : bottom + around, l : right + around].to(device)
-        results = [r[:, :, top - t : bottom - t, left - l : right - l] for r in f(part)]
+        first, start = max(0, top - around), max(0, left - around)
+        part = y[:, :, first : bottom + around, start : right + around].to(device)
+        results = [r[:, :, top - first : bottom - first, left - start : right - start] for r in f(part)]
         if len(cores) == 1:
             return tuple(r.cpu() for r in results)
         if not outputs:
@@ -96,7 +96,7 @@ def in_tiles(f: Callable[[Tensor], tuple[Tensor, ...]], model, y: Tensor, tile: 
     return outputs
 
 
-def spans(length: int, tile: int) -> Iterator[tuple[int, int]]:
+def spans(length: int, tile: int) -> list[tuple[int, int]]:
     return [(start, min(start + tile, length)) for start in range(0, length, tile)]
 
 
