@@ -8,7 +8,10 @@ python test.py --data bsd68 --noise awgn --sigma 25                   the noisy 
 from __future__ import annotations
 
 import json
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +27,7 @@ from models import load_model
 from models.inference import Denoised, denoise
 from options.test import TestOptions
 from utils.device import choose_device, choose_dtype
-from utils.errors import RunError, UsageError, run_script
+from utils.errors import EXIT_FAILURE, RunError, UsageError, run_script
 from utils.files import atomic_write_text
 from utils.metrics import measure
 
@@ -46,7 +49,11 @@ def main(argv: list[str] | None = None) -> int:
         model.dtype = choose_dtype(opt.amp, device)
     files = find_images(opt.data, opt.data_root, "--data")
     references = matching(files, find_images(opt.clean, opt.data_root, "--clean")) if opt.clean else [None] * len(files)
-    mode = agreed_mode(opt, models, files)
+    channels = agreed_channels(opt, models)
+    bad: dict[Path, str] = {}  # file -> what is wrong with it
+    for file in files:
+        with noting(bad, file, opt.on_bad):
+            check_file(file, opt, models, channels)
     white_level = None if opt.protocol == "published" else opt.white_level or agreed_white_level(models)
     noise = Noise.from_options(opt) if opt.noise else None
     prepare_folder(opt.save, files)
@@ -54,7 +61,10 @@ def main(argv: list[str] | None = None) -> int:
 
     rows, seconds = [], {}
     for file, reference, name in zip(tqdm(files, desc="images", disable=None), references, names):
-        sample = read_sample(file, reference, mode, white_level, noise)
+        with noting(bad, file, opt.on_bad):
+            sample = read_sample(file, reference, opt.mode, white_level, noise)
+        if file in bad:
+            continue
         y = torch.from_numpy(np.ascontiguousarray(sample.noisy.transpose(2, 0, 1)))[None]  # 1,C,H,W
         images, first = {"noisy": sample.noisy}, None
         for model in models:
@@ -71,21 +81,37 @@ def main(argv: list[str] | None = None) -> int:
         if opt.save:
             save_pictures(opt.save, name, file, images, sample, first, white_level)
 
+    if not rows:
+        raise RunError(f"none of the {len(files)} images could be used; the first: {next(iter(bad.values()))}")
     table = {
         "protocol": opt.protocol,
         "noise": {"model": opt.noise, **{n: getattr(opt, n)[0] for n in ("sigma", "alpha", "delta") if getattr(opt, n)}} if opt.noise else None,
         "data": [str(d) for d in opt.data],
         "checkpoints": [str(m.file) for m in models],
         "self_ensemble": opt.self_ensemble,
-        "seconds_per_image": {file: total / len(files) for file, total in seconds.items()},
+        "seconds_per_image": {file: total / len(rows) for file, total in seconds.items()},
         "mean": means(rows),
+        "skipped": {str(file): text for file, text in bad.items()},
         "images": rows,
     }
     print_table(table)
     if opt.json:
         opt.json.parent.mkdir(parents=True, exist_ok=True)
         atomic_write_text(opt.json, json.dumps(table, indent=1) + "\n")
-    return 0
+    if bad:
+        print(f"{len(bad)} of {len(files)} images were skipped:", *bad.values(), sep="\n  ", file=sys.stderr)
+    return EXIT_FAILURE if bad else 0
+
+
+@contextmanager
+def noting(bad: dict[Path, str], file: Path, on_bad: str) -> Iterator[None]:
+    """With --on-bad skip, what is wrong with a file is noted instead of ending the test."""
+    try:
+        yield
+    except UsageError as error:
+        if on_bad == "stop":
+            raise
+        bad[file] = str(error)
 
 
 def outputs_of(result: Denoised, model) -> dict[str, torch.Tensor]:
@@ -103,27 +129,30 @@ def as_image(t: torch.Tensor) -> np.ndarray:
     return t[0].permute(1, 2, 0).numpy()
 
 
-def agreed_mode(opt, models: list, files: list[Path]) -> str | None:
-    """ "gray", "color" or None (as stored). UsageError where checkpoints disagree, or images do not fit them and --mode does not say to convert."""
-    if opt.mode == "gray" and opt.noise == "mg":
-        raise UsageError("--noise mg describes correlated colour channels and makes no sense with --mode gray")
+def agreed_channels(opt, models: list) -> int | None:
+    """1, 3 or None (as stored). UsageError where checkpoints, --mode and --noise do not go together."""
     wanted = {model.channels for model in models}
+    given = {"gray": 1, "color": 3}.get(opt.mode)
+    if opt.noise == "mg" and given == 1:
+        raise UsageError("--noise mg describes correlated colour channels and makes no sense with --mode gray")
     if len(wanted) > 1:
         raise UsageError("--checkpoint: gray and colour checkpoints together; test them one after the other")
-    channels = wanted.pop() if wanted else {"gray": 1, "color": 3, None: None}[opt.mode]
-    given = {"gray": 1, "color": 3}.get(opt.mode)
+    channels = wanted.pop() if wanted else given
     if given and channels != given:
         raise UsageError(f"--mode {opt.mode}: {models[0].file} takes {channels} channel{'s' * (channels > 1)}, so leave --mode out or use another checkpoint")
-    for file in files:
-        found = image_header(file).channels
-        if opt.noise == "mg" and (channels or found) != 3:
-            raise UsageError(f"--noise mg describes correlated colour channels, but {file} is gray: give colour images")
-        if not given and channels and found != channels:
-            kind = {1: "gray", 3: "color"}
-            raise UsageError(
-                f"{file} has {found} channels, {models[0].file} takes {channels}: pass --mode {kind[channels]} to convert, or use a {kind[found]} checkpoint"
-            )
-    return opt.mode
+    return channels
+
+
+def check_file(file: Path, opt, models: list, channels: int | None) -> None:
+    """UsageError where the file's header cannot be read, or it does not fit the checkpoints and --mode does not say to convert."""
+    found = image_header(file).channels
+    if opt.noise == "mg" and (channels or found) != 3:
+        raise UsageError(f"--noise mg describes correlated colour channels, but {file} is gray: give colour images")
+    if not opt.mode and channels and found != channels:
+        kind = {1: "gray", 3: "color"}
+        raise UsageError(
+            f"{file} has {found} channels, {models[0].file} takes {channels}: pass --mode {kind[channels]} to convert, or use a {kind[found]} checkpoint"
+        )
 
 
 def agreed_white_level(models: list) -> float | None:

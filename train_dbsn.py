@@ -33,6 +33,7 @@ from utils.schedule import learning_rate, update_average
 from utils.training import plain_options, restore, training_tensors
 
 HELD_OUT_CROPS = 32
+MAX_SKIPPED = 10  # steps whose loss or gradient was not finite, under --on-nonfinite skip
 
 
 def objective(p: Prediction, y: Tensor, phase: str, loss: str, quantile: float) -> dict[str, Tensor]:
@@ -77,9 +78,9 @@ def main(argv: list[str] | None = None) -> int:
     with RunFolder(opt.checkpoints_dir / opt.name) as run, StopRequest() as stop:
         recorded = {**vars(opt), "amp": str(dtype).removeprefix("torch."), "training_images": images.digest()}
         run.check_options(plain_options(recorded), ignore=options.may_change, defaults=plain_options(options.defaults()))
-        step, best = 0, None
+        step, skipped, best = 0, 0, None
         if state := run.load_state():
-            step, best = state.values["step"], state.values["best_held_out_nll"]
+            step, skipped, best = (state.values[k] for k in ("step", "skipped", "best_held_out_nll"))
             restore(model, average, optimizer, state.tensors)
         run.truncate_stats(step)
         if step:
@@ -87,7 +88,7 @@ def main(argv: list[str] | None = None) -> int:
         values = {"config": model.config, "white_level": opt.white_level, "options": plain_options(recorded)}
 
         def save() -> None:
-            run.save_state(step, training_tensors(model, average, optimizer), {"step": step, "best_held_out_nll": best})
+            run.save_state(step, training_tensors(model, average, optimizer), {"step": step, "skipped": skipped, "best_held_out_nll": best})
             run.save_weights("last", "stage1", average.state_dict(), {**values, "step": step})
 
         board = Board(run.path / "tensorboard", step)
@@ -112,12 +113,18 @@ def main(argv: list[str] | None = None) -> int:
             optimizer.zero_grad()
             loss.backward()
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), opt.clip_grad or float("inf"))
-            if not torch.isfinite(loss) or not torch.isfinite(norm):
+            finite = bool(torch.isfinite(loss) and torch.isfinite(norm))
+            if not finite:
                 names = ", ".join(sorted({images.files[k].name for k in where.image}))
                 shown = ", ".join(f"{k} {v.item():g}" for k, v in terms.items())
-                raise RunError(f"step {step + 1}: loss or gradient is not finite ({shown}, gradient norm {norm.item():g}); crops of {names}; try a lower --lr")
-            optimizer.step()
-            update_average(average, model, step, opt.ema)
+                problem = f"step {step + 1}: loss or gradient is not finite ({shown}, gradient norm {norm.item():g}); crops of {names}"
+                skipped += 1
+                if opt.on_nonfinite == "stop" or skipped > MAX_SKIPPED:
+                    raise RunError(f"{problem}; try a lower --lr" + (f" ({skipped} steps skipped)" if skipped > 1 else ""))
+                tqdm.write(f"warning: {problem}; step skipped")
+            else:
+                optimizer.step()
+                update_average(average, model, step, opt.ema)
             step += 1
             bar.update()
 

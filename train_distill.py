@@ -32,6 +32,8 @@ from utils.run import RunFolder, StopRequest
 from utils.schedule import learning_rate, update_average
 from utils.training import plain_options, restore, training_tensors
 
+MAX_SKIPPED = 10  # steps whose loss or gradient was not finite, under --on-nonfinite skip
+
 
 def main(argv: list[str] | None = None) -> int:
     options = Stage2Options()
@@ -68,9 +70,9 @@ def main(argv: list[str] | None = None) -> int:
         recorded = {**vars(opt), "amp": str(dtype).removeprefix("torch."), "clean_images": clean.digest(), "noisy_images": noisy.digest()}
         recorded["teacher_weights"] = checksum({k: v.cpu() for k, v in teacher.state_dict().items()}, {})
         run.check_options(plain_options(recorded), ignore=options.may_change, defaults=plain_options(options.defaults()))
-        step = 0
+        step, skipped = 0, 0
         if state := run.load_state():
-            step = state.values["step"]
+            step, skipped = state.values["step"], state.values["skipped"]
             restore(student, average, optimizer, state.tensors)
         run.truncate_stats(step)
         if step:
@@ -79,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
         values = {"config": student.config, "white_level": white_level, "options": plain_options(recorded)}
 
         def save() -> None:
-            run.save_state(step, training_tensors(student, average, optimizer), {"step": step})
+            run.save_state(step, training_tensors(student, average, optimizer), {"step": step, "skipped": skipped})
             run.save_weights("last", "stage2", average.state_dict(), {**values, "step": step})
 
         clean_pool, noisy_pool = ImagePool(clean.arrays, device), ImagePool(noisy.arrays, device)
@@ -101,10 +103,11 @@ def main(argv: list[str] | None = None) -> int:
             for group in optimizer.param_groups:
                 group["lr"] = lr
 
-            inputs, wanted = [], []
+            inputs, wanted, names = [], [], set()
             if clean_count:
                 where = draw_crops(clean_pool.sizes, np.arange(step * clean_count, (step + 1) * clean_count), opt.patch_size, opt.seed)
                 x = clean_pool.crops(where, opt.patch_size)  # B,C,P,P
+                names |= {clean.files[k].name for k in where.image}
                 with torch.no_grad():
                     cov_n = teacher.noise_estimator(x.to(teacher.dtype))
                 inputs.append(synthesise(x, cov_n, generator(device, opt.seed, SYNTHESIS, step), opt.level_jitter))
@@ -112,6 +115,7 @@ def main(argv: list[str] | None = None) -> int:
             if noisy_count:
                 where = draw_crops(noisy_pool.sizes, np.arange(step * noisy_count, (step + 1) * noisy_count), opt.patch_size, opt.seed + NOISY)
                 y = noisy_pool.crops(where, opt.patch_size)
+                names |= {noisy.files[k].name for k in where.image}
                 if redraw:
                     y = noise.add(y, generator(device, opt.seed, NOISE, step))
                 inputs.append(y)
@@ -127,11 +131,18 @@ def main(argv: list[str] | None = None) -> int:
             optimizer.zero_grad()
             loss.backward()
             norm = torch.nn.utils.clip_grad_norm_(student.parameters(), opt.clip_grad or float("inf"))
-            if not torch.isfinite(loss) or not torch.isfinite(norm):
+            finite = bool(torch.isfinite(loss) and torch.isfinite(norm))
+            if not finite:
+                names = ", ".join(sorted(names))
                 shown = ", ".join(f"{k} {v.item():g}" for k, v in terms.items())
-                raise RunError(f"step {step + 1}: loss or gradient is not finite ({shown}, gradient norm {norm.item():g}); try a lower --lr")
-            optimizer.step()
-            update_average(average, student, step, opt.ema)
+                problem = f"step {step + 1}: loss or gradient is not finite ({shown}, gradient norm {norm.item():g}); crops of {names}"
+                skipped += 1
+                if opt.on_nonfinite == "stop" or skipped > MAX_SKIPPED:
+                    raise RunError(f"{problem}; try a lower --lr" + (f" ({skipped} steps skipped)" if skipped > 1 else ""))
+                tqdm.write(f"warning: {problem}; step skipped")
+            else:
+                optimizer.step()
+                update_average(average, student, step, opt.ema)
             step += 1
             bar.update()
 

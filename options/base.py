@@ -122,6 +122,7 @@ class BaseOptions:
         train.add_argument(
             "--ema", type=number(float, 0, 0.999999), default=0.999, help="decay of the running average of weights, which is what gets saved for use"
         )
+        train.add_argument("--on-nonfinite", choices=("stop", "skip"), default="stop", help="a loss or gradient that is not finite: stop, or skip the step, ten times at most")
         train.add_argument("--max-minutes", type=number(float, above=0), default=None, help="stop in good order with a checkpoint after this long")
         train.add_argument("--log-every", type=number(int, 1), default=50, help="steps between lines of stats.jsonl")
         train.add_argument("--save-every", type=number(int, 1), default=500, help="steps between checkpoints")

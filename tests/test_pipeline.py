@@ -21,6 +21,7 @@ import test as test_script
 import train_dbsn
 import train_distill
 from models import load_model, posterior
+from utils.checkpoint import load_checkpoint
 from utils.errors import run_script
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -190,8 +191,6 @@ def test_stopped_and_resumed_is_never_stopped(draw, run, pictures, tmp_path, mon
 
 
 def read_tensors(path):
-    from utils.checkpoint import load_checkpoint
-
     return load_checkpoint(path).tensors
 
 
@@ -333,6 +332,58 @@ def test_non_finite_loss_stops_before_the_weights_move(run, pictures, tmp_path, 
     assert code == 1 and "step 4" in err and ".png" in err and "nan" in err
     monkeypatch.undo()
     assert "6 of 6" in ok(run("train_dbsn", line))
+
+
+@pytest.mark.parametrize("script", ["train_dbsn", "train_distill"])
+def test_skipping_steps_is_bounded_and_survives_resuming(script, run, pictures, models, tmp_path, monkeypatch):
+    shutil.copytree(models / "s1", tmp_path / "s1")
+    line = {
+        "train_dbsn": f"--name a --clean {pictures}/gray {LEVELS['awgn']} {TINY}",
+        "train_distill": f"--name a --teacher s1 --clean {pictures}/gray --noisy {pictures}/gray {TINY2}",
+    }[script]
+    clip, calls = torch.nn.utils.clip_grad_norm_, []
+
+    def poisoned(parameters, bound):
+        calls.append(1)
+        return clip(parameters, bound) * (float("inf") if len(calls) % 2 else 1.0)
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", poisoned)
+    out = ok(run(script, f"{line} --steps 4 --save-every 1 --on-nonfinite skip"))
+    assert out.count("step skipped") == 2 and "step 3" in out and "4 of 4" in out
+    shutil.rmtree(tmp_path / "a")
+    code, _, err = run(script, f"{line} --steps 40 --save-every 1 --on-nonfinite skip")
+    assert code == 1 and "11 steps skipped" in err
+    state = load_checkpoint(sorted((tmp_path / "a").glob("state-*"))[-1])
+    assert state.values["skipped"] == 10 and torch.isfinite(torch.cat([t.flatten().double() for t in state.tensors.values()])).all()
+
+
+def test_bad_images_are_skipped_on_request(run, models, pictures, tmp_path):
+    shutil.copytree(models / "s1", tmp_path / "s1")
+    shutil.copytree(pictures / "gray", tmp_path / "images")
+    data = (tmp_path / "images" / "2.png").read_bytes()
+    (tmp_path / "images" / "2.png").write_bytes(data[: len(data) // 2])
+    (tmp_path / "images" / "3.png").write_text("no picture")
+    shutil.copy(pictures / "color" / "0.png", tmp_path / "images" / "colour.png")
+    line = f"--checkpoint s1 --data {tmp_path}/images {LEVELS['awgn']} --json {tmp_path}/r.json"
+    assert run("test", line)[0] == 2 and not (tmp_path / "r.json").exists()
+    code, _, err = run("test", f"{line} --on-bad skip")
+    assert code == 1 and "3 of 11 images were skipped" in err and all(n in err for n in ("2.png", "3.png", "colour.png"))
+    table = json.loads((tmp_path / "r.json").read_text())
+    assert len(table["images"]) == 8 and len(table["skipped"]) == 3
+    code, _, err = run("test", f"--checkpoint s1 --data {tmp_path}/images/3.png {LEVELS['awgn']} --on-bad skip")
+    assert code == 1 and "none of the 1 images" in err
+
+
+def test_outlier_of_a_16_bit_image(run, tmp_path):
+    """A dark image with one pixel at the maximum: nothing overflows."""
+    (tmp_path / "images").mkdir()
+    image = np.full((24, 24), 100, np.uint16)
+    image[12, 12] = 65535
+    for k in range(2):
+        tifffile.imwrite(tmp_path / "images" / f"{k}.tif", image)
+    ok(run("train_dbsn", f"--name a --noisy {tmp_path}/images --noise hg {TINY} --steps 6"))
+    ok(run("test", f"--checkpoint a --data {tmp_path}/images --save {tmp_path}/out"))
+    assert tifffile.imread(tmp_path / "out" / "0_denoised.tif").shape == (24, 24)
 
 
 @pytest.mark.parametrize("value", [0, 255])
