@@ -1,33 +1,41 @@
 """Reading and writing single images: PNG, JPEG, BMP and TIFF, of 8 and 16 bits, and float TIFF.
 
-In memory an image is (H,W,C), C = 1 or 3, RGB order: uint8 as stored, or float32 in which 1.0 is white. Files come from strangers: whatever is wrong with one
-ends in a UsageError of one line that names it, and its size is checked before its pixels are decoded.
+In memory an image is (H,W,C), C = 1 or 3, RGB order: uint8 as stored, or float32 in which 1.0 is white. Files come from strangers: whatever is wrong
+with one ends in a UsageError of one line that names it, and its size is checked before its pixels are decoded.
 """
 
 from __future__ import annotations
 
 import io
+import logging
+import math
 import os
-import warnings
+import stat
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import cv2
 import numpy as np
 import tifffile
-from PIL import Image, ImageOps
+from PIL import Image, UnidentifiedImageError
+from tifffile import COMPRESSION, EXTRASAMPLE, PHOTOMETRIC
 
-from utils.errors import UsageError
-from utils.files import atomic_write_bytes
+from utils.errors import RunError, UsageError
+from utils.files import atomic_write_bytes, shown
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 MAX_PIXELS = 2**30  # a small file can claim a huge picture: more than this is refused unless asked for
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R 601
-EXIF_ORIENTATION = 0x0112
+ORIENTATION = 0x0112  # the tag of EXIF and of TIFF
 
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit is lower, warns instead of refusing and does not hold for TIFF; MAX_PIXELS takes its place
+# Both write many lines to stderr about a damaged file; what matters of it is in the UsageError.
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
 @dataclass(frozen=True)
@@ -42,8 +50,11 @@ class Header:
 
 def image_header(path: Path, max_pixels: int = MAX_PIXELS) -> Header:
     """Raises UsageError as read_image does."""
-    with reading(path) as data:
-        return tiff_header(path, data, max_pixels) if is_tiff(data) else pillow_header(path, data, max_pixels)[1]
+    with reading(path) as file:
+        if is_tiff(file):
+            with tifffile.TiffFile(file) as tiff:
+                return tiff_page(path, tiff, max_pixels)[1]
+        return pillow_header(path, file, max_pixels)[1]
 
 
 def read_image(path: Path, mode: str | None = None, white_level: float | None = None, max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -53,15 +64,16 @@ def read_image(path: Path, mode: str | None = None, white_level: float | None = 
     white_level: the file value that becomes 1.0; None: 255 or 65535 by the file's depth, 1.0 for float files.
     Raises UsageError for files that are missing, unreadable, damaged, larger than max_pixels, transparent, not finite, or of another kind.
     """
-    with reading(path) as data:
-        image = decode_tiff(path, data, max_pixels) if is_tiff(data) else decode_with_pillow(path, data, max_pixels)
+    with reading(path) as file:
+        image = decode_tiff(path, file, max_pixels) if is_tiff(file) else decode_other(path, file, max_pixels)
     if image.dtype.kind == "f":
-        image = image.astype(np.float32)
+        with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite and is refused below
+            image = image.astype(np.float32)
         if not np.isfinite(image).all():
             raise bad(path, "holds values that are not finite (NaN or infinity); replace them first")
         low, high = float(image.min()), float(image.max())
         if white_level is None and (low < -0.5 or high > 1.5):
-            raise bad(path, f"is a float image with values from {low:g} to {high:g}, where 0 to 1 is expected: say which value is white with --white-level")
+            raise bad(path, f"has float values from {low:g} to {high:g}, where 0 to 1 is expected: say which value is white with --white-level")
     if white_level is not None:
         image = image.astype(np.float32) / np.float32(white_level)
     elif image.dtype == np.uint16:
@@ -80,12 +92,16 @@ def to_float(image: np.ndarray) -> np.ndarray:
 
 
 def write_image(path: Path, image: np.ndarray, bits: int = 8) -> None:
-    """Writes (H,W,C), uint8 or float 0..1, as PNG or TIFF by the suffix; atomically. RunError where the disk refuses.
+    """Writes (H,W,C), uint8 or float 0..1, as PNG or TIFF by the suffix; atomically. RunError where the disk refuses or a value is not finite.
 
     bits: 8 or 16: floats are clipped to 0..1 and rounded; 32, TIFF only: float32 as it is.
     """
     path = Path(path)
     tiff = path.suffix.lower() in (".tif", ".tiff")
+    if not tiff and path.suffix.lower() != ".png":
+        raise ValueError(f"images are written as .png, .tif or .tiff, not {path.suffix}")
+    if image.dtype.kind == "f" and not np.isfinite(image).all():
+        raise RunError(f"{shown(path)}: the result has values that are not finite (NaN or infinity); nothing is written")
     if bits == 32 and not tiff:
         raise ValueError("32-bit float images are written as TIFF only")
     if bits == 32:
@@ -106,35 +122,58 @@ def write_image(path: Path, image: np.ndarray, bits: int = 8) -> None:
     atomic_write_bytes(path, data)
 
 
-# ------------------------------------------------------------------------------------------------------------------ the formats
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+TIFF_SAMPLES = {  # colour samples of a pixel, without alpha
+    PHOTOMETRIC.MINISWHITE: 1,
+    PHOTOMETRIC.MINISBLACK: 1,
+    PHOTOMETRIC.PALETTE: 1,
+    PHOTOMETRIC.RGB: 3,
+    PHOTOMETRIC.YCBCR: 3,
+    PHOTOMETRIC.SEPARATED: 4,
+}
+PLAIN = (PHOTOMETRIC.MINISWHITE, PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.RGB)  # samples are intensities as they stand
+# what tifffile decodes without the package imagecodecs
+TIFFFILE_CODECS = (COMPRESSION.NONE, COMPRESSION.ADOBE_DEFLATE, COMPRESSION.DEFLATE, COMPRESSION.PACKBITS)
 
 
 def bad(path: Path, what: str) -> UsageError:
-    """One line, even where the file's name has a newline in it."""
-    return UsageError(f"{ascii(str(path))[1:-1] if not str(path).isprintable() else path} {what}")
+    return UsageError(f"{shown(path)} {what}")
+
+
+def open_file(path: Path) -> BinaryIO:
+    """Opens a regular file that is not empty; UsageError for anything else."""
+    path = Path(path)
+    try:
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise bad(path, "is a folder, not an image")
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+            raise bad(path, "is no regular file")
+        if status.st_size == 0:
+            raise bad(path, "is empty (0 bytes)")
+        return path.open("rb")
+    except FileNotFoundError:
+        raise bad(path, f"is a link to {shown(os.readlink(path))}, which does not exist" if path.is_symlink() else "does not exist") from None
+    except OSError as error:
+        raise bad(path, f"cannot be read: {error.strerror}") from None
+    except ValueError as error:  # a NUL in the name
+        raise bad(path, f"cannot be read: {error}") from None
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[bytes]:
-    """Gives the file's bytes and turns whatever the decoders raise on them into a UsageError."""
-    path = Path(path)
-    try:
-        data = path.read_bytes()
-    except IsADirectoryError:
-        raise bad(path, "is a folder, not an image") from None
-    except FileNotFoundError:
-        raise bad(path, f"is a link to {os.readlink(path)}, which does not exist" if path.is_symlink() else "does not exist") from None
-    except OSError as error:
-        raise bad(path, f"cannot be read: {error.strerror}") from None
-    if not data:
-        raise bad(path, "is empty (0 bytes)")
-    try:
-        yield data
-    except UsageError:
-        raise
-    except Exception as error:  # the decoders' errors have nothing in common: OSError, SyntaxError, ValueError, struct.error, cv2.error, TiffFileError ..
-        text = " ".join(str(error).split()) or type(error).__name__
-        raise bad(path, f"is no image that can be decoded, or it is damaged ({text[:120]})") from error
+def reading(path: Path) -> Iterator[BinaryIO]:
+    """Gives the opened file and turns whatever the decoders raise on it into a UsageError."""
+    with open_file(path) as file:
+        try:
+            yield file
+        except UsageError:
+            raise
+        except MemoryError:
+            raise bad(path, "does not fit in memory; cut it into smaller images") from None
+        except Exception as error:  # what decoders raise has nothing in common: OSError, SyntaxError, ValueError, struct.error, TiffFileError ..
+            text = " ".join(str(error).split()) or type(error).__name__
+            raise bad(path, f"is no image that can be decoded, or it is damaged ({text[:120]})") from error
 
 
 def check_pixels(path: Path, height: int, width: int, max_pixels: int) -> None:
@@ -144,101 +183,168 @@ def check_pixels(path: Path, height: int, width: int, max_pixels: int) -> None:
         raise bad(path, f"claims {width}x{height} pixels, more than the limit of {max_pixels}")
 
 
-def is_tiff(data: bytes) -> bool:
-    return data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+def is_tiff(file: BinaryIO) -> bool:
+    signature = file.read(4)
+    file.seek(0)
+    return signature in TIFF_SIGNATURES
 
 
-def pillow_header(path: Path, data: bytes, max_pixels: int) -> tuple[Image.Image, Header]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "BMP"))
-        except OSError:
-            raise bad(path, "is no PNG, JPEG, BMP or TIFF image, whatever its name says") from None
-        width, height = image.size
-        check_pixels(path, height, width, max_pixels)
-        if image.getexif().get(EXIF_ORIENTATION, 1) in (5, 6, 7, 8):
-            height, width = width, height
-    sixteen = image.mode.startswith("I") or is_sixteen_bit_colour_png(data)
-    gray = image.mode in ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L") or (image.mode == "P" and gray_palette(image))
-    return image, Header(height, width, 1 if gray else 3, np.dtype(np.uint16 if sixteen else np.uint8))
-
-
-def is_sixteen_bit_colour_png(data: bytes) -> bool:
-    return data[:8] == b"\x89PNG\r\n\x1a\n" and data[24] == 16 and data[25] in (2, 6)
-
-
-def gray_palette(image: Image.Image) -> bool:
-    palette = np.frombuffer(bytes(image.palette.getdata()[1]), np.uint8) if image.palette else np.zeros(0, np.uint8)
-    colours = palette[: len(palette) // 3 * 3].reshape(-1, 3)
-    return image.palette is not None and image.palette.mode == "RGB" and bool((colours == colours[:, :1]).all())
-
-
-def decode_with_pillow(path: Path, data: bytes, max_pixels: int) -> np.ndarray:
-    image, header = pillow_header(path, data, max_pixels)
-    image.load()  # raises where the file is truncated
-    if image.mode in ("LA", "RGBA", "PA") or "transparency" in image.info:
-        if np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
-            raise bad(path, "is partly transparent; flatten it onto a background first")
-    if is_sixteen_bit_colour_png(data):  # Pillow keeps the upper eight bits only
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)[..., :3][..., ::-1]
-        orientation = image.getexif().get(EXIF_ORIENTATION, 1)
-        return rotated(pixels, orientation)
-    image = ImageOps.exif_transpose(image)
-    if header.dtype == np.uint16:
-        pixels = np.asarray(image)
-        if pixels.min() < 0 or pixels.max() > 65535:
-            raise bad(path, "has more than 16 bits a pixel; save it as a 16-bit image or a float TIFF")
-        return pixels.astype(np.uint16)[..., None]
-    pixels = np.asarray(image.convert("L" if header.channels == 1 else "RGB"))
-    return pixels[..., None] if header.channels == 1 else pixels
+def without_alpha(path: Path, pixels: np.ndarray) -> np.ndarray:
+    """(H,W,1..4) -> (H,W,1) or (H,W,3). An alpha channel is dropped where it is opaque everywhere; UsageError elsewhere."""
+    if pixels.shape[2] in (1, 3):
+        return pixels
+    opaque = 1 if pixels.dtype.kind == "f" else np.iinfo(pixels.dtype).max
+    if (pixels[..., -1] != opaque).any():
+        raise bad(path, "is partly transparent; flatten it onto a background first")
+    return pixels[..., :-1]
 
 
 def rotated(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """EXIF orientation 1..8 applied to (H,W,C)."""
+    """EXIF orientation 1..8 applied to (H,W,C); any other value stands for 1."""
     pixels = pixels.transpose(1, 0, 2) if orientation in (5, 6, 7, 8) else pixels
     pixels = pixels[::-1] if orientation in (3, 4, 7, 8) else pixels
     return pixels[:, ::-1] if orientation in (2, 3, 6, 7) else pixels
 
 
-def tiff_page(path: Path, file: tifffile.TiffFile, max_pixels: int) -> tuple[tifffile.TiffPage, Header]:
-    if len(file.pages) != 1:
-        raise bad(path, f"is a stack of {len(file.pages)} pages; split it into one file a page")
-    page = file.pages[0]
-    shape, axes = page.shape, page.axes
-    channels = {"YX": 1, "YXS": shape[-1], "SYX": shape[0]}.get(axes)
-    if channels is None:
-        raise bad(path, f"is a TIFF with axes {axes}; a single gray or RGB picture is needed")
-    height, width = shape[1:] if axes == "SYX" else shape[:2]
+def from_pillow(image: Image.Image, channels: int) -> np.ndarray:
+    """An 8-bit Pillow image of any mode -> (H,W,channels) uint8, with alpha as one more channel where it has any."""
+    if "transparency" in image.info:
+        image = image.convert("RGBA")  # the only conversion that every mode has for a transparent palette entry or colour
+    image = image.convert(("L" if channels == 1 else "RGB") + "A" * image.has_transparency_data)
+    pixels = np.asarray(image)
+    return pixels[..., None] if pixels.ndim == 2 else pixels
+
+
+def from_opencv(file: BinaryIO) -> np.ndarray:
+    """OpenCV's decoding as (H,W,C) in RGB order, for the deep formats that neither Pillow nor tifffile decodes."""
+    file.seek(0)
+    pixels = cv2.imdecode(np.frombuffer(file.read(), np.uint8), cv2.IMREAD_UNCHANGED)
+    if pixels is None:
+        raise ValueError("OpenCV cannot decode it")
+    pixels = np.atleast_3d(pixels)
+    return pixels[..., {1: [0], 3: [2, 1, 0], 4: [2, 1, 0, 3]}[pixels.shape[2]]]
+
+
+@dataclass(frozen=True)
+class PngFacts:
+    """What Pillow does not tell of a PNG before it has decoded it. All zero for other formats."""
+
+    bits: int = 0  # of one sample
+    gray: bool = False
+    animated: bool = False
+    may_rotate: bool = False  # there is a chunk that can hold an EXIF orientation; it may follow the pixels
+
+
+def png_facts(file: BinaryIO) -> PngFacts:
+    facts = []
+    if file.read(8) == PNG_SIGNATURE:
+        while len(head := file.read(8)) == 8:
+            length, kind = struct.unpack(">I4s", head)
+            start = file.read(min(length, 32))
+            facts.append((kind, start))
+            file.seek(length - len(start) + 4, os.SEEK_CUR)  # the rest and the checksum
+    file.seek(0)
+    if not facts or facts[0][0] != b"IHDR" or len(facts[0][1]) < 10:
+        return PngFacts()
+    bits, colour_type = facts[0][1][8:10]
+    rotates = any(kind == b"eXIf" or start.startswith((b"Raw profile type exif", b"XML:com.adobe.xmp")) for kind, start in facts)
+    return PngFacts(bits=bits, gray=colour_type in (0, 4), animated=any(kind == b"acTL" for kind, _ in facts), may_rotate=rotates)
+
+
+def orientation_of(image: Image.Image, png: PngFacts) -> int:
+    # Pillow decodes a whole PNG to look for EXIF data after the pixels: ask only where there is some
+    return image.getexif().get(ORIENTATION, 1) if image.format != "PNG" or png.may_rotate else 1
+
+
+def pillow_header(path: Path, file: BinaryIO, max_pixels: int) -> tuple[Image.Image, Header, PngFacts]:
+    png = png_facts(file)
+    try:
+        image = Image.open(file, formats=("PNG", "JPEG", "BMP"))
+    except UnidentifiedImageError:
+        raise bad(path, "is no PNG, JPEG, BMP or TIFF image, whatever its name says") from None
+    width, height = image.size
     check_pixels(path, height, width, max_pixels)
-    if channels not in (1, 3):
-        raise bad(path, f"has {channels} channels; 1 (gray) or 3 (RGB) are needed" + (": flatten its transparency" if channels in (2, 4) else ""))
-    dtype = np.dtype(page.dtype) if page.dtype is not None else np.dtype("V")
-    if dtype not in (np.uint8, np.uint16) and dtype.kind != "f" and dtype != np.bool_:
-        raise bad(path, f"holds {dtype} values; save it with 8 or 16 bits, or as float")
-    return page, Header(height, width, channels, np.dtype(np.uint8) if dtype == np.bool_ else dtype.newbyteorder("="))
+    if png.animated:
+        raise bad(path, "is an animation; save one picture of it")
+    if orientation_of(image, png) in (5, 6, 7, 8):
+        height, width = width, height
+    if png.bits == 16:
+        gray = png.gray
+    elif image.mode == "P":
+        order, palette = image.palette.getdata()  # image.getpalette() would decode the pixels
+        colours = np.frombuffer(bytes(palette), np.uint8).reshape(-1, len(order))[:, :3]
+        gray = bool((colours == colours[:, :1]).all())
+    else:
+        gray = image.mode in ("1", "L", "LA")
+    return image, Header(height, width, 1 if gray else 3, np.dtype(np.uint16 if png.bits == 16 else np.uint8)), png
 
 
-def tiff_header(path: Path, data: bytes, max_pixels: int) -> Header:
-    with tifffile.TiffFile(io.BytesIO(data)) as file:
-        return tiff_page(path, file, max_pixels)[1]
+def decode_other(path: Path, file: BinaryIO, max_pixels: int) -> np.ndarray:
+    image, header, png = pillow_header(path, file, max_pixels)
+    image.load()  # raises where the file is truncated, which OpenCV does not
+    orientation = orientation_of(image, png)
+    if png.bits != 16:
+        pixels = from_pillow(image, header.channels)
+    elif image.mode.startswith("I"):
+        pixels = np.asarray(image).astype(np.uint16)[..., None]
+        if (pixels == image.info.get("transparency", -1)).any():  # the one gray value that is transparent
+            raise bad(path, "is partly transparent; flatten it onto a background first")
+    else:  # Pillow keeps the upper eight bits only
+        pixels = from_opencv(file)
+        pixels = pixels[..., [0, 3]] if png.gray else pixels  # OpenCV makes gray with alpha RGBA
+    return rotated(without_alpha(path, pixels), orientation)
 
 
-def decode_tiff(path: Path, data: bytes, max_pixels: int) -> np.ndarray:
-    with tifffile.TiffFile(io.BytesIO(data)) as file:
-        page, _ = tiff_page(path, file, max_pixels)
-        expected = page.nbytes
-        if page.compression == 1 and sum(page.databytecounts) < expected:
-            raise bad(path, "is truncated: pixels are missing")
-        pixels = page.asarray()
-        if page.axes == "SYX":
-            pixels = pixels.transpose(1, 2, 0)
-        elif page.axes == "YX":
-            if page.photometric == tifffile.PHOTOMETRIC.PALETTE:
-                raise bad(path, "is a TIFF with a palette; save it as gray or RGB")
-            pixels = pixels[..., None]
-        if pixels.dtype == np.bool_:
-            pixels = pixels.astype(np.uint8) * np.uint8(255)
-        if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE and pixels.dtype.kind == "u":
-            pixels = np.iinfo(pixels.dtype).max - pixels
-        return pixels.astype(pixels.dtype.newbyteorder("="))
+def tiff_page(path: Path, tiff: tifffile.TiffFile, max_pixels: int) -> tuple[tifffile.TiffPage, Header]:
+    """The only picture of the file, checked to be whole and of a kind that decode_tiff knows."""
+    page = tiff.pages[0]
+    check_pixels(path, page.imagelength, page.imagewidth, max_pixels)
+    tiff.filehandle.seek(page.offset)
+    if len(page.tags) < struct.unpack(tiff.tiff.tagnoformat, tiff.filehandle.read(tiff.tiff.tagnosize))[0]:
+        raise bad(path, "is damaged: some of its tags cannot be read")  # tifffile would go on with their default values
+    others = sum(not other.is_reduced for other in tiff.pages[1:])  # thumbnails may follow
+    pages = max(1 + others, page.imagedepth, tiff.series[0].size // max(page.size, 1))  # ImageJ's stacks have one page in the file
+    if pages > 1:
+        raise bad(path, f"is a stack of {pages} pages; split it into one file a page")
+
+    samples = TIFF_SAMPLES.get(page.photometric)
+    if samples is None:
+        raise bad(path, f"is a TIFF of the kind {getattr(page.photometric, 'name', page.photometric)}; save it as gray or RGB")
+    extra = page.samplesperpixel - samples
+    if extra and not (extra == 1 and page.extrasamples and page.extrasamples[0] in (EXTRASAMPLE.ASSOCALPHA, EXTRASAMPLE.UNASSALPHA)):
+        raise bad(path, f"has {page.samplesperpixel} channels; 1 (gray) or 3 (RGB) are needed")
+    dtype = np.dtype(np.uint8 if page.dtype == np.bool_ else page.dtype or "V")
+    deep = (dtype == np.uint16 and page.bitspersample == 16) or (dtype.kind == "f" and page.bitspersample == 8 * dtype.itemsize)
+    if dtype != np.uint8 and not (deep and page.photometric in PLAIN):
+        raise bad(path, f"holds {dtype} values of {page.bitspersample} bits; save it as gray or RGB with 8 or 16 bits, or as float")
+
+    whole = len(page.dataoffsets) >= math.prod(page.chunked)
+    if not whole or any(n == 0 or start + n > tiff.filehandle.size for start, n in zip(page.dataoffsets, page.databytecounts)):
+        raise bad(path, "is truncated: pixels are missing")
+    turned = page.tags.valueof(ORIENTATION, default=1) in (5, 6, 7, 8)
+    height, width = (page.imagewidth, page.imagelength) if turned else (page.imagelength, page.imagewidth)
+    gray = samples == 1 and (page.photometric != PHOTOMETRIC.PALETTE or bool((page.colormap >> 8 == page.colormap[:1] >> 8).all()))
+    return page, Header(height, width, 1 if gray else 3, dtype.newbyteorder("="))
+
+
+def decode_tiff(path: Path, file: BinaryIO, max_pixels: int) -> np.ndarray:
+    """tifffile decodes what it can alone, libtiff in Pillow (8 bits) or OpenCV (more) the other compressions and colour spaces."""
+    with tifffile.TiffFile(file) as tiff:
+        page, header = tiff_page(path, tiff, max_pixels)
+        if page.compression in TIFFFILE_CODECS and page.predictor in (1, 2) and page.photometric in PLAIN and page.bitspersample % 8 == 0:
+            pixels = page.asarray()
+            pixels = np.moveaxis(pixels, 0, 2) if page.axes == "SYX" else np.atleast_3d(pixels)
+            pixels = rotated(pixels.astype(pixels.dtype.newbyteorder("=")), page.tags.valueof(ORIENTATION, default=1))
+        elif header.dtype == np.uint8:
+            file.seek(0)
+            image = Image.open(file, formats=("TIFF",))
+            image.load()
+            return without_alpha(path, from_pillow(image, header.channels))  # Pillow has rotated and inverted it
+        else:
+            pixels = from_opencv(file)  # rotated, not inverted
+            if pixels.dtype != header.dtype or pixels.shape[2] != page.samplesperpixel:
+                raise ValueError(f"compression {page.compression} of {page.samplesperpixel} x {header.dtype}; save it without compression")
+    pixels = without_alpha(path, pixels)
+    if page.photometric == PHOTOMETRIC.MINISWHITE:
+        pixels = (1 if pixels.dtype.kind == "f" else np.iinfo(pixels.dtype).max) - pixels
+    return pixels

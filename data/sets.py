@@ -9,14 +9,17 @@ import os
 import shlex
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
-from data.images import IMAGE_SUFFIXES
+from data.images import IMAGE_SUFFIXES, open_file
 from utils.errors import UsageError
+from utils.files import shown
 
 SKIMAGE_TRAIN = """astronaut.png brick.png cell.png clock_motion.png coins.png grass.png gravel.png hubble_deep_field.jpg ihc.png moon.png motorcycle_left.png
 motorcycle_right.png retina.jpg""".split()
 SKIMAGE_TEST = "camera.png chelsea.png coffee.png rocket.jpg".split()
+SKIMAGE_SETS = {"skimage_train": SKIMAGE_TRAIN, "skimage_test": SKIMAGE_TEST}
 
 
 @dataclass(frozen=True)
@@ -54,38 +57,50 @@ def find_images(specs: str | Path | list, data_root: Path | None = None, what: s
     root), a file, a folder (its images by name; hidden files and other suffixes are left out), or a glob pattern. what: the flag, for messages. Raises
     UsageError for a spec that names nothing.
     """
-    files: dict[Path, None] = {}
+    files: dict[str, Path] = {}
     for spec in [specs] if isinstance(specs, str | Path) else specs:
-        files |= dict.fromkeys(files_of(str(spec), data_root, what))
-    return list(files)
+        for file in files_of(str(spec), data_root, what):
+            files.setdefault(os.path.realpath(file), file)  # a file may be named in several ways
+    return list(files.values())
 
 
 def files_of(spec: str, data_root: Path | None, what: str) -> list[Path]:
-    if spec in ("skimage_train", "skimage_test"):
-        import skimage
-
-        folder = Path(skimage.__path__[0]) / "data"
-        return [folder / name for name in (SKIMAGE_TRAIN if spec == "skimage_train" else SKIMAGE_TEST)]
+    if spec in SKIMAGE_SETS:
+        return files_of_skimage(spec, what)
     if spec in SETS:
         return files_of_set(spec, data_root, what)
+    named = f"{what} {shown(spec)}"
+    if not spec or "\0" in spec:
+        raise UsageError(f"{named}: a file, folder, pattern or set is needed")
     path = Path(spec)
     if path.is_dir():
-        found = images_in(path)
+        found = images_in(path, named)
         if not found:
-            raise UsageError(f"{what} {spec}: the folder holds no image ({', '.join(IMAGE_SUFFIXES)})")
+            deeper = path / "**" / "*"
+            hint = f"; its subfolders do: name them with the pattern {shown(deeper)}" if matches(str(deeper)) else ""
+            raise UsageError(f"{named}: the folder holds no image ({', '.join(IMAGE_SUFFIXES)}){hint}")
         return found
-    if path.exists() or path.is_symlink():
+    if os.path.lexists(path):  # a broken link is named by whoever reads it
         return [path]
     if glob.has_magic(spec):
-        found = [Path(f) for f in sorted(glob.glob(spec, recursive=True)) if Path(f).suffix.lower() in IMAGE_SUFFIXES]
+        found = matches(spec)
         if not found:
-            raise UsageError(f"{what} {spec}: the pattern matches no image")
+            raise UsageError(f"{named}: the pattern matches no image")
         return found
-    near = difflib.get_close_matches(spec, [*SETS, "skimage_train", "skimage_test"], n=1)
-    raise UsageError(
-        f"{what} {spec}: no such file or folder, and no set of that name"
-        + (f"; did you mean {near[0]}?" if near else f"; the sets are {', '.join(sorted(SETS))}, skimage_train, skimage_test")
-    )
+    known = [*SETS, *SKIMAGE_SETS]
+    near = difflib.get_close_matches(spec.lower(), known, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"the sets are {', '.join(known)}"
+    raise UsageError(f"{named}: no such file or folder, and no set of that name; {hint}")
+
+
+def files_of_skimage(name: str, what: str) -> list[Path]:
+    package = find_spec("skimage")  # finds the folder without importing the package
+    folder = Path(package.submodule_search_locations[0]) / "data" if package else Path("skimage", "data")
+    files = [folder / file for file in SKIMAGE_SETS[name]]
+    missing = [file.name for file in files if not file.is_file()]
+    if missing:
+        raise UsageError(f"{what} {name}: {shown(folder)} has no {', '.join(missing)}; install scikit-image as requirements.txt has it")
+    return files
 
 
 def root_folder(data_root: Path | None) -> Path:
@@ -97,15 +112,15 @@ def files_of_set(name: str, data_root: Path | None, what: str) -> list[Path]:
     named = SETS[name]
     root = root_folder(data_root)
     folder = root / named.folder
-    found = [f for f in images_in(folder) if f.match(named.pattern)] if folder.is_dir() else []
+    found = [f for f in images_in(folder, f"{what} {name}") if f.match(named.pattern)] if folder.is_dir() else []
     if name == "bsd432" and not folder.is_dir() and (root / "bsd500").is_dir():
-        found = [f for f in images_in(root / "bsd500") if f.stem not in bsd68_names()]
+        found = [f for f in images_in(root / "bsd500", f"{what} {name}") if f.stem not in bsd68_names()]
     if not found:
         problem = "has no images of it" if folder.is_dir() else "does not exist"
         remedy = f"put {named.get} there"
         if named.download:
             remedy = f"get {named.get} with python scripts/download_data.py {name}" + (f" --data-root {shlex.quote(str(root))}" if data_root else "")
-        raise UsageError(f"{what} {name}: {folder} {problem}; {remedy}, or name another root with --data-root or DBSN_DATA")
+        raise UsageError(f"{what} {name}: {shown(folder)} {problem}; {remedy}, or name another root with --data-root or DBSN_DATA")
     return found
 
 
@@ -115,14 +130,23 @@ def bsd68_names() -> frozenset[str]:
     return frozenset((Path(__file__).parent / "bsd68_names.txt").read_text().split())
 
 
-def images_in(folder: Path) -> list[Path]:
+def is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and not path.is_dir()
+
+
+def matches(pattern: str) -> list[Path]:
+    return [path for path in map(Path, sorted(glob.glob(pattern, recursive=True))) if is_image(path)]
+
+
+def images_in(folder: Path, named: str) -> list[Path]:
+    """named: the flag and the spec, for messages."""
     try:
-        entries = sorted(folder.iterdir())
+        return [path for path in sorted(folder.iterdir()) if is_image(path)]
     except OSError as error:
-        raise UsageError(f"{folder}: cannot list the folder ({error.strerror})") from None
-    return [f for f in entries if f.suffix.lower() in IMAGE_SUFFIXES and not f.name.startswith(".") and not f.is_dir()]
+        raise UsageError(f"{named}: cannot list {shown(folder)} ({error.strerror})") from None
 
 
 def content_hash(path: Path) -> str:
-    """SHA-256 of the file's bytes."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    """SHA-256 of the file's bytes. Raises UsageError where it cannot be read."""
+    with open_file(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -11,6 +11,12 @@ from pathlib import Path
 from utils.errors import RunError
 
 
+def shown(path: str | Path) -> str:
+    """A path as it stands in a message of one line: escaped where it has a newline or anything else that does not print."""
+    text = str(path)
+    return text if text.isprintable() else ascii(text)[1:-1]
+
+
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`, .<name>.<random>.tmp; what the block wrote there then replaces `path`, on disk before it is seen.
@@ -29,7 +35,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         if isinstance(error, OSError):
-            raise RunError(f"cannot write {path}: {error.strerror or error}; check the disk's space and permissions") from error
+            raise RunError(f"cannot write {shown(path)}: {error.strerror or error}; check the disk's space and permissions") from error
         raise
 
 

@@ -1,0 +1,120 @@
+"""Which files a spec names, and what is said of one that names none."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from data.images import image_header
+from data.sets import SETS, SKIMAGE_SETS, SKIMAGE_TEST, SKIMAGE_TRAIN, bsd68_names, content_hash, find_images
+from utils.errors import UsageError
+
+
+def touch(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+
+def names(specs, *args):
+    return [file.name for file in find_images(specs, *args)]
+
+
+def test_folder(tmp_path):
+    touch(tmp_path, "b.png", "B.png", "10.png", "9.png", "a.JPG", ".hidden.png", "notes.txt", "sub/c.png", "folder.png/d.png")
+    assert names(str(tmp_path)) == ["10.png", "9.png", "B.png", "a.JPG", "b.png"]
+    assert names(str(tmp_path / "*")) == names(str(tmp_path))  # neither hidden files nor folders, and images only
+    assert names(str(tmp_path / "**" / "*.png")) == ["10.png", "9.png", "B.png", "b.png", "d.png", "c.png"]
+    assert names(tmp_path / "notes.txt") == ["notes.txt"]  # who names a file means it
+
+
+def test_file_named_twice_comes_once(tmp_path, monkeypatch):
+    touch(tmp_path, "x/a.png", "x/b.png")
+    (tmp_path / "link.png").symlink_to(tmp_path / "x" / "a.png")
+    monkeypatch.chdir(tmp_path)
+    assert names(["x/b.png", "./x/../x/b.png", str(tmp_path / "x"), "link.png"]) == ["b.png", "a.png"]
+
+
+def test_brackets_in_a_name_are_no_pattern_where_it_exists(tmp_path):
+    touch(tmp_path, "[x]/a[1].png")
+    assert names(str(tmp_path / "[x]")) == names(str(tmp_path / "[x]" / "a[1].png")) == ["a[1].png"]
+
+
+def test_word_is_the_set_and_path_is_the_folder(tmp_path, monkeypatch):
+    touch(tmp_path, "root/bsd68/set.png", "bsd68/mine.png")
+    monkeypatch.chdir(tmp_path)
+    assert names("bsd68", tmp_path / "root") == ["set.png"]
+    assert names("./bsd68", tmp_path / "root") == ["mine.png"]
+
+
+def test_root(tmp_path, monkeypatch):
+    touch(tmp_path, "one/set12/a.png", "two/set12/b.png")
+    monkeypatch.setenv("DBSN_DATA", str(tmp_path / "one"))
+    assert names("set12") == ["a.png"]
+    assert names("set12", tmp_path / "two") == ["b.png"]  # the flag before the environment
+
+
+def test_noisy_and_clean_halves(tmp_path):
+    touch(tmp_path, *(f"polyu/{scene}_{kind}.JPG" for scene in ("x_1", "x_11", "x_2") for kind in ("real", "mean")))
+    assert names("polyu", tmp_path) == ["x_11_real.JPG", "x_1_real.JPG", "x_2_real.JPG"]
+    assert names("polyu_clean", tmp_path) == ["x_11_mean.JPG", "x_1_mean.JPG", "x_2_mean.JPG"]  # in the same order
+
+
+def test_bsd432_is_bsd500_without_bsd68(tmp_path):
+    assert len(bsd68_names()) == 68
+    touch(tmp_path, "bsd500/3096.jpg", "bsd500/100007.jpg")
+    assert names("bsd500", tmp_path) == ["100007.jpg", "3096.jpg"]
+    assert names("bsd432", tmp_path) == ["100007.jpg"]
+
+
+def test_embedded_photographs():
+    assert not set(SKIMAGE_TRAIN) & set(SKIMAGE_TEST)
+    for file in find_images(list(SKIMAGE_SETS)):
+        header = image_header(file)
+        assert min(header.height, header.width) >= 300 and header.dtype == "uint8"
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("", "is needed"),
+        ("a\0b", "is needed"),
+        ("nowhere/", "no such file"),
+        ("new\nline", r"new\\nline"),
+        ("./no such file", "no such file"),
+        ("bsd86", "did you mean bsd68"),
+        ("KODAK24", "did you mean kodak24"),
+        ("zzzzzz", "the sets are bsd68"),
+        ("*.nothing", "matches no image"),
+        ("texts", "holds no image"),
+        ("nested", r"its subfolders do: .*nested/\*\*/\*"),
+        *((name, "DBSN_DATA") for name in SETS),
+    ],
+)
+def test_nothing_there(spec, words, tmp_path, monkeypatch):
+    touch(tmp_path, "texts/a.txt", "nested/deep/a.png")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=words) as caught:
+        find_images(spec, tmp_path / "root", "--clean")
+    message = str(caught.value)
+    assert message.startswith("--clean ") and message.isprintable()
+    if spec in SETS:
+        assert str(tmp_path / "root" / SETS[spec].folder) in message and "--data-root" in message
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_folder_without_permission(tmp_path):
+    (tmp_path / "x").mkdir(mode=0)
+    with pytest.raises(UsageError, match="Permission denied"):
+        find_images(str(tmp_path / "x"))
+
+
+def test_content_hash(tmp_path):
+    for name, data in (("a", b"1"), ("b", b"1"), ("c", b"2")):
+        (tmp_path / name).write_bytes(data)
+    a, b, c = (content_hash(tmp_path / name) for name in "abc")
+    assert a == b != c and a == "6b86b273ff34fce19d6b804eff5a3f5747ada4eaa22f1d49c01e52ddb7875b4b"
+    with pytest.raises(UsageError, match="does not exist"):
+        content_hash(Path(tmp_path / "d"))
