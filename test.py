@@ -27,6 +27,7 @@ from models import load_model
 from models.inference import Denoised, denoise
 from options.test import TestOptions
 from utils.device import choose_device, choose_dtype
+from utils.distributed import World, join
 from utils.errors import EXIT_FAILURE, RunError, UsageError, run_script
 from utils.files import atomic_write_text
 from utils.metrics import measure
@@ -43,7 +44,12 @@ class Sample:
 
 def main(argv: list[str] | None = None) -> int:
     opt = TestOptions().parse(argv)
-    device = choose_device(opt.device)
+    with join(opt.device) as world:
+        return evaluate(opt, world)
+
+
+def evaluate(opt, world: World) -> int:
+    device = choose_device(opt.device, world.local_rank)
     models = [load_model(name, device, opt.checkpoints_dir) for name in opt.checkpoint]
     for model in models:
         model.dtype = choose_dtype(opt.amp, device)
@@ -56,11 +62,14 @@ def main(argv: list[str] | None = None) -> int:
             check_file(file, opt, models, channels)
     white_level = None if opt.protocol == "published" else opt.white_level or agreed_white_level(models)
     noise = Noise.from_options(opt) if opt.noise else None
-    prepare_folder(opt.save, files)
+    with world.main_first():
+        prepare_folder(opt.save, files)
     names = output_names(files)
 
-    rows, seconds = [], {}
-    for file, reference, name in zip(tqdm(files, desc="images", disable=None), references, names):
+    rows, seconds = {}, {}
+    share = range(world.rank, len(files), world.size)
+    for k in tqdm(share, desc="images", disable=None if world.main else True):
+        file, reference, name = files[k], references[k], names[k]
         with noting(bad, file, opt.on_bad):
             sample = read_sample(file, reference, opt.mode, white_level, noise)
         if file in bad:
@@ -77,10 +86,16 @@ def main(argv: list[str] | None = None) -> int:
         row = {"name": file.name, "noise_level": {"true": sample.level, "estimated": estimated}}
         if sample.clean is not None:
             row |= {method: measure(sample.clean, image, clamp=method != "noisy") for method, image in images.items()}
-        rows.append(row)
+        rows[k] = row
         if opt.save:
             save_pictures(opt.save, name, file, images, sample, first, white_level)
 
+    # from here on process 0 speaks for all
+    for others in world.gather((rows, bad)):
+        rows, bad = rows | others[0], bad | others[1]
+    if not world.main:
+        return 0
+    rows, bad = [rows[k] for k in sorted(rows)], {file: bad[file] for file in files if file in bad}
     if not rows:
         raise RunError(f"none of the {len(files)} images could be used; the first: {next(iter(bad.values()))}")
     table = {
@@ -89,7 +104,7 @@ def main(argv: list[str] | None = None) -> int:
         "data": [str(d) for d in opt.data],
         "checkpoints": [str(m.file) for m in models],
         "self_ensemble": opt.self_ensemble,
-        "seconds_per_image": {file: total / len(rows) for file, total in seconds.items()},
+        "seconds_per_image": {file: total / len(share) for file, total in seconds.items()},
         "mean": means(rows),
         "skipped": {str(file): text for file, text in bad.items()},
         "images": rows,

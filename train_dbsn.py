@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from data.crops import ImagePool, draw_crops, generator, hashed
+from data.crops import ImagePool, draw_crops, generator, generators, hashed
 from data.noise import Noise
 from data.sets import find_images
 from data.training import HELD_OUT, NOISE, VALIDATION, WEIGHTS, Images, add_noise_once, hold_out, read_images
@@ -25,10 +25,11 @@ from models import BlindSpotDenoiser, Prediction, noise_level, posterior
 from models.gaussian import constrained_nll, envelope_loss, nll
 from models.inference import denoise
 from options.stage1 import Stage1Options
-from utils.device import choose_device, choose_dtype
+from utils.device import choose_device, choose_dtype, keep_freed_memory
+from utils.distributed import World, join
 from utils.errors import EXIT_RESUME, RunError, run_script
 from utils.logging import Board
-from utils.run import RunFolder, StopRequest
+from utils.run import FollowedRun, RunFolder, StopRequest
 from utils.schedule import learning_rate, update_average
 from utils.training import plain_options, restore, training_tensors
 
@@ -51,10 +52,18 @@ def objective(p: Prediction, y: Tensor, phase: str, loss: str, quantile: float) 
 def main(argv: list[str] | None = None) -> int:
     options = Stage1Options()
     opt = options.parse(argv)
+    with join(opt.device) as world:
+        return train(opt, options, world)
+
+
+def train(opt, options: Stage1Options, world: World) -> int:
     started = time.monotonic()
-    device = choose_device(opt.device)
+    device = choose_device(opt.device, world.local_rank)
     dtype = choose_dtype(opt.amp, device)
+    keep_freed_memory()
     channels = {"gray": 1, "color": 3}[opt.mode]
+
+    world.check_share(opt.batch_size, "--batch-size")
 
     # images: everything that can be wrong with them is found before anything is written
     files = find_images(opt.clean or opt.noisy, opt.data_root, "--clean" if opt.clean else "--noisy")
@@ -75,15 +84,17 @@ def main(argv: list[str] | None = None) -> int:
     optimizer = torch.optim.Adam(model.parameters(), lr=opt.lr)
     total = opt.mu_steps + opt.sigma_steps + opt.steps
 
-    with RunFolder(opt.checkpoints_dir / opt.name) as run, StopRequest() as stop:
+    folder = RunFolder if world.main else FollowedRun
+    with folder(opt.checkpoints_dir / opt.name) as run, StopRequest() as stop:
         recorded = {**vars(opt), "amp": str(dtype).removeprefix("torch."), "training_images": images.digest()}
-        run.check_options(plain_options(recorded), ignore=options.may_change, defaults=plain_options(options.defaults()))
         step, skipped, best = 0, 0, None
-        if state := run.load_state():
-            step, skipped, best = (state.values[k] for k in ("step", "skipped", "best_held_out_nll"))
-            restore(model, average, optimizer, state.tensors)
-        run.truncate_stats(step)
-        if step:
+        with world.main_first():
+            run.check_options(plain_options(recorded), ignore=options.may_change, defaults=plain_options(options.defaults()))
+            if state := run.load_state():
+                step, skipped, best = (state.values[k] for k in ("step", "skipped", "best_held_out_nll"))
+                restore(model, average, optimizer, state.tensors)
+            run.truncate_stats(step)
+        if step and world.main:
             tqdm.write(f"{opt.name}: continuing after step {step} of {total}")
         values = {"config": model.config, "white_level": opt.white_level, "options": plain_options(recorded)}
 
@@ -91,30 +102,33 @@ def main(argv: list[str] | None = None) -> int:
             run.save_state(step, training_tensors(model, average, optimizer), {"step": step, "skipped": skipped, "best_held_out_nll": best})
             run.save_weights("last", "stage1", average.state_dict(), {**values, "step": step})
 
-        board = Board(run.path / "tensorboard", step)
-        bar = tqdm(total=total, initial=step, desc=opt.name, unit="step", disable=None)
-        out_of_time = False
-        while step < total and not stop.requested and not out_of_time:
+        board = Board(run.path / "tensorboard", step, enabled=world.main)
+        bar = tqdm(total=total, initial=step, desc=opt.name, unit="step", disable=None if world.main else True)
+        trained, stopping = None, False
+        while step < total and not stopping:
             phase = "mu" if step < opt.mu_steps else "sigma" if step < opt.mu_steps + opt.sigma_steps else "joint"
-            model.dbsn.requires_grad_(phase != "sigma")
+            if phase != trained:
+                model.dbsn.requires_grad_(phase != "sigma")
+                model.cov_head.requires_grad_(phase != "mu")
+                model.noise_estimator.requires_grad_(phase != "mu")
+                parallel, trained = world.wrap(model), phase
             lr = learning_rate(step, total, opt.lr, opt.schedule, opt.warmup, opt.lr_decay)
             for group in optimizer.param_groups:
                 group["lr"] = lr
 
-            samples = np.arange(step * opt.batch_size, (step + 1) * opt.batch_size)
+            samples = world.share(step * opt.batch_size, opt.batch_size)
             where = draw_crops(pool.sizes, samples, opt.patch_size, opt.seed)
             y = pool.crops(where, opt.patch_size)  # B,C,P,P
             if redraw:
-                y = noise.add(y, generator(device, opt.seed, NOISE, step))
+                y = noise.add(y, generators(device, opt.seed, NOISE, samples))
 
-            p = model(y)
+            p = parallel(y)
             terms = objective(p, y, phase, opt.loss, opt.quantile)
             loss = sum(terms.values())
             optimizer.zero_grad()
             loss.backward()
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), opt.clip_grad or float("inf"))
-            finite = bool(torch.isfinite(loss) and torch.isfinite(norm))
-            if not finite:
+            if world.any(not (torch.isfinite(loss) and torch.isfinite(norm)), device):
                 names = ", ".join(sorted({images.files[k].name for k in where.image}))
                 shown = ", ".join(f"{k} {v.item():g}" for k, v in terms.items())
                 problem = f"step {step + 1}: loss or gradient is not finite ({shown}, gradient norm {norm.item():g}); crops of {names}"
@@ -129,14 +143,14 @@ def main(argv: list[str] | None = None) -> int:
             bar.update()
 
             if step % opt.log_every == 0 or step == total:
-                row = {"step": step, "phase": phase, "lr": lr, "loss": loss.item(), **{k: v.item() for k, v in terms.items()}}
-                row |= {"grad_norm": norm.item(), "noise_level": 255 * noise_level(p.cov_n).mean().item()}
+                level = 255 * noise_level(p.cov_n).mean()
+                row = {"step": step, "phase": phase, "lr": lr} | world.mean({"loss": loss, **terms, "grad_norm": norm, "noise_level": level})
                 run.append_stats(row)
                 board.scalars(row, step)
                 rate = bar.format_dict["rate"] or 0.0
                 board.scalars({"images_per_second": rate * opt.batch_size}, step)
                 bar.set_postfix(loss=f"{row['loss']:.4f}", level=f"{row['noise_level']:.1f}", lr=f"{lr:.1e}", im_s=f"{rate * opt.batch_size:.1f}")
-            if step % opt.val_every == 0 or step == total:
+            if world.main and (step % opt.val_every == 0 or step == total):
                 row = {"step": step} | evaluate(average, held_out_crops, val, noise, opt.seed)
                 if len(row) > 1:
                     run.append_stats(row)
@@ -149,14 +163,16 @@ def main(argv: list[str] | None = None) -> int:
             if step % opt.save_every == 0:
                 save()
             out_of_time = opt.max_minutes is not None and time.monotonic() - started > 60 * opt.max_minutes
+            stopping = world.any(stop.requested or out_of_time, device)
         save()
         bar.close()
         board.close()
 
-    print(
-        f"{opt.name}: {step} of {total} steps done; weights in {run.path / 'last.safetensors'}"
-        + ("" if step == total else "; run the same command to continue")
-    )
+    if world.main:
+        print(
+            f"{opt.name}: {step} of {total} steps done; weights in {run.path / 'last.safetensors'}"
+            + ("" if step == total else "; run the same command to continue")
+        )
     return EXIT_RESUME if stop.requested and step < total else 0
 
 
@@ -179,7 +195,7 @@ def evaluate(model: BlindSpotDenoiser, held_out: Tensor | None, val: Images | No
         found = {"val_psnr_mu": [], "val_psnr": []}
         for k in range(len(pool)):
             x = pool.image(k)
-            out = denoise(model, noise.add(x, generator("cpu", seed, VALIDATION, k)))
+            out = denoise(model, noise.add(x, [generator("cpu", seed, VALIDATION, k)]))
             for name, image in (("val_psnr_mu", out.mu), ("val_psnr", out.image)):
                 found[name].append(-10 * (image.clamp(0, 1) - x).square().mean().log10().item())
         row |= {name: float(np.mean(values)) for name, values in found.items()}

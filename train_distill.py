@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from data.crops import ImagePool, draw_crops, generator, hashed
+from data.crops import ImagePool, draw_crops, generator, generators, hashed, normal, uniform
 from data.noise import Noise
 from data.sets import find_images
 from data.training import NOISE, NOISY, SYNTHESIS, VALIDATION, WEIGHTS, Images, add_noise_once, disjoint, read_images
@@ -25,10 +25,11 @@ from models import MWCNN, BlindSpotDenoiser, load_model, synthesise
 from models.inference import denoise
 from options.stage2 import Stage2Options
 from utils.checkpoint import checksum
-from utils.device import choose_device, choose_dtype
+from utils.device import choose_device, choose_dtype, keep_freed_memory
+from utils.distributed import World, join
 from utils.errors import EXIT_RESUME, RunError, UsageError, run_script
 from utils.logging import Board
-from utils.run import RunFolder, StopRequest
+from utils.run import FollowedRun, RunFolder, StopRequest
 from utils.schedule import learning_rate, update_average
 from utils.training import plain_options, restore, training_tensors
 
@@ -38,9 +39,15 @@ MAX_SKIPPED = 10  # steps whose loss or gradient was not finite, under --on-nonf
 def main(argv: list[str] | None = None) -> int:
     options = Stage2Options()
     opt = options.parse(argv)
+    with join(opt.device) as world:
+        return train(opt, options, world)
+
+
+def train(opt, options: Stage2Options, world: World) -> int:
     started = time.monotonic()
-    device = choose_device(opt.device)
+    device = choose_device(opt.device, world.local_rank)
     dtype = choose_dtype(opt.amp, device)
+    keep_freed_memory()
 
     teacher = load_model(opt.teacher, device, opt.checkpoints_dir)
     if teacher.stage != 1:
@@ -66,16 +73,23 @@ def main(argv: list[str] | None = None) -> int:
     average = copy.deepcopy(student).requires_grad_(False)
     optimizer = torch.optim.Adam(student.parameters(), lr=opt.lr)
 
-    with RunFolder(opt.checkpoints_dir / opt.name) as run, StopRequest() as stop:
+    noisy_count = round(opt.noisy_share * opt.batch_size)
+    clean_count = opt.batch_size - noisy_count
+    world.check_share(noisy_count, "noisy part of the batch,")
+    world.check_share(clean_count, "clean part of the batch,")
+
+    folder = RunFolder if world.main else FollowedRun
+    with folder(opt.checkpoints_dir / opt.name) as run, StopRequest() as stop:
         recorded = {**vars(opt), "amp": str(dtype).removeprefix("torch."), "clean_images": clean.digest(), "noisy_images": noisy.digest()}
         recorded["teacher_weights"] = checksum({k: v.cpu() for k, v in teacher.state_dict().items()}, {})
-        run.check_options(plain_options(recorded), ignore=options.may_change, defaults=plain_options(options.defaults()))
         step, skipped = 0, 0
-        if state := run.load_state():
-            step, skipped = state.values["step"], state.values["skipped"]
-            restore(student, average, optimizer, state.tensors)
-        run.truncate_stats(step)
-        if step:
+        with world.main_first():
+            run.check_options(plain_options(recorded), ignore=options.may_change, defaults=plain_options(options.defaults()))
+            if state := run.load_state():
+                step, skipped = state.values["step"], state.values["skipped"]
+                restore(student, average, optimizer, state.tensors)
+            run.truncate_stats(step)
+        if step and world.main:
             tqdm.write(f"{opt.name}: continuing after step {step} of {opt.steps}")
 
         values = {"config": student.config, "white_level": white_level, "options": plain_options(recorded)}
@@ -88,51 +102,52 @@ def main(argv: list[str] | None = None) -> int:
         redraw = noise is not None and opt.noise_draw == "fresh"
         if noise and not redraw:
             noisy_pool = add_noise_once(noisy_pool, noise, opt.seed)
-        noisy_count = round(opt.noisy_share * opt.batch_size)
-        clean_count = opt.batch_size - noisy_count
         targets = None
         if noisy_count and not redraw and step < opt.steps:
             # the teacher is frozen and the noisy images stay as they are: each is denoised once, whole, and never again
             targets = posterior_means(teacher, noisy_pool)
 
-        board = Board(run.path / "tensorboard", step)
-        bar = tqdm(total=opt.steps, initial=step, desc=opt.name, unit="step", disable=None)
-        out_of_time = False
-        while step < opt.steps and not stop.requested and not out_of_time:
+        board = Board(run.path / "tensorboard", step, enabled=world.main)
+        bar = tqdm(total=opt.steps, initial=step, desc=opt.name, unit="step", disable=None if world.main else True)
+        parallel, stopping = world.wrap(student), False
+        while step < opt.steps and not stopping:
             lr = learning_rate(step, opt.steps, opt.lr, opt.schedule, opt.warmup, opt.lr_decay)
             for group in optimizer.param_groups:
                 group["lr"] = lr
 
             inputs, wanted, names = [], [], set()
             if clean_count:
-                where = draw_crops(clean_pool.sizes, np.arange(step * clean_count, (step + 1) * clean_count), opt.patch_size, opt.seed)
+                samples = world.share(step * clean_count, clean_count)
+                where = draw_crops(clean_pool.sizes, samples, opt.patch_size, opt.seed)
                 x = clean_pool.crops(where, opt.patch_size)  # B,C,P,P
                 names |= {clean.files[k].name for k in where.image}
                 with torch.no_grad():
                     cov_n = teacher.noise_estimator(x.to(teacher.dtype))
-                inputs.append(synthesise(x, cov_n, generator(device, opt.seed, SYNTHESIS, step), opt.level_jitter))
+                random = generators(device, opt.seed, SYNTHESIS, samples)
+                scale = 1 + opt.level_jitter * (2 * uniform(1, x, random) - 1)
+                inputs.append(synthesise(x, cov_n, normal(x, random), scale))
                 wanted.append(x)
             if noisy_count:
-                where = draw_crops(noisy_pool.sizes, np.arange(step * noisy_count, (step + 1) * noisy_count), opt.patch_size, opt.seed + NOISY)
+                samples = world.share(step * noisy_count, noisy_count)
+                where = draw_crops(noisy_pool.sizes, samples, opt.patch_size, opt.seed + NOISY)
                 y = noisy_pool.crops(where, opt.patch_size)
                 names |= {noisy.files[k].name for k in where.image}
                 if redraw:
-                    y = noise.add(y, generator(device, opt.seed, NOISE, step))
+                    y = noise.add(y, generators(device, opt.seed, NOISE, samples))
                 inputs.append(y)
                 wanted.append(targets.crops(where, opt.patch_size) if targets else denoise(teacher, y).image.to(device))
 
-            error = (student(torch.cat(inputs)) - torch.cat(wanted)).square().mean((1, 2, 3))  # B
+            error = (parallel(torch.cat(inputs)) - torch.cat(wanted)).square().mean((1, 2, 3))  # B
             terms = {}
             if clean_count:
-                terms["pairs"] = error[:clean_count].mean()
+                terms["pairs"] = error[: len(x)].mean()
             if noisy_count:
-                terms["posterior"] = opt.noisy_weight * error[clean_count:].mean()
+                terms["posterior"] = opt.noisy_weight * error[-len(y) :].mean()
             loss = sum(terms.values())
             optimizer.zero_grad()
             loss.backward()
             norm = torch.nn.utils.clip_grad_norm_(student.parameters(), opt.clip_grad or float("inf"))
-            finite = bool(torch.isfinite(loss) and torch.isfinite(norm))
-            if not finite:
+            if world.any(not (torch.isfinite(loss) and torch.isfinite(norm)), device):
                 names = ", ".join(sorted(names))
                 shown = ", ".join(f"{k} {v.item():g}" for k, v in terms.items())
                 problem = f"step {step + 1}: loss or gradient is not finite ({shown}, gradient norm {norm.item():g}); crops of {names}"
@@ -147,12 +162,12 @@ def main(argv: list[str] | None = None) -> int:
             bar.update()
 
             if step % opt.log_every == 0 or step == opt.steps:
-                row = {"step": step, "lr": lr, "loss": loss.item(), **{k: v.item() for k, v in terms.items()}, "grad_norm": norm.item()}
+                row = {"step": step, "lr": lr} | world.mean({"loss": loss, **terms, "grad_norm": norm})
                 run.append_stats(row)
                 rate = bar.format_dict["rate"] or 0.0
                 board.scalars(row | {"images_per_second": rate * opt.batch_size}, step)
                 bar.set_postfix(loss=f"{row['loss']:.5f}", lr=f"{lr:.1e}", im_s=f"{rate * opt.batch_size:.1f}")
-            if step % opt.val_every == 0 or step == opt.steps:
+            if world.main and (step % opt.val_every == 0 or step == opt.steps):
                 if val is not None and noise is not None:
                     row = {"step": step, "val_psnr": validation_psnr(average, val, noise, opt.seed)}
                     run.append_stats(row)
@@ -161,14 +176,16 @@ def main(argv: list[str] | None = None) -> int:
             if step % opt.save_every == 0:
                 save()
             out_of_time = opt.max_minutes is not None and time.monotonic() - started > 60 * opt.max_minutes
+            stopping = world.any(stop.requested or out_of_time, device)
         save()
         bar.close()
         board.close()
 
-    print(
-        f"{opt.name}: {step} of {opt.steps} steps done; weights in {run.path / 'last.safetensors'}"
-        + ("" if step == opt.steps else "; run the same command to continue")
-    )
+    if world.main:
+        print(
+            f"{opt.name}: {step} of {opt.steps} steps done; weights in {run.path / 'last.safetensors'}"
+            + ("" if step == opt.steps else "; run the same command to continue")
+        )
     return EXIT_RESUME if stop.requested and step < opt.steps else 0
 
 
@@ -200,7 +217,7 @@ def validation_psnr(student: MWCNN, val: Images, noise: Noise, seed: int) -> flo
     pool, found = ImagePool(val.arrays), []
     for k in range(len(pool)):
         x = pool.image(k)
-        image = denoise(student, noise.add(x, generator("cpu", seed, VALIDATION, k))).image
+        image = denoise(student, noise.add(x, [generator("cpu", seed, VALIDATION, k)])).image
         found.append(-10 * (image.clamp(0, 1) - x).square().mean().log10().item())
     return float(np.mean(found))
 

@@ -33,6 +33,21 @@ def generator(device: torch.device | str, *keys: int) -> torch.Generator:
     return torch.Generator(device).manual_seed(int(hashed(*keys) >> np.uint64(1)))
 
 
+def generators(device: torch.device | str, seed: int, stream: int, samples: np.ndarray) -> list[torch.Generator]:
+    """A generator for each sample: its noise does not depend on the batch or the process it is made in."""
+    return [generator(device, seed, stream, int(sample)) for sample in samples]
+
+
+def normal(like: Tensor, random: list[torch.Generator]) -> Tensor:
+    """Standard normal values in the shape of `like` (N,..), image k drawn from generator k, on like's device."""
+    return torch.cat([torch.randn((1, *like.shape[1:]), generator=g, device=like.device, dtype=like.dtype) for g in random])
+
+
+def uniform(count: int, like: Tensor, random: list[torch.Generator]) -> Tensor:
+    """(N,count) uniform values in 0..1, row k drawn from generator k, on like's device."""
+    return torch.cat([torch.rand(1, count, generator=g, device=like.device, dtype=like.dtype) for g in random])
+
+
 @lru_cache(maxsize=4)
 def permutation(count: int, *keys: int) -> np.ndarray:
     return np.random.Generator(np.random.Philox(key=int(hashed(*keys)))).permutation(count)

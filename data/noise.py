@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data.crops import normal, uniform
 from models.gaussian import Covariance, Diagonal, cholesky, triangle
 
 Range = tuple[float, float]
@@ -51,11 +52,9 @@ class Noise:
         entries = torch.stack([unit[i, j] for i, j in triangle(3)]).view(1, -1, 1, 1)
         return cholesky(entries).scale(within(self.sigma, first))
 
-    def add(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """Clean images x (N,C,H,W) -> noisy ones, with levels and noise drawn from the generator (on x's device)."""
-        levels = torch.rand(x.shape[0], 2, generator=generator, device=x.device)
-        z = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
-        return x + self.covariance(x, levels).sample(z)
+    def add(self, x: Tensor, random: list[torch.Generator]) -> Tensor:
+        """Clean images x (N,C,H,W) -> noisy ones; image k's levels and noise are drawn from generator k (on x's device)."""
+        return x + self.covariance(x, uniform(2, x, random)).sample(normal(x, random))
 
     def published(self, x: np.ndarray) -> np.ndarray:
         """The published test noise on one clean image x (C,H,W) float: NumPy's legacy generator seeded with 0 for each image.

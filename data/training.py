@@ -65,7 +65,7 @@ def hold_out(images: Images, share: float, seed: int) -> tuple[Images, Images]:
 
 def add_noise_once(pool: ImagePool, noise: Noise, seed: int, stream: int = NOISE) -> ImagePool:
     """The pool with each image's noise drawn once, a function of (seed, image); drawn on the CPU, so that every device sees the same."""
-    return pool.map(lambda k, x: noise.add(x.cpu(), generator("cpu", seed, stream, k)).to(x.device))
+    return pool.map(lambda k, x: noise.add(x.cpu(), [generator("cpu", seed, stream, k)]).to(x.device))
 
 
 def disjoint(clean: list[Path], noisy: list[Path], seed: int, flag: str) -> tuple[list[Path], list[Path]]:

@@ -58,11 +58,12 @@ def noise_level(cov_n: Covariance) -> Tensor:
     return cov_n.variance.mean(1, keepdim=True).sqrt()
 
 
-def synthesise(x: Tensor, cov_n: Covariance, generator: torch.Generator, jitter: float = 0.1) -> Tensor:
-    """Clean images x (N,C,H,W) -> noisy ones x + n, n ~ N(0, s^2 Sigma_n) with s uniform in 1 -/+ jitter, one s per image (paper, section 3.4)."""
-    z = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
-    s = 1 + jitter * (2 * torch.rand(x.shape[0], 1, 1, 1, generator=generator, device=x.device, dtype=x.dtype) - 1)
-    return x + s * cov_n.sample(z)
+def synthesise(x: Tensor, cov_n: Covariance, z: Tensor, scale: Tensor) -> Tensor:
+    """Noisy images x + n, n ~ N(0, s^2 Sigma_n), of clean ones x (N,C,H,W) (paper, section 3.4).
+
+    z: standard normal, (N,C,H,W). scale: s, (N,), the jitter of the level around what was estimated.
+    """
+    return x + scale.view(-1, 1, 1, 1) * cov_n.sample(z)
 
 
 class BlindSpotDenoiser(nn.Module):

@@ -12,8 +12,8 @@ from tqdm import tqdm
 from models.denoiser import BlindSpotDenoiser, noise_level, posterior
 from models.mwcnn import MULTIPLE, MWCNN, pad_to_multiple
 
-WORKING_SET = {"cpu": 1.5e9, "cuda": 8e9}  # bytes of activations that an untiled image, or a tile, may take
-STRIP = 2**22  # pixels in a strip of the noise estimator's pass
+WORKING_SET = {"cpu": 1e9, "cuda": 8e9}  # bytes of activations that an untiled image, or a tile, may take
+STRIP = 2**20  # pixels in a strip of the noise estimator's pass
 
 
 @dataclass(frozen=True)
@@ -37,14 +37,15 @@ def denoise(model: BlindSpotDenoiser | MWCNN, y: Tensor, tile: int | None = None
     The result does not depend on the tile (to rounding): tiles overlap by the network's receptive field, and a noise level that is one for the image is
     found over all of it first.
     """
-    if self_ensemble:
-        results = [run(model, symmetry(y, k), tile, progress) for k in range(8)]
-        fields = {}
-        for name in ("image", "mu", "std", "noise_level"):
-            values = [getattr(r, name) for r in results]
-            fields[name] = None if values[0] is None else sum(inverse_symmetry(v, k) for k, v in enumerate(values)) / 8
-        return Denoised(**fields)
-    return run(model, y, tile, progress)
+    if not self_ensemble:
+        return run(model, y, tile, progress)
+    total: dict[str, Tensor] = {}
+    for k in range(8):
+        for name, value in vars(run(model, symmetry(y, k), tile, progress)).items():
+            if value is not None:
+                value = inverse_symmetry(value, k) / 8
+                total[name] = total[name].add_(value) if name in total else value
+    return Denoised(**total)
 
 
 def run(model: BlindSpotDenoiser | MWCNN, y: Tensor, tile: int | None, progress: bool) -> Denoised:

@@ -68,12 +68,12 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor, padding: int, dilation: in
 
 def fusible(x: Tensor) -> bool:
     return (
-        x.device.type == "cpu"
+        not torch.compiler.is_compiling()  # the compiler fuses by itself
+        and x.device.type == "cpu"
         and x.dtype in (torch.float32, torch.bfloat16)
         and x.is_contiguous(memory_format=torch.channels_last)
         and not x.is_contiguous()
         and torch.backends.mkldnn.is_available()
-        and not torch.compiler.is_compiling()
     )
 
 

@@ -7,14 +7,14 @@
 if [ "${QUICK:-0}" = 1 ]; then
     OUT=quickstart-short STEPS=60 DISTILL=40
 else
-    OUT=quickstart STEPS=2200 DISTILL=2600
+    OUT=quickstart STEPS=1600 DISTILL=2600
 fi
 NOISE="--noise awgn --sigma 25"
 
 "$PY" train_dbsn.py --name $OUT/stage1 --clean skimage_train $NOISE --width 32 --blocks 3 --mdc residual \
-    --steps $STEPS --patch-size 48 --lr 2e-3 --max-minutes 4.5
+    --steps $STEPS --patch-size 48 --lr 2e-3 --max-minutes 3.5
 "$PY" train_distill.py --name $OUT/stage2 --teacher $OUT/stage1 --clean skimage_train --synthetic-noisy skimage_train $NOISE \
-    --student-width 48 --steps $DISTILL --batch-size 8 --patch-size 64 --lr 3e-3 --max-minutes 2.5
+    --student-width 48 --steps $DISTILL --batch-size 8 --patch-size 64 --lr 3e-3 --max-minutes 3.5
 "$PY" test.py --checkpoint $OUT/stage1 $OUT/stage2 --data skimage_test --mode gray $NOISE \
     --json checkpoints/$OUT/results.json --save checkpoints/$OUT/pictures
 echo "pictures: checkpoints/$OUT/pictures/"

@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 os.environ.update(THREADS)  # before NumPy and torch: a process with threads must not fork, and the bits of a sum depend on their number
 sys.path.insert(0, str(ROOT))
 
+import faulthandler  # noqa: E402
 import json  # noqa: E402
 import random  # noqa: E402
 import shutil  # noqa: E402
@@ -43,10 +44,10 @@ import train_distill  # noqa: E402
 from data.images import read_image, write_image  # noqa: E402
 from data.sets import find_images  # noqa: E402
 from options.base import Parser, number  # noqa: E402
-from utils.checkpoint import load_checkpoint  # noqa: E402
-from utils.errors import EXIT_FAILURE, RunError, run_script  # noqa: E402
+from utils.checkpoint import DamagedCheckpoint, load_checkpoint  # noqa: E402
+from utils.errors import EXIT_FAILURE, RunError, UsageError, run_script  # noqa: E402
 
-LIMIT = 120  # seconds after which a training that neither ends nor comes to the awaited moment has hung
+LIMIT = 60  # seconds after which a training that neither ends nor comes to the awaited moment has hung
 COMMON = "--patch-size 16 --log-every 1 --val-every 4 --warmup 2 --noise awgn --sigma 5 55 --noise-draw fresh --device cpu --amp off"
 STAGE1 = f"--width 4 --blocks 1 --batch-size 2 --mu-steps 8 --sigma-steps 8 --steps 24 --save-every 2 {COMMON}"
 STAGE2 = f"--student-width 4 --batch-size 4 --noisy-share 0.5 --steps 40 --save-every 1 {COMMON}"
@@ -74,7 +75,10 @@ def main(argv: list[str] | None = None) -> int:
     tqdm.monitor_interval = 0  # no thread, so that forking is safe
     choose = random.Random(opt.seed)
     if opt.keep:
-        opt.keep.mkdir(parents=True, exist_ok=True)
+        try:
+            opt.keep.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"--keep {opt.keep}: cannot create the folder ({error.strerror})") from error
     folder = Path(tempfile.mkdtemp(prefix="soak-", dir=opt.keep))
     bar = tqdm(total=opt.kills, unit="kill", disable=None)
     try:
@@ -97,8 +101,10 @@ def main(argv: list[str] | None = None) -> int:
         print(f"the folders are kept in {folder}", file=sys.stderr)
         raise
     bar.close()
-    for difference in differences:
+    for difference in differences[:20]:
         print(difference)
+    if len(differences) > 20:
+        print(f".. and {len(differences) - 20} more")
     if differences or opt.keep:
         print(f"the folders are kept in {folder}")
     else:
@@ -155,7 +161,7 @@ def start(case: Case, run: Path, fresh: bool) -> int:
     argv, log = [*case.argv, "--name", run.name], log_of(run)
     if fresh:
         to_log = [(os.POSIX_SPAWN_OPEN, 1, str(log), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), (os.POSIX_SPAWN_DUP2, 1, 2)]
-        command = [sys.executable, str(ROOT / f"{case.script}.py"), *argv]
+        command = [sys.executable, "-X", "faulthandler", str(ROOT / f"{case.script}.py"), *argv]
         return os.posix_spawn(sys.executable, command, os.environ, file_actions=to_log)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -166,6 +172,7 @@ def start(case: Case, run: Path, fresh: bool) -> int:
             descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
             os.dup2(descriptor, 1)
             os.dup2(descriptor, 2)
+            faulthandler.enable(2)
             run_script(lambda: SCRIPTS[case.script](argv))
         except SystemExit as end:
             code = end.code
@@ -191,7 +198,7 @@ def survive(case: Case, run: Path, most: int, choose: random.Random, span: float
             expect_success(code, run)
             return kills, unfinished
         kills += 1
-        unfinished += any(name.endswith(".tmp") for name in progress.names())
+        unfinished += any(name.endswith(".tmp") for name in set(progress.names()) - progress.at_start)
         bar.update()
 
 
@@ -221,7 +228,9 @@ def until(pid: int, happened: Callable[[], bool]) -> int | None:
             if done:
                 return os.waitstatus_to_exitcode(status)
             if time.monotonic() > end:
-                raise RunError(f"a training made no progress in {LIMIT} seconds")
+                os.kill(pid, signal.SIGABRT)  # faulthandler writes to the log where it hangs
+                time.sleep(1)
+                raise RunError(f"a training made no progress in {LIMIT} seconds; the end of its log shows where it hung")
             time.sleep(0.0003)
         return None
     except BaseException:
@@ -301,7 +310,11 @@ def compare(reference: Path, run: Path) -> list[str]:
                 line = next((k for k, (a, b) in enumerate(zip(*rows)) if a != b), min(map(len, rows)))
                 found.append(f"{name} differs from line {line + 1} on")
             continue
-        a, b = (load_checkpoint(folder / name) for folder in (reference, run))
+        try:
+            a, b = (load_checkpoint(folder / name) for folder in (reference, run))
+        except DamagedCheckpoint as error:
+            found.append(f"{name}: {error.reason}")
+            continue
         found += [f"{name}: tensor {t} is in one of the two only" for t in sorted(a.tensors.keys() ^ b.tensors.keys())]
         found += [f"{name}: tensor {t} differs" for t in sorted(a.tensors.keys() & b.tensors.keys()) if not identical(a.tensors[t], b.tensors[t])]
         values = [{**c.values, "options": {**c.values.get("options", {}), "name": None}} for c in (a, b)]

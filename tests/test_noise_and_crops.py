@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from data.crops import Crops, ImagePool, draw_crops, generator, hashed
+from data.crops import Crops, ImagePool, draw_crops, generator, generators, hashed
 from data.images import read_image, to_float
 from data.noise import Noise, multivariate_covariance
 from data.training import Images, add_noise_once, disjoint, hold_out
@@ -26,7 +26,7 @@ LEVELS = {
 def test_moments_and_covariance(model, how, rng):
     noise, colour = LEVELS[model], torch.tensor([0.2, 0.5, 0.9])
     x = colour.view(1, 3, 1, 1).expand(1, 3, 300, 300)
-    y = noise.add(x, rng) if how == "add" else torch.from_numpy(noise.published(x[0].double().numpy()))[None]
+    y = noise.add(x, [rng]) if how == "add" else torch.from_numpy(noise.published(x[0].double().numpy()))[None]
     n = (y - x)[0].flatten(1).double()
     if model == "mg":
         expected = (75 / 255) ** 2 * torch.from_numpy(multivariate_covariance(0))
@@ -48,7 +48,7 @@ def test_multivariate_covariance_keeps_its_negative_correlations():
 
 
 def test_levels_of_a_range_differ_between_images(rng):
-    y = Noise("awgn", sigma=(5 / 255, 55 / 255)).add(torch.zeros(40, 1, 64, 64), rng)
+    y = Noise("awgn", sigma=(5 / 255, 55 / 255)).add(torch.zeros(40, 1, 64, 64), [rng] * 40)
     levels = 255 * y.flatten(1).std(1)
     assert 4.5 < levels.min() < 12 and 45 < levels.max() < 56
 
@@ -151,3 +151,11 @@ def test_metrics():
     assert measure(x, x)["psnr"] is None and measure(x, x)["ssim"] == pytest.approx(1)
     assert measure(x, np.full_like(x, 3.0))["psnr"] == pytest.approx(-20 * np.log10(0.5))  # clamped to 1
     assert measure(x[:4], x[:4])["ssim"] is None
+
+
+def test_noise_of_a_sample_does_not_depend_on_its_batch():
+    x = torch.rand(6, 1, 8, 8)
+    whole = LEVELS["hg"].add(x, generators("cpu", 1, 2, np.arange(6)))
+    parts = [LEVELS["hg"].add(x[k : k + 2], generators("cpu", 1, 2, np.arange(k, k + 2))) for k in (0, 2, 4)]
+    assert torch.equal(whole, torch.cat(parts))
+    assert not torch.equal(whole, LEVELS["hg"].add(x, generators("cpu", 1, 3, np.arange(6))))

@@ -9,14 +9,12 @@ import torch
 from utils.errors import UsageError
 
 
-def choose_device(name: str) -> torch.device:
-    """--device auto|cpu|cuda -> device."""
+def choose_device(name: str, local_rank: int = 0) -> torch.device:
+    """--device auto|cpu|cuda -> device; local_rank: which GPU of this machine."""
     if name == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda: PyTorch finds no CUDA device here; use --device auto or cpu")
-    device = torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
-    if device.type == "cpu":
-        keep_freed_memory()
-    else:
+    device = torch.device(f"cuda:{local_rank}" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    if device.type == "cuda":
         # convolutions that stay float32 (last layers) may round their inputs to TF32's 10 bits, as the rest does to bfloat16's 7
         torch.backends.cudnn.allow_tf32 = True
         torch.backends.cudnn.benchmark = False  # the algorithm must not depend on a timing: same seed, same bits
@@ -37,8 +35,11 @@ def choose_dtype(amp: str, device: torch.device) -> torch.dtype:
 
 
 def keep_freed_memory() -> None:
-    """Asks glibc to reuse large freed blocks instead of returning each to the kernel: without it a training step spends a fifth of its time on page
-    faults. Does nothing where the C library has no such switch."""
+    """Asks glibc to reuse large freed blocks instead of returning each to the kernel: without it a training step spends a fifth of its time on page faults.
+
+    For training, whose blocks have the same sizes in every step; the tiles of inference would fragment the heap. Does nothing where the C library has
+    no such switch.
+    """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         m_trim_threshold, m_mmap_max = -1, -4

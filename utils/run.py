@@ -218,6 +218,18 @@ class RunFolder:
             atomic_write_bytes(file, kept)
 
 
+class FollowedRun(RunFolder):
+    """The folder of a run that another process writes: it is only read here, and every write is left to that process."""
+
+    def __enter__(self) -> FollowedRun:
+        return self
+
+    def check_options(self, *_: Any, **__: Any) -> None:
+        pass
+
+    save_state = save_weights = append_stats = truncate_stats = check_options
+
+
 @contextmanager
 def failing_with(what: str) -> Iterator[None]:
     """Turns an OSError into a RunError that says what failed."""
