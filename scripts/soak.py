@@ -28,6 +28,7 @@ import random  # noqa: E402
 import shutil  # noqa: E402
 import signal  # noqa: E402
 import tempfile  # noqa: E402
+import threading  # noqa: E402
 import time  # noqa: E402
 from argparse import ArgumentDefaultsHelpFormatter, Namespace  # noqa: E402
 from collections.abc import Callable  # noqa: E402
@@ -73,6 +74,7 @@ def main(argv: list[str] | None = None) -> int:
     opt = parse(argv)
     torch.set_num_threads(1)
     tqdm.monitor_interval = 0  # no thread, so that forking is safe
+    tqdm.set_lock(threading.RLock())  # its own lock is shared with forked children: one that is killed while it writes would hold it for ever
     choose = random.Random(opt.seed)
     if opt.keep:
         try:

@@ -487,10 +487,10 @@ def test_noise_is_finite_and_a_function_of_its_keys(model, levels, mg_seed, shap
     shape = (shape[0], 3, *shape[2:]) if model == "mg" else shape
     noise = Noise(model, *levels, mg_seed=mg_seed)
     x = torch.rand(shape, generator=generator("cpu", 1))
-    y = noise.add(x, generator("cpu", *keys))
+    y = noise.add(x, [generator("cpu", *keys)] * len(x))
     assert y.shape == x.shape and y.dtype == x.dtype and torch.isfinite(y).all()
-    assert torch.equal(y, noise.add(x, generator("cpu", *keys)))
-    other = noise.add(x, generator("cpu", *keys[:2], keys[2] + 1))
+    assert torch.equal(y, noise.add(x, [generator("cpu", *keys)] * len(x)))
+    other = noise.add(x, [generator("cpu", *keys[:2], keys[2] + 1)] * len(x))
     assert not torch.equal(y, other) or max(levels[0]) < 1e-3 or model == "hg"
 
 
