@@ -12,6 +12,7 @@ import math
 import os
 import stat
 import struct
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -327,11 +328,23 @@ def tiff_page(path: Path, tiff: tifffile.TiffFile, max_pixels: int) -> tuple[tif
     return page, Header(height, width, 1 if gray else 3, dtype.newbyteorder("="))
 
 
+def check_strips(path: Path, file: BinaryIO, page: tifffile.TiffPage) -> None:
+    """Refuses deflated strips or tiles that hold more than their pixels: tifffile would unpack the whole of a few bytes that stand for gigabytes."""
+    if page.compression not in (COMPRESSION.ADOBE_DEFLATE, COMPRESSION.DEFLATE):
+        return
+    most = math.prod(page.chunks) * page.dtype.itemsize
+    for offset, count in zip(page.dataoffsets, page.databytecounts):
+        file.seek(offset)
+        if len(zlib.decompressobj().decompress(file.read(count), most + 1)) > most:
+            raise bad(path, "has compressed data that is larger than its image")
+
+
 def decode_tiff(path: Path, file: BinaryIO, max_pixels: int) -> np.ndarray:
     """tifffile decodes what it can alone, libtiff in Pillow (8 bits) or OpenCV (more) the other compressions and colour spaces."""
     with tifffile.TiffFile(file) as tiff:
         page, header = tiff_page(path, tiff, max_pixels)
         if page.compression in TIFFFILE_CODECS and page.predictor in (1, 2) and page.photometric in PLAIN and page.bitspersample % 8 == 0:
+            check_strips(path, file, page)
             pixels = page.asarray()
             pixels = np.moveaxis(pixels, 0, 2) if page.axes == "SYX" else np.atleast_3d(pixels)
             pixels = rotated(pixels.astype(pixels.dtype.newbyteorder("=")), page.tags.valueof(ORIENTATION, default=1))

@@ -17,8 +17,16 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message} (see python {self.prog} --help)\n")
 
 
+class Formatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows a default where there is one and the text does not tell it already."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        return action.help if action.default in (None, False) or "default" in action.help.lower() else super()._get_help_string(action)
+
+
 def number(kind: type, low: float | None = None, high: float | None = None, above: float | None = None):
-    """An argparse type: a finite int or float within bounds, which the error names."""
+    """An argparse type: a finite int or float within bounds, which the error names. Integers are below 2^31 in any case."""
+    high = 2**31 - 1 if kind is int and high is None else high
 
     def convert(text: str):
         try:
@@ -49,7 +57,7 @@ class BaseOptions:
     may_change = frozenset({"name", "checkpoints_dir", "device", "data_root", "max_minutes", "save_every"})
 
     def __init__(self):
-        self.parser = Parser(prog=self.prog, description=self.description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
+        self.parser = Parser(prog=self.prog, description=self.description, formatter_class=Formatter, allow_abbrev=False)
         run = self.parser.add_argument_group("run")
         run.add_argument("--name", default=None, help="run folder checkpoints/NAME/")
         run.add_argument("--checkpoints-dir", type=Path, default=Path("checkpoints"), help="folder of the run folders")
@@ -122,7 +130,9 @@ class BaseOptions:
         train.add_argument(
             "--ema", type=number(float, 0, 0.999999), default=0.999, help="decay of the running average of weights, which is what gets saved for use"
         )
-        train.add_argument("--on-nonfinite", choices=("stop", "skip"), default="stop", help="a loss or gradient that is not finite: stop, or skip the step, ten times at most")
+        train.add_argument(
+            "--on-nonfinite", choices=("stop", "skip"), default="stop", help="a loss or gradient that is not finite: stop, or skip the step, ten times at most"
+        )
         train.add_argument("--max-minutes", type=number(float, above=0), default=None, help="stop in good order with a checkpoint after this long")
         train.add_argument("--log-every", type=number(int, 1), default=50, help="steps between lines of stats.jsonl")
         train.add_argument("--save-every", type=number(int, 1), default=500, help="steps between checkpoints")

@@ -31,7 +31,9 @@ class TestOptions(BaseOptions):
             default=None,
             help="published: seeded noise on clean images; none: images as they are. Default: published with --noise",
         )
-        data.add_argument("--on-bad", choices=("stop", "skip"), default="stop", help="an image that cannot be used: stop, or go on and list it at the end (exit code 1)")
+        data.add_argument(
+            "--on-bad", choices=("stop", "skip"), default="stop", help="an image that cannot be used: stop, or go on and list it at the end (exit code 1)"
+        )
         self.add_noise(required=False)
         model = self.parser.add_argument_group("model")
         model.add_argument(
