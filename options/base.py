@@ -14,6 +14,7 @@ from pathlib import Path
 
 class Parser(argparse.ArgumentParser):
     def error(self, message: str):
+        message = " ".join(message.split())  # a line break in an argument must not break the line
         self.exit(2, f"error: {message} (see python {self.prog} --help)\n")
 
 
