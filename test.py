@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def evaluate(opt, world: World) -> int:
-    device = choose_device(opt.device, world.local_rank)
+    device = choose_device(opt.device, world.local_rank, opt.deterministic)
     models = [load_model(name, device, opt.checkpoints_dir) for name in opt.checkpoint]
     for model in models:
         model.dtype = choose_dtype(opt.amp, device)

@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def train(opt, options: Stage1Options, world: World) -> int:
     started = time.monotonic()
-    device = choose_device(opt.device, world.local_rank)
+    device = choose_device(opt.device, world.local_rank, opt.deterministic)
     dtype = choose_dtype(opt.amp, device)
     keep_freed_memory()
     channels = {"gray": 1, "color": 3}[opt.mode]

@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def train(opt, options: Stage2Options, world: World) -> int:
     started = time.monotonic()
-    device = choose_device(opt.device, world.local_rank)
+    device = choose_device(opt.device, world.local_rank, opt.deterministic)
     dtype = choose_dtype(opt.amp, device)
     keep_freed_memory()
 

@@ -66,6 +66,7 @@ class BaseOptions:
         run.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: CUDA where there is one")
         run.add_argument("--data-root", type=Path, default=None, help="folder of the named image sets; default: $DBSN_DATA, then datasets/")
         run.add_argument("--amp", choices=("auto", "bf16", "off"), default="auto", help="convolutions in bfloat16; auto: where the processor has units for it")
+        run.add_argument("--deterministic", action="store_true", help="on CUDA: the same bits at every run, as on the CPU, somewhat slower")
         self.add_options()
 
     def add_options(self) -> None:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import ctypes
+import os
 
 import torch
 
 from utils.errors import UsageError
 
 
-def choose_device(name: str, local_rank: int = 0) -> torch.device:
-    """--device auto|cpu|cuda -> device; local_rank: which GPU of this machine."""
+def choose_device(name: str, local_rank: int = 0, deterministic: bool = False) -> torch.device:
+    """--device auto|cpu|cuda -> device; local_rank: which GPU of this machine; deterministic: the same bits at every run on CUDA too."""
     if name == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda: PyTorch finds no CUDA device here; use --device auto or cpu")
     device = torch.device(f"cuda:{local_rank}" if name != "cpu" and torch.cuda.is_available() else "cpu")
     if device.type == "cuda":
+        if deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+            torch.use_deterministic_algorithms(True)
         # convolutions that stay float32 (last layers) may round their inputs to TF32's 10 bits, as the rest does to bfloat16's 7
         torch.backends.cudnn.allow_tf32 = True
         torch.backends.cudnn.benchmark = False  # the algorithm must not depend on a timing: same seed, same bits
