@@ -20,7 +20,7 @@ from tqdm import tqdm
 from data.crops import ImagePool, draw_crops, generator, generators, hashed
 from data.noise import Noise
 from data.sets import find_images
-from data.training import HELD_OUT, NOISE, VALIDATION, WEIGHTS, Images, add_noise_once, hold_out, read_images
+from data.training import HELD_OUT, NOISE, VALIDATION, WEIGHTS, Images, add_noise_once, hold_out, read_images, warn_of_test_images
 from models import BlindSpotDenoiser, Prediction, noise_level, posterior
 from models.gaussian import constrained_nll, envelope_loss, nll
 from models.inference import denoise
@@ -66,6 +66,7 @@ def train(opt, options: Stage1Options, world: World) -> int:
     world.check_share(opt.batch_size, "--batch-size")
 
     # images: everything that can be wrong with them is found before anything is written
+    warn_of_test_images(opt.clean or opt.noisy)
     files = find_images(opt.clean or opt.noisy, opt.data_root, "--clean" if opt.clean else "--noisy")
     images, held_out = hold_out(read_images(files, opt.mode, opt.white_level, opt.patch_size, "training images"), opt.held_out, opt.seed)
     val = read_images(find_images(opt.val, opt.data_root, "--val"), opt.mode, opt.white_level, what="--val images") if opt.val else None

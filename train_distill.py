@@ -20,7 +20,7 @@ from tqdm import tqdm
 from data.crops import ImagePool, draw_crops, generator, generators, hashed, normal, uniform
 from data.noise import Noise
 from data.sets import find_images
-from data.training import NOISE, NOISY, SYNTHESIS, VALIDATION, WEIGHTS, Images, add_noise_once, disjoint, read_images
+from data.training import NOISE, NOISY, SYNTHESIS, VALIDATION, WEIGHTS, Images, add_noise_once, disjoint, read_images, warn_of_test_images
 from models import MWCNN, BlindSpotDenoiser, load_model, synthesise
 from models.inference import denoise
 from options.stage2 import Stage2Options
@@ -58,6 +58,7 @@ def train(opt, options: Stage2Options, world: World) -> int:
         raise UsageError(f"--noise mg describes correlated colour channels; the teacher {teacher.file} is a gray one")
     white_level = opt.white_level or teacher.values["white_level"]
 
+    warn_of_test_images([*opt.clean, *(opt.noisy or opt.synthetic_noisy)])
     clean_files = find_images(opt.clean, opt.data_root, "--clean")
     flag = "--noisy" if opt.noisy else "--synthetic-noisy"
     noisy_files = find_images(opt.noisy or opt.synthetic_noisy, opt.data_root, flag)

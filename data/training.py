@@ -56,6 +56,12 @@ def read_images(files: list[Path], mode: str, white_level: float | None, smalles
     return Images(files, arrays)
 
 
+def warn_of_test_images(specs: list[str]) -> None:
+    """One line where a named training set holds the photographs of a test set."""
+    if "bsd500" in specs:
+        tqdm.write("warning: bsd500 holds the 68 photographs of bsd68 and cbsd68; results on those will mean nothing. bsd432 is the same without them")
+
+
 def hold_out(images: Images, share: float, seed: int) -> tuple[Images, Images]:
     """Splits off `share` of the images, at least one of eight or more, for the held-out likelihood; fewer than eight are all trained on."""
     count = 0 if len(images) < 8 or share == 0 else max(1, round(share * len(images)))

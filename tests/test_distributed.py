@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.test_pipeline import LEVELS, ROOT, TINY, TINY2, ok, pictures, run  # noqa: F401  (fixtures)
+from tests.conftest import LEVELS, ROOT, TINY, TINY2, ok
 from utils.checkpoint import load_checkpoint
 from utils.distributed import World
 from utils.errors import UsageError
@@ -42,7 +42,7 @@ def assert_same_course(a: Path, b: Path):
         torch.testing.assert_close(one[name], two[name], atol=2e-3, rtol=1e-2)
 
 
-def test_stage_1(run, pictures, tmp_path):  # noqa: F811
+def test_stage_1(run, pictures, tmp_path):
     line = f"--clean {pictures}/gray {LEVELS['awgn']} {TINY} --mu-steps 2 --sigma-steps 2 --steps 4 --noise-draw fresh --val-every 4 --save-every 3"
     ok(run("train_dbsn", f"--name one {line}"))
     result = torchrun("train_dbsn.py", f"--name two {line}", tmp_path)
@@ -56,7 +56,7 @@ def test_stage_1(run, pictures, tmp_path):  # noqa: F811
     assert_same_course(tmp_path / "one", tmp_path / "both")
 
 
-def test_stage_2_and_the_test(run, pictures, tmp_path):  # noqa: F811
+def test_stage_2_and_the_test(run, pictures, tmp_path):
     ok(run("train_dbsn", f"--name s1 --clean {pictures}/gray {LEVELS['awgn']} {TINY} --steps 1"))
     line = f"--teacher s1 --clean {pictures}/gray --synthetic-noisy {pictures}/gray {LEVELS['awgn']} {TINY2} --noisy-share 0.25 --steps 6 --noise-draw fresh"
     ok(run("train_distill", f"--name one {line}"))

@@ -9,7 +9,7 @@ import train_dbsn
 import train_distill
 from models import MWCNN, BlindSpotDenoiser
 from models.inference import denoise
-from tests.test_pipeline import LEVELS, TINY, TINY2, contents, pictures, read_tensors  # noqa: F401  (fixture)
+from tests.conftest import LEVELS, TINY, TINY2, contents, read_tensors
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
@@ -55,7 +55,7 @@ def test_cuda_equals_cpu_and_tiles_the_whole(model, monkeypatch):
 
 
 @pytest.mark.parametrize("amp", ["off", "bf16"])
-def test_both_stages_resume_to_the_same_bits(amp, pictures, tmp_path):  # noqa: F811
+def test_both_stages_resume_to_the_same_bits(amp, pictures, tmp_path):
     where = ["--checkpoints-dir", str(tmp_path), "--device", "cuda", "--deterministic", "--amp", amp]
     line = f"--clean {pictures}/color {LEVELS['hg']} --mode color {TINY} --steps 5 --save-every 2 --noise-draw fresh".replace("--amp off", "")
     line2 = f"--teacher whole --clean {pictures}/color --synthetic-noisy {pictures}/color {LEVELS['hg']} {TINY2} --steps 4".replace("--amp off", "")

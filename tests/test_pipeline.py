@@ -8,64 +8,17 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import tifffile
 import torch
 from PIL import Image
-from skimage.data import astronaut, camera
 
-import test as test_script
 import train_dbsn
-import train_distill
 from models import load_model, posterior
+from tests.conftest import LEVELS, ROOT, SCRIPTS, TINY, TINY2, contents, ok, read_tensors
 from utils.checkpoint import load_checkpoint
-from utils.errors import run_script
-
-ROOT = Path(__file__).resolve().parents[1]
-SCRIPTS = {"train_dbsn": train_dbsn, "train_distill": train_distill, "test": test_script}
-LEVELS = {"awgn": "--noise awgn --sigma 25", "hg": "--noise hg --alpha 40 --delta 10", "mg": "--noise mg"}
-TINY = "--width 4 --blocks 1 --patch-size 16 --batch-size 2 --log-every 1 --warmup 2 --amp off"
-TINY2 = "--student-width 4 --patch-size 16 --batch-size 8 --log-every 1 --warmup 2 --amp off"
-
-
-@pytest.fixture(scope="session")
-def pictures(tmp_path_factory) -> Path:
-    """Ten colour and ten gray crops of real photographs, 40 x 37 and 37 x 40."""
-    root = tmp_path_factory.mktemp("pictures")
-    for name, photograph in (("color", astronaut()), ("gray", camera())):
-        (root / name).mkdir()
-        for k in range(10):
-            crop = photograph[40 * k : 40 * k + 40, 100 : 100 + 37]
-            Image.fromarray(crop if k % 2 else crop.swapaxes(0, 1)).save(root / name / f"{k}.png")
-    return root
-
-
-@pytest.fixture
-def run(tmp_path, capsys):
-    """run("train_dbsn", "--name a ..") -> exit code, stdout, stderr; in this process, with run folders under tmp_path."""
-
-    def call(script: str, line: str) -> tuple[int, str, str]:
-        argv = [*line.split(), "--checkpoints-dir", str(tmp_path), "--device", "cpu"]
-        with pytest.raises(SystemExit) as end:
-            run_script(lambda: SCRIPTS[script].main(argv))
-        out = capsys.readouterr()
-        return end.value.code, out.out, out.err
-
-    return call
-
-
-def ok(result):
-    code, out, err = result
-    assert code == 0, err
-    return out
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """What a run leaves that must not depend on interruptions."""
-    return {f.name: f.read_bytes() for f in folder.iterdir() if f.suffix in (".safetensors", ".jsonl")}
 
 
 @pytest.mark.parametrize(("mode", "noise"), [("gray", "awgn"), ("gray", "hg"), ("color", "awgn"), ("color", "hg"), ("color", "mg")])
@@ -190,10 +143,6 @@ def test_stopped_and_resumed_is_never_stopped(draw, run, pictures, tmp_path, mon
             assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
-def read_tensors(path):
-    return load_checkpoint(path).tensors
-
-
 def test_same_seed_same_bits(run, pictures, tmp_path):
     found = []
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
@@ -220,6 +169,12 @@ def test_changed_option_is_refused(run, pictures):
     code, _, err = run("train_dbsn", line.replace("/gray", "/gray/[1-9].png"))
     assert code == 2 and "clean" in err
     ok(run("train_dbsn", f"{line} --max-minutes 5"))
+
+
+def test_training_on_test_photographs_is_told(run, pictures, tmp_path):
+    shutil.copytree(pictures / "gray", tmp_path / "bsd500")
+    line = f"--name a --clean bsd500 --data-root {tmp_path} {LEVELS['awgn']} {TINY} --steps 1"
+    assert "bsd432" in ok(run("train_dbsn", line))
 
 
 def test_changed_images_are_refused(run, pictures, tmp_path):
@@ -305,16 +260,6 @@ def test_wrong_use_ends_in_one_line(script, line, words, run, pictures, models, 
     message = [text for text in err.splitlines() if text.startswith("error:")]
     assert len(message) == 1 and words in message[0] and "Traceback" not in err
     assert {f for f in tmp_path.rglob("*") if f.is_file()} == before  # nothing was begun
-
-
-@pytest.fixture(scope="session")
-def models(tmp_path_factory, pictures):
-    """A stage-1 and a stage-2 run, s1 and s2."""
-    root = tmp_path_factory.mktemp("models")
-    where = ["--checkpoints-dir", str(root), "--device", "cpu"]
-    train_dbsn.main([*f"--name s1 --clean {pictures}/gray {LEVELS['awgn']} {TINY} --steps 1".split(), *where])
-    train_distill.main([*f"--name s2 --teacher s1 --clean {pictures}/gray --noisy {pictures}/gray {TINY2} --steps 1".split(), *where])
-    return root
 
 
 def test_non_finite_loss_stops_before_the_weights_move(run, pictures, tmp_path, monkeypatch):
@@ -404,3 +349,15 @@ def test_help(script, capsys):
     with pytest.raises(SystemExit) as end:
         SCRIPTS[script].main(["--help"])
     assert end.value.code == 0 and "--checkpoints-dir" in capsys.readouterr().out
+
+
+def test_released_weights_load_by_name(run, pictures, models, tmp_path):
+    sys.path.insert(0, str(ROOT / "scripts"))
+    import release
+
+    for name in ("s1", "s2"):
+        assert release.main(["--run", str(models / name), "--as", f"{name}-half", "--checkpoints-dir", str(tmp_path)]) == 0
+        whole, half = (load_model(n, checkpoints_dir=d).state_dict() for n, d in ((name, models), (f"{name}-half", tmp_path)))
+        for key in whole:
+            torch.testing.assert_close(half[key], whole[key], atol=1e-3, rtol=1e-3)
+    ok(run("test", f"--checkpoint s1-half s2-half --data {pictures}/gray/0.png {LEVELS['awgn']}"))

@@ -1,0 +1,38 @@
+"""Makes released weights of a run: half precision, loadable by name.
+
+    python scripts/release.py --run gray-awgn25 --as gray-awgn25-compact      ->  checkpoints/gray-awgn25-compact.safetensors
+
+Only the weights, the model's configuration and the number of steps are kept. A card, NAME.md, belongs beside the file and is written by hand.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's modules, from wherever this is run
+
+from models import resolve_checkpoint
+from options.base import Parser
+from utils.checkpoint import load_checkpoint, save_checkpoint
+from utils.errors import run_script
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = Parser(prog="scripts/release.py", description=__doc__.splitlines()[0])
+    parser.add_argument("--run", required=True, help="run, or checkpoint file, of either stage")
+    parser.add_argument("--as", dest="name", required=True, help="name of the released weights")
+    parser.add_argument("--checkpoints-dir", type=Path, default=Path("checkpoints"))
+    opt = parser.parse_args(argv)
+    source = load_checkpoint(resolve_checkpoint(opt.run, opt.checkpoints_dir), kind=("stage1", "stage2"))
+    target = opt.checkpoints_dir / f"{opt.name}.safetensors"
+    values = {key: source.values[key] for key in ("config", "white_level", "step")}
+    save_checkpoint(target, source.kind, {name: tensor.to(torch.float16) for name, tensor in source.tensors.items()}, values)
+    print(f"{target}: {target.stat().st_size / 2**20:.1f} MiB")
+    return 0
+
+
+if __name__ == "__main__":
+    run_script(main)
