@@ -63,7 +63,7 @@ def evaluate(opt, world: World) -> int:
     white_level = None if opt.protocol == "published" else opt.white_level or agreed_white_level(models)
     noise = Noise.from_options(opt) if opt.noise else None
     with world.main_first():
-        prepare_folder(opt.save, files)
+        prepare_outputs(opt, files)
     names = output_names(files)
 
     rows, seconds = {}, {}
@@ -111,7 +111,6 @@ def evaluate(opt, world: World) -> int:
     }
     print_table(table)
     if opt.json:
-        opt.json.parent.mkdir(parents=True, exist_ok=True)
         atomic_write_text(opt.json, json.dumps(table, indent=1) + "\n")
     if bad:
         print(f"{len(bad)} of {len(files)} images were skipped:", *bad.values(), sep="\n  ", file=sys.stderr)
@@ -231,16 +230,16 @@ def print_table(table: dict) -> None:
         print(f"{file}: {value:.2f} seconds per image")
 
 
-def prepare_folder(folder: Path | None, files: list[Path]) -> None:
-    """Creates --save before any work is done; refuses the folder that the images are in, where outputs could replace inputs."""
-    if folder is None:
-        return
-    if folder.resolve() in {f.resolve().parent for f in files}:
-        raise UsageError(f"--save {folder} is the folder of the images themselves; give another, so that none is overwritten")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"--save {folder}: cannot create the folder ({error.strerror})") from error
+def prepare_outputs(opt, files: list[Path]) -> None:
+    """Creates the folders of --save and --json before any work is done; refuses the folder that the images are in, where outputs could replace inputs."""
+    if opt.save and opt.save.resolve() in {f.resolve().parent for f in files}:
+        raise UsageError(f"--save {opt.save} is the folder of the images themselves; give another, so that none is overwritten")
+    for flag, folder in (("--save", opt.save), ("--json", opt.json and opt.json.parent)):
+        try:
+            if folder:
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"{flag}: cannot create the folder {folder} ({error.strerror})") from error
 
 
 def save_pictures(

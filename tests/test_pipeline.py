@@ -319,6 +319,13 @@ def test_bad_images_are_skipped_on_request(run, models, pictures, tmp_path):
     assert code == 1 and "none of the 1 images" in err
 
 
+def test_outputs_that_cannot_be_created(run, pictures, tmp_path):
+    (tmp_path / "file").touch()
+    for flag in (f"--json {tmp_path}/file/r.json", f"--save {tmp_path}/file/out"):
+        code, _, err = run("test", f"--data {pictures}/gray {LEVELS['awgn']} {flag}")
+        assert code == 1 and flag.split()[0] in err and err.startswith("error:")
+
+
 def test_outlier_of_a_16_bit_image(run, tmp_path):
     """A dark image with one pixel at the maximum: nothing overflows."""
     (tmp_path / "images").mkdir()
