@@ -82,6 +82,8 @@ def train(opt, options: Stage1Options, world: World) -> int:
     model.to(device, memory_format=torch.channels_last)
     model.dtype = dtype
     average = copy.deepcopy(model).requires_grad_(False)
+    if opt.compile:
+        model.dbsn.compile()  # in place: names of weights stay
     optimizer = torch.optim.Adam(model.parameters(), lr=opt.lr)
     total = opt.mu_steps + opt.sigma_steps + opt.steps
 

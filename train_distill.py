@@ -72,6 +72,8 @@ def train(opt, options: Stage2Options, world: World) -> int:
     student.to(device, memory_format=torch.channels_last)
     student.dtype = dtype
     average = copy.deepcopy(student).requires_grad_(False)
+    if opt.compile:
+        student.compile()  # in place: names of weights stay
     optimizer = torch.optim.Adam(student.parameters(), lr=opt.lr)
 
     noisy_count = round(opt.noisy_share * opt.batch_size)

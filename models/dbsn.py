@@ -1,4 +1,4 @@
-"""D-BSN, the dilated blind-spot network (paper, section 3.2 and Fig. 2).
+"""D-BSN, the dilated blind-spot network of the paper.
 
 Two branches see every pixel but the one they predict: a centrally masked k x k convolution (k = 3, 5), then nothing but 1x1 convolutions and convolutions
 of dilation d = (k + 1) / 2. The masked kernel moves by offsets that are not multiples of d in both directions (its centre, the only one that is, is
@@ -65,8 +65,8 @@ class MDCBlock(nn.Module):
     """Multi-dilated convolution block, (N,F,H,W) -> (N,F,H,W).
 
     Three paths from the input, each opened by a 1x1 convolution: a wide dilated one, a narrow dilated one and nothing more. They are merged and added to
-    the input, then two 1x1 convolutions follow. form: "release" draws the wide path as one 5x5 kernel (the authors' code), "paper" as two 3x3 (their
-    Fig. 2); "residual" is the release's with the block input added again at the end, after a convolution without ReLU whose weights start a tenth as
+    the input, then two 1x1 convolutions follow. form: "release" draws the wide path as one 5x5 kernel (the authors' code), "paper" as two 3x3 (the
+    paper's drawing); "residual" is the release's with the block input added again at the end, after a convolution without ReLU whose weights start a tenth as
     large, so that a deep stack starts near the identity.
     """
 

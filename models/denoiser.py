@@ -44,7 +44,7 @@ class Prediction:
 
 
 def posterior(y: Tensor, p: Prediction) -> Posterior:
-    """Mean and covariance of the clean image given the whole noisy one (paper, Eqn. 9); y (N,C,H,W), 0..1."""
+    """Mean and covariance of the clean image given the whole noisy one (Bayes' rule, as in the paper's stage 1); y (N,C,H,W), 0..1."""
     return gaussian.posterior(y, p.mu, p.cov_mu, p.cov_n)
 
 
@@ -59,7 +59,7 @@ def noise_level(cov_n: Covariance) -> Tensor:
 
 
 def synthesise(x: Tensor, cov_n: Covariance, z: Tensor, scale: Tensor) -> Tensor:
-    """Noisy images x + n, n ~ N(0, s^2 Sigma_n), of clean ones x (N,C,H,W) (paper, section 3.4).
+    """Noisy images x + n, n ~ N(0, s^2 Sigma_n), of clean ones x (N,C,H,W): the pairs of the paper's knowledge distillation.
 
     z: standard normal, (N,C,H,W). scale: s, (N,), the jitter of the level around what was estimated.
     """

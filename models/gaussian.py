@@ -203,7 +203,7 @@ def nll(y: Tensor, mu: Tensor, cov: Covariance) -> Tensor:
 
 
 def constrained_nll(y: Tensor, mu: Tensor, cov_mu: Covariance, cov_n: Covariance) -> Tensor:
-    """The paper's constrained objective per pixel (its Eqn. 11), (N,1,H,W).
+    """The constrained negative log-likelihood, the paper's loss of stage 1, per pixel, (N,1,H,W).
 
     1/2 { (y-mu)^T (Sigma_mu + Sigma_n)^-1 (y-mu) + log |Sigma_n| + tr(Sigma_n^-1 Sigma_mu) }. Since log|A + B| <= log|B| + tr(B^-1 A) it bounds the
     exact one from above (up to the constant, which is left out as in the paper), and unlike it depends on how the sum is split.
@@ -260,7 +260,7 @@ class Posterior:
 def posterior_mean(y: Tensor, mu: Tensor, cov_mu: Covariance, cov_n: Covariance) -> Tensor:
     """mu + Sigma_mu (Sigma_mu + Sigma_n)^-1 (y - mu), (N,C,H,W).
 
-    Equal to the paper's (Sigma_mu^-1 + Sigma_n^-1)^-1 (Sigma_mu^-1 mu + Sigma_n^-1 y), its Eqn. 9, without inverting Sigma_mu, which may be singular.
+    Equal to the paper's (Sigma_mu^-1 + Sigma_n^-1)^-1 (Sigma_mu^-1 mu + Sigma_n^-1 y) without inverting Sigma_mu, which may be singular.
     """
     return mu + cov_mu.apply(add(cov_mu, cov_n).solve(y - mu))
 

@@ -1,4 +1,4 @@
-"""CNN_est, the noise estimator (paper, section 3.3): 1x1 convolutions that give Sigma_n, the covariance of the noise.
+"""CNN_est, the paper's noise estimator: 1x1 convolutions that give Sigma_n, the covariance of the noise.
 
     noise model                         Sigma_n                 sees    over the image
     awgn  additive white Gaussian       sigma^2 I               y       mean of the raw output

@@ -132,6 +132,7 @@ class BaseOptions:
         train.add_argument(
             "--ema", type=number(float, 0, 0.999999), default=0.999, help="decay of the running average of weights, which is what gets saved for use"
         )
+        train.add_argument("--compile", action="store_true", help="compile the network with torch.compile: a minute or more at the start, faster steps on GPUs")
         train.add_argument(
             "--on-nonfinite", choices=("stop", "skip"), default="stop", help="a loss or gradient that is not finite: stop, or skip the step, ten times at most"
         )

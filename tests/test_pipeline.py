@@ -152,6 +152,21 @@ def test_same_seed_same_bits(run, pictures, tmp_path):
     assert not all(torch.equal(found[0][k], found[2][k]) for k in found[0])
 
 
+@pytest.mark.slow
+def test_compiled_networks_follow_the_same_course(run, pictures, models, tmp_path):
+    shutil.copytree(models / "s1", tmp_path / "s1")
+    stage1 = f"--clean {pictures}/gray {LEVELS['awgn']} {TINY} --steps 3"
+    stage2 = f"--teacher s1 --clean {pictures}/gray --noisy {pictures}/gray {TINY2} --steps 3"
+    for script, line in (("train_dbsn", stage1), ("train_distill", stage2)):
+        rows = []
+        for name, flag in ((f"{script}-plain", ""), (f"{script}-compiled", "--compile")):
+            ok(run(script, f"--name {name} {line} {flag}"))
+            rows.append([json.loads(text) for text in (tmp_path / name / "stats.jsonl").read_text().splitlines()])
+        for one, two in zip(*rows):
+            if "loss" in one:
+                assert one["loss"] == pytest.approx(two["loss"], rel=1e-3)
+
+
 def test_finished_run_reports_at_once(run, pictures, tmp_path):
     line = STAGE1.format("a", pictures, TINY, "fixed")
     ok(run("train_dbsn", line))
