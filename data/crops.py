@@ -1,4 +1,4 @@
-"""Training crops: images held once as a flat buffer of pixels on the training device, and which crop a sample is.
+"""Training crops: which crop a sample is, and the images it is cut from, held on the training device or decoded from disk one by one.
 
 The crop of a sample is a pure function of (seed, sample index), and sample indices follow from the step: nothing depends on how often a generator was
 called, on the batch a sample is in or on the process that makes it. So a resumed run sees the crops an uninterrupted one would have.
@@ -6,7 +6,8 @@ called, on the batch a sample is in or on the process that makes it. So a resume
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -62,6 +63,10 @@ class Crops:
     left: np.ndarray
     symmetry: np.ndarray
 
+    def single(self, b: int) -> Crops:
+        """The b-th alone."""
+        return Crops(*(values[b : b + 1] for values in (self.image, self.top, self.left, self.symmetry)))
+
 
 def draw_crops(sizes: np.ndarray, samples: np.ndarray, patch: int, seed: int) -> Crops:
     """The crops of the given sample indices (B,). sizes: height and width of each image, (M,2), none below patch.
@@ -76,8 +81,13 @@ def draw_crops(sizes: np.ndarray, samples: np.ndarray, patch: int, seed: int) ->
     return Crops(image, as_int(top % room[:, 0]), as_int(left % room[:, 1]), as_int(symmetry % np.uint64(8)))
 
 
+def as_images(pixels: Tensor) -> Tensor:
+    """Pixels as pools hold them, (B,H,W,C) uint8 or float32 0..1 -> (B,C,H,W) float32 0..1."""
+    return pixels.permute(0, 3, 1, 2).float() * (1 / 255 if pixels.dtype == torch.uint8 else 1.0)
+
+
 class ImagePool:
-    """Images of any sizes, held on one device.
+    """Images of any sizes, held on one device as a flat buffer of pixels.
 
     images: list of (H,W,C) arrays, uint8 or float32 0..1; kept as bytes where all are uint8.
     """
@@ -88,7 +98,6 @@ class ImagePool:
         self.offsets = np.concatenate([[0], np.cumsum(self.sizes.prod(1))])
         self.device = torch.device(device)
         as_bytes = all(im.dtype == np.uint8 for im in images)
-        self.scale = 1 / 255 if as_bytes else 1.0
         self.pixels = torch.empty(int(self.offsets[-1]), self.channels, dtype=torch.uint8 if as_bytes else torch.float32, device=device)
         for k, im in enumerate(images):
             flat = (im if as_bytes else to_float(im)).reshape(-1, self.channels)
@@ -99,19 +108,22 @@ class ImagePool:
 
     def image(self, k: int) -> Tensor:
         """Image k, (1,C,H,W) float32 0..1."""
-        flat = self.pixels[self.offsets[k] : self.offsets[k + 1]].float() * self.scale
-        return flat.view(1, *self.sizes[k], self.channels).permute(0, 3, 1, 2)
+        return as_images(self.pixels[self.offsets[k] : self.offsets[k + 1]].view(1, *self.sizes[k], self.channels))
 
     def map(self, f) -> ImagePool:
         """The pool of f(k, image k), f (1,C,H,W) -> (1,C,H,W), one image at a time; float32."""
         other = object.__new__(ImagePool)
-        other.__dict__.update(self.__dict__, scale=1.0, pixels=torch.empty(self.pixels.shape, dtype=torch.float32, device=self.device))
+        other.__dict__.update(self.__dict__, pixels=torch.empty(self.pixels.shape, dtype=torch.float32, device=self.device))
         for k in range(len(self)):
             other.pixels[self.offsets[k] : self.offsets[k + 1]] = f(k, self.image(k)).permute(0, 2, 3, 1).reshape(-1, self.channels)
         return other
 
     def crops(self, where: Crops, patch: int) -> Tensor:
-        """The crops, (B,C,patch,patch) float32 0..1: one gather on the device."""
+        """The crops, (B,C,patch,patch) float32 0..1, on the device."""
+        return as_images(self.cut(where, patch))
+
+    def cut(self, where: Crops, patch: int) -> Tensor:
+        """The crops as they are held, (B,patch,patch,C) uint8 or float32: one gather on the device."""
         to = lambda a: torch.from_numpy(a).to(self.device, non_blocking=True).view(-1, 1, 1)  # noqa: E731
         symmetry = to(where.symmetry)
         i = torch.arange(patch, device=self.device).view(1, patch, 1)
@@ -121,4 +133,38 @@ class ImagePool:
         row = to(where.top) + i
         column = to(where.left) + j
         index = to(self.offsets[where.image]) + row * to(self.sizes[where.image, 1]) + column  # B,P,P
-        return self.pixels[index].permute(0, 3, 1, 2).float() * self.scale
+        return self.pixels[index]
+
+
+class DiskPool:
+    """Images that do not fit in memory: an ImagePool whose images are decoded each time they are asked for. The same crops, bit for bit.
+
+    sizes: height and width of each image, (M,2). decode: k -> ImagePool of image k alone, on the CPU; all of them bytes or all float32. device: that of the
+    crops. Nothing is kept between calls, as a pass over the images visits each one once. Every method may be called from any thread.
+    """
+
+    def __init__(self, sizes: np.ndarray, decode: Callable[[int], ImagePool], device: torch.device | str = "cpu"):
+        self.sizes = sizes
+        self.decode = decode
+        self.device = torch.device(device)
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def image(self, k: int) -> Tensor:
+        """Image k, (1,C,H,W) float32 0..1, on the CPU."""
+        return self.decode(k).image(0)
+
+    def map(self, f) -> DiskPool:
+        """The pool of f(k, image k): f is called, on the whole image, each time the image is asked for."""
+        return DiskPool(self.sizes, lambda k: self.decode(k).map(lambda _, x: f(k, x)), self.device)
+
+    def crops(self, where: Crops, patch: int) -> Tensor:
+        """The crops, (B,C,patch,patch) float32 0..1, on the device."""
+        return as_images(self.cut(where, patch).to(self.device))
+
+    def cut(self, where: Crops, patch: int) -> Tensor:
+        """The crops as ImagePool.cut gives them, (B,patch,patch,C), on the CPU."""
+        only = np.zeros(1, np.int64)  # the index of an image that is alone in its pool
+        crops = [where.single(b) for b in range(len(where.image))]
+        return torch.cat([self.decode(int(crop.image[0])).cut(replace(crop, image=only), patch) for crop in crops])

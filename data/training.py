@@ -1,22 +1,27 @@
-"""The images of a training run: decoded once, checked, split and, in a synthetic study, made noisy."""
+"""The images of a training run: found and checked, decoded once or left on disk, split and, in a synthetic study, made noisy."""
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
-from data.crops import ImagePool, generator, permutation
-from data.images import read_image
+from data.crops import DiskPool, ImagePool, generator, permutation
+from data.images import Header, image_header, read_image, to_float
 from data.noise import Noise
 from data.sets import content_hash
+from utils.device import free_memory
+from utils.distributed import World
 from utils.errors import UsageError
 
 # what a random stream is for, beside the run's seed
-NOISE, HELD_OUT, VALIDATION, WEIGHTS, HALVES, SYNTHESIS, NOISY = range(7)
+NOISE, HELD_OUT, VALIDATION, WEIGHTS, HALVES, SYNTHESIS, NOISY, LEVEL = range(8)
 
 
 @dataclass(frozen=True)
@@ -32,28 +37,112 @@ class Images:
     def subset(self, indices) -> Images:
         return Images([self.files[k] for k in indices], [self.arrays[k] for k in indices])
 
-    def digest(self) -> str:
-        """SHA-256 over all shapes and pixels: the same images in the same order."""
-        total = hashlib.sha256()
-        for array in self.arrays:
-            total.update(f"{array.shape} {array.dtype}".encode())
-            total.update(np.ascontiguousarray(array))
-        return total.hexdigest()
+    @property
+    def sizes(self) -> np.ndarray:
+        """Height and width of each, (M,2)."""
+        return np.array([array.shape[:2] for array in self.arrays])
+
+    def pool(self, device: torch.device | str = "cpu") -> ImagePool:
+        return ImagePool(self.arrays, device)
 
 
-def read_images(files: list[Path], mode: str, white_level: float | None, smallest: int = 1, what: str = "images") -> Images:
-    """Decodes the files as "gray" or "color". white_level: file value that becomes 1.0 (None: 255, 65535, or 1.0 for float files). smallest: least side
-    in pixels. Raises UsageError naming the file that cannot be read or is too small."""
-    arrays, brightest = [], 0.0
-    for file in tqdm(files, desc=f"reading {what}", leave=False, disable=None):
-        array = read_image(file, mode=mode, white_level=white_level)
-        if min(array.shape[:2]) < smallest:
-            raise UsageError(f"{file} is {array.shape[1]}x{array.shape[0]} pixels, smaller than --patch-size {smallest}: use a smaller patch or leave it out")
-        brightest = max(brightest, 1.0 if array.dtype == np.uint8 else float(array.max()))
-        arrays.append(array)
-    if 0 < brightest < 0.125:
-        tqdm.write(f"note: the brightest of the {what} is {brightest:.3f} of full scale; --white-level says which file value is white")
-    return Images(files, arrays)
+@dataclass(frozen=True)
+class ImageFiles:
+    """Images left on disk: their files and headers, and how read_image is to decode them. what: their name in messages."""
+
+    files: list[Path]
+    headers: list[Header]
+    mode: str
+    white_level: float | None
+    what: str
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def subset(self, indices) -> ImageFiles:
+        return replace(self, files=[self.files[k] for k in indices], headers=[self.headers[k] for k in indices])
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """Height and width of each, (M,2)."""
+        return np.array([(header.height, header.width) for header in self.headers])
+
+    @property
+    def as_bytes(self) -> bool:
+        """Whether all of them decode to uint8."""
+        return self.white_level is None and all(header.dtype == np.uint8 for header in self.headers)
+
+    def memory(self, float_copies: int = 0) -> int:
+        """Bytes that they take decoded, with as many copies in float32 beside them, such as one with noise."""
+        values = int(self.sizes.prod(1).sum()) * (1 if self.mode == "gray" else 3)
+        return values * ((1 if self.as_bytes else 4) + 4 * float_copies)
+
+    def read(self, k: int) -> np.ndarray:
+        """Image k as read_image gives it. Raises UsageError where it cannot be decoded, or is not what its header has said."""
+        array, header = read_image(self.files[k], self.mode, self.white_level), self.headers[k]
+        if array.shape[:2] != (header.height, header.width) or (array.dtype == np.uint8) != (self.white_level is None and header.dtype == np.uint8):
+            raise UsageError(f"{self.files[k]} has changed since it was first looked at: it was {header.width}x{header.height} pixels of {header.dtype}")
+        return array
+
+    @property
+    def arrays(self) -> Iterator[np.ndarray]:
+        """All of them, decoded one after the other."""
+        return (self.read(k) for k in tqdm(range(len(self)), desc=f"reading {self.what}", leave=False, disable=None))
+
+    def decode(self) -> Images:
+        """All of them in memory. Raises UsageError as read() does."""
+        images = Images(self.files, list(self.arrays))
+        brightest = max(1.0 if array.dtype == np.uint8 else float(array.max()) for array in images.arrays)
+        if 0 < brightest < 0.125:
+            tqdm.write(f"note: the brightest of the {self.what} is {brightest:.3f} of full scale; --white-level says which file value is white")
+        return images
+
+    def pool(self, device: torch.device | str = "cpu") -> DiskPool:
+        as_bytes = self.as_bytes
+        return DiskPool(self.sizes, lambda k: ImagePool([self.read(k) if as_bytes else to_float(self.read(k))]), device)
+
+
+def look_at(files: list[Path], mode: str, white_level: float | None, smallest: int = 1, what: str = "images") -> ImageFiles:
+    """The images of the files as "gray" or "color", by their headers alone. white_level: file value that becomes 1.0 (None: 255, 65535, or 1.0 for float
+    files). smallest: least side in pixels. Raises UsageError naming the file that is no image, by its header, or is too small."""
+    headers = []
+    for file in tqdm(files, desc=f"looking at {what}", leave=False, disable=None):
+        header = image_header(file)
+        if min(header.height, header.width) < smallest:
+            raise UsageError(f"{file} is {header.width}x{header.height} pixels, smaller than --patch-size {smallest}: use a smaller patch or leave it out")
+        headers.append(header)
+    return ImageFiles(files, headers, mode, white_level, what)
+
+
+def in_memory(choice: str, needed: int, device: torch.device, world: World) -> bool:
+    """Whether images are to be decoded once. choice: --images; "auto" decides by the `needed` bytes, for all processes alike."""
+    if choice != "auto":
+        return choice == "memory"
+    free = free_memory(device, world.local_size)
+    if not world.any(needed > free / 2, device):
+        return True
+    if world.main:
+        tqdm.write(f"note: decoded, the images take {needed / 1e9:.3g} GB of the {free / 1e9:.3g} GB that are free: they are read from disk as they are needed")
+    return False
+
+
+def digest(images: Images | ImageFiles, recorded: str | None = None) -> str:
+    """What a run records of its images and refuses others by: the same images in the same order. recorded: the digest that the run began with, whose kind
+    is kept.
+
+    In memory: SHA-256 over shapes and pixels. On disk "files:" and that over names, sizes in bytes and sizes in pixels, since decoding a large set takes
+    long; it does not tell a file from one of the same sizes that has been put in its place. A run that began in memory and goes on from disk has its
+    images decoded once, to compare them.
+    """
+    total = hashlib.sha256()
+    if str(recorded).startswith("files:") if recorded else isinstance(images, ImageFiles):
+        for file, (height, width) in zip(images.files, images.sizes.tolist()):
+            total.update(os.fsencode(file.name) + f"\0{file.stat().st_size} {height} {width}\n".encode())
+        return f"files:{total.hexdigest()}"
+    for array in images.arrays:
+        total.update(f"{array.shape} {array.dtype}".encode())
+        total.update(np.ascontiguousarray(array))
+    return total.hexdigest()
 
 
 def warn_of_test_images(specs: list[str]) -> None:
@@ -62,15 +151,18 @@ def warn_of_test_images(specs: list[str]) -> None:
         tqdm.write("warning: bsd500 holds the 68 photographs of bsd68 and cbsd68; results on those will mean nothing. bsd432 is the same without them")
 
 
-def hold_out(images: Images, share: float, seed: int) -> tuple[Images, Images]:
+def hold_out(images: Images | ImageFiles, share: float, seed: int) -> tuple[Images, Images] | tuple[ImageFiles, ImageFiles]:
     """Splits off `share` of the images, at least one of eight or more, for the held-out likelihood; fewer than eight are all trained on."""
     count = 0 if len(images) < 8 or share == 0 else max(1, round(share * len(images)))
     order = permutation(len(images), seed, HELD_OUT)
     return images.subset(np.sort(order[count:])), images.subset(np.sort(order[:count]))
 
 
-def add_noise_once(pool: ImagePool, noise: Noise, seed: int, stream: int = NOISE) -> ImagePool:
-    """The pool with each image's noise drawn once, a function of (seed, image); drawn on the CPU, so that every device sees the same."""
+def add_noise_once(pool: ImagePool | DiskPool, noise: Noise, seed: int, stream: int = NOISE) -> ImagePool | DiskPool:
+    """The pool with each image's noise drawn once, a function of (seed, image); drawn on the CPU, so that every device sees the same.
+
+    From disk the same draw is made again, over the whole image, at every visit: a fixed draw costs memory there or time, and it is memory that is short.
+    """
     return pool.map(lambda k, x: noise.add(x.cpu(), [generator("cpu", seed, stream, k)]).to(x.device))
 
 
@@ -79,7 +171,7 @@ def disjoint(clean: list[Path], noisy: list[Path], seed: int, flag: str) -> tupl
 
     What only one of the two names stays with it; what both name goes to one of them, half each, seeded. UsageError where that leaves one empty.
     """
-    contents = {file: content_hash(file) for file in {*clean, *noisy}}
+    contents = {file: content_hash(file) for file in tqdm({*clean, *noisy}, desc="comparing files", leave=False, disable=None)}
     shared = sorted({contents[f] for f in clean} & {contents[f] for f in noisy})
     order = permutation(len(shared), seed, HALVES) if shared else []
     to_clean = {shared[k] for k in order[: (len(shared) + 1) // 2]}

@@ -2,7 +2,8 @@
 
     python scripts/release.py --run gray-awgn25 --as gray-awgn25-compact      ->  checkpoints/gray-awgn25-compact.safetensors
 
-Only the weights, the model's configuration and the number of steps are kept. A card, NAME.md, belongs beside the file and is written by hand.
+Only the weights, the model's configuration and how it was trained are kept: the run's options without the folders of this machine, the number of steps and
+--trained-on. A card, NAME.md, belongs beside the file and is written by hand.
 """
 
 from __future__ import annotations
@@ -18,17 +19,21 @@ from models import resolve_checkpoint
 from options.base import Parser
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.errors import run_script
+from utils.provenance import training_facts
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="scripts/release.py", description=__doc__.splitlines()[0])
     parser.add_argument("--run", required=True, help="run, or checkpoint file, of either stage")
     parser.add_argument("--as", dest="name", required=True, help="name of the released weights")
+    parser.add_argument("--trained-on", default=None, metavar="TEXT", help='the device and how long it took, e.g. "31 minutes on two cores of a Xeon"')
     parser.add_argument("--checkpoints-dir", type=Path, default=Path("checkpoints"))
     opt = parser.parse_args(argv)
     source = load_checkpoint(resolve_checkpoint(opt.run, opt.checkpoints_dir), kind=("stage1", "stage2"))
     target = opt.checkpoints_dir / f"{opt.name}.safetensors"
     values = {key: source.values[key] for key in ("config", "white_level", "step")}
+    facts = {**(training_facts(source.values) or {}), **({"trained_on": opt.trained_on} if opt.trained_on else {})}
+    values["training"] = facts or None
     save_checkpoint(target, source.kind, {name: tensor.to(torch.float16) for name, tensor in source.tensors.items()}, values)
     print(f"{target}: {target.stat().st_size / 2**20:.1f} MiB")
     return 0

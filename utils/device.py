@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
+from contextlib import suppress
+from pathlib import Path
 
 import torch
 
@@ -36,6 +39,43 @@ def choose_dtype(amp: str, device: torch.device) -> torch.dtype:
     if amp == "bf16" and device.type == "cuda" and not native:
         raise UsageError("--amp bf16: this GPU has no bfloat16 units; use --amp off")
     return torch.bfloat16 if native or amp == "bf16" else torch.float32
+
+
+def processors() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def free_memory(device: torch.device, processes: int = 1) -> int:
+    """Bytes that one of `processes` on this machine may still take: on the device or on the host, whichever has less."""
+    host = host_memory() // processes
+    return min(host, torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else host
+
+
+def host_memory() -> int:
+    """Bytes that processes can still get without swapping, within the limit of the container."""
+    try:
+        fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        available = 1024 * int(fields["MemAvailable"].split()[0])
+    except (OSError, ValueError, LookupError):  # not Linux
+        available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    # control groups of version 2 and 1: absent or a huge number where there is no limit; what files occupy of the usage can be taken back
+    for folder, limit, usage, files in (("", "max", "current", "inactive_file"), ("memory", "limit_in_bytes", "usage_in_bytes", "total_inactive_file")):
+        group = Path("/sys/fs/cgroup", folder)
+        with suppress(OSError, ValueError, LookupError):
+            most, used = (int((group / f"memory.{name}").read_text()) for name in (limit, usage))
+            taken = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+            available = min(available, max(0, most - used + int(taken[files])))
+    return available
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's name, or the processor's."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")] if cpuinfo.is_file() else []
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def keep_freed_memory() -> None:

@@ -26,11 +26,12 @@ from utils.errors import UsageError
 
 @dataclass(frozen=True)
 class World:
-    """rank: this process, 0..size-1. local_rank: its number on its machine, which is that of its GPU."""
+    """rank: this process, 0..size-1. local_rank: its number on its machine, which is that of its GPU. local_size: how many processes share that machine."""
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
+    local_size: int = 1
 
     @property
     def main(self) -> bool:
@@ -92,7 +93,7 @@ def join(device_name: str) -> Iterator[World]:
         yield World()
         return
     cuda = device_name != "cpu" and torch.cuda.is_available()
-    world = World(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_RANK"]))
+    world = World(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"]))
     if cuda:
         torch.cuda.set_device(world.local_rank)
     # generous: process 0 evaluates and saves while the others wait

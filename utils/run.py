@@ -119,7 +119,7 @@ class RunFolder:
         file = self.path / "options.json"
         new = plain(dict(options), "options")
         assumed = plain(dict(defaults or {}), "defaults")
-        old = self._recorded_options(file)
+        old = self.recorded_options()
         if old is not None:
             changes = []
             for name in sorted((set(new) | set(old)) - ignore):
@@ -131,12 +131,14 @@ class RunFolder:
         if new != old:
             atomic_write_text(file, json.dumps(new, indent=2, sort_keys=True, allow_nan=False) + "\n")
 
-    def _recorded_options(self, file: Path) -> dict[str, Any] | None:
+    def recorded_options(self) -> dict[str, Any] | None:
+        """The options that check_options has recorded; None in a new run. It needs no lock."""
+        file = self.path / "options.json"
         try:
             options = json.loads(file.read_bytes())
             if isinstance(options, dict):
                 return options
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
             raise RunError(f"cannot read {file}: {error.strerror}") from error

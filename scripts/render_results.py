@@ -1,0 +1,276 @@
+"""Renders the tables of measured results: results/*.json -> docs/results.md, and README.md between its markers.
+
+    python scripts/render_results.py             writes both files
+    python scripts/render_results.py --check     writes nothing; exit code 1 where one is out of date
+
+Every measured figure comes from a file that `python test.py .. --json results/NAME.json` wrote, every published one from results/published.json; other files
+in results/ are left alone. A file is refused where it is not whole, names folders of one machine, or was measured with other weights than those released.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's modules, from wherever this is run
+
+from data.sets import content_hash
+from options.base import Parser
+from utils.errors import EXIT_FAILURE, RunError, run_script
+from utils.files import atomic_write_text
+
+ROOT = Path(__file__).resolve().parents[1]
+MARKERS = ("<!-- results -->", "<!-- /results -->")
+MEASURED = {  # key in a row -> head of its column
+    "noisy": "noisy",
+    "wavelet": "wavelet*",
+    "nlm": "NLM*",
+    "bm3d": "BM3D*",
+    "mu": "mu",
+    "posterior": "posterior",
+    "posterior x8": "posterior x8",
+    "distilled": "distilled",
+    "distilled x8": "distilled x8",
+}
+PUBLISHED = ("BM3D", "CBM3D", "N2V", "Laine19", "D-BSN", "full")  # those of the published methods that are shown
+MISSING = "not measured"
+LEGEND = """PSNR in dB, mean over the images, by the published protocol: the noise of each image drawn with seed 0, the output clamped and not rounded. mu: the blind-spot
+prediction; posterior: the stage-1 result; distilled: the stage-2 result; x8: averaged over the eight flips and rotations. Asterisk: told the true noise level (HG, MG:
+its root mean square over each image), which the networks are not. Right of the measured columns, in italics: what the paper published."""
+NOTES = """The paper's HG noise is taken to be two independent draws, which its figures fit; its MG covariance is not published, so that row differs in its noise
+(`--mg-seed`). A measured figure is a fact about the code and the weights named below, a published one about the paper's."""
+
+
+@dataclass
+class Result:
+    """What test.py wrote: the file's name in results/ and its contents."""
+
+    name: str
+    table: dict
+
+    def cells(self, group: Iterable[dict], figure: str = "psnr") -> dict[str, float]:
+        """The mean figure of everything measured that is not a network, and of the networks in the group (records of table["models"])."""
+        suffix = " x8" if self.table["self_ensemble"] else ""
+        names = {"noisy": "noisy", **{name: name for name in self.table["baselines"]}}
+        for model in group:
+            names |= {method + suffix: name for method, name in model["methods"].items()}
+        return {key: self.table["mean"][name][figure] for key, name in names.items() if self.table["mean"][name]["psnr"] is not None}
+
+    def groups(self) -> list[list[dict]]:
+        """Models that share a row: a stage-1 model and its student where there is one of each, else every model alone."""
+        models = self.table["models"]
+        stages = [model["stage"] for model in models]
+        return [models] if len(set(stages)) == len(stages) else [[model] for model in models]
+
+
+@dataclass
+class Section:
+    """One table. rows: label -> names of the models, "" for the noisy input and the baselines -> column -> (PSNR, SSIM, file in results/)."""
+
+    title: str
+    first: str  # head of the first column
+    published: dict[str, dict] = field(default_factory=dict)  # label -> method -> PSNR
+    rows: dict[str, dict[str, dict[str, tuple]]] = field(default_factory=dict)
+
+    def __post_init__(self):
+        self.rows |= {label: {} for label in self.published}
+
+    def add(self, label: str, result: Result) -> None:
+        for group in result.groups():
+            key = ", ".join(model_name(model["file"]) for model in group)
+            row = self.rows.setdefault(label, {}).setdefault(key, {})
+            ssim = result.cells(group, "ssim")
+            for column, psnr in result.cells(group).items():
+                shared = self.rows[label].setdefault("", {}) if column in ("noisy", *result.table["baselines"]) else row
+                before = shared.setdefault(column, (psnr, ssim[column], result.name))
+                if abs(before[0] - psnr) > 0.005:
+                    raise RunError(
+                        f"results/{before[2]} and results/{result.name} give {before[0]:.2f} and {psnr:.2f} dB for {column}, {label}: keep one of them"
+                    )
+
+    def render(self, brief: bool = False, ssim: bool = False) -> str:
+        """brief: only rows and columns in which something was measured."""
+        measured = {column for groups in self.rows.values() for cells in groups.values() for column in cells}
+        columns = [c for c in MEASURED if c in measured or not (brief or " x8" in c)]
+        methods = [m for m in PUBLISHED if any(m in row for row in self.published.values())]
+        lines = []
+        for label, groups in self.rows.items():
+            shared = groups.get("", {})
+            if brief and not shared:
+                continue
+            for name in [n for n in groups if n] or [""]:
+                cells = shared | groups.get(name, {})
+                shown = [show(cells[c], ssim) if c in cells else MISSING for c in columns]
+                published = self.published.get(label, {})
+                lines.append([label, name or "-", *shown, *("-" if published.get(m) is None else f"*{published[m]:.2f}*" for m in methods)])
+        return markdown([self.first, "model", *(MEASURED[c] for c in columns), *(f"*{m}*" for m in methods)], lines)
+
+
+def show(cell: tuple[float, float | None, str], ssim: bool) -> str:
+    return f"{cell[0]:.2f}" + (f" / {cell[1]:.4f}" if ssim and cell[1] is not None else "")
+
+
+def markdown(head: list[str], rows: list[list[str]]) -> str:
+    rows = [[str(cell).replace("|", "\\|") for cell in row] for row in (head, ["---"] * len(head), *rows)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def model_name(file: str) -> str:
+    """checkpoints/NAME.safetensors, checkpoints/NAME/last.safetensors -> NAME"""
+    path = Path(file)
+    return path.stem if path.stem not in ("last", "best") else path.parent.name + ("" if path.stem == "last" else " (best)")
+
+
+def noise_label(noise: dict) -> str:
+    levels = ",".join(f"{noise[name]:g}" for name in ("sigma", "alpha", "delta") if name in noise)
+    seed = f", seed {noise['mg_seed']}" if noise.get("mg_seed") else ""
+    return noise["model"].upper() + ("" if noise["model"] == "mg" and levels == "75" else f" {levels}") + seed
+
+
+def read_results(root: Path) -> list[Result]:
+    """The results of test.py under root/results, checked. Raises RunError."""
+    results, weights_of = [], {}
+    for file in sorted((root / "results").glob("*.json")):
+        try:
+            table = json.loads(file.read_text())
+        except ValueError as error:
+            raise RunError(f"results/{file.name} is no JSON ({error}); make it again") from None
+        if not isinstance(table, dict) or "protocol" not in table:
+            continue  # of another script
+        if "models" not in table:
+            raise RunError(f"results/{file.name} does not tell which weights it measured: make it again with test.py --json")
+        if table["skipped"]:
+            raise RunError(f"results/{file.name} lacks {len(table['skipped'])} images that were skipped: make it again without --on-bad skip")
+        for argument in table["arguments"]:
+            if Path(argument).is_absolute():
+                raise RunError(f"results/{file.name} was made with the path {argument} of one machine: make it again with a named set and $DBSN_DATA")
+        for model in table["models"]:
+            weights = root / model["file"]
+            released = weights.parent == root / "checkpoints" and weights.is_file()
+            if model["sha256"] != (content_hash(weights) if released else weights_of.setdefault(model["file"], model["sha256"])):
+                others = "those now in" if released else "another file there of"
+                raise RunError(f"results/{file.name} was measured with other weights than {others} {model['file']}: make it again")
+        if table["mean"]:
+            results.append(Result(file.name, table))
+    return results
+
+
+def sections_of(results: list[Result], published: dict) -> tuple[list[Section], Section, Section]:
+    """The published tables, other images with noise by the published protocol, and really noisy photographs."""
+    tables = {
+        (t["data"], t["mode"], t["images"]): Section(t["title"], "noise", {noise_label(row["noise"]): row["psnr"] for row in t["rows"]})
+        for t in published["tables"]
+    }
+    others, real = Section("Other images", "images, noise"), Section("Real photographs", "images")
+    for result in results:
+        table = result.table
+        images = " ".join(table["data"])
+        if table["protocol"] == "none":
+            real.add(images, result)
+            continue
+        found = [s for (data, mode, count), s in tables.items() if images == data and table["mode"] in (None, mode) and len(table["images"]) == count]
+        label = noise_label(table["noise"])
+        if found:
+            found[0].add(label, result)
+        else:
+            others.add(f"{images}{' in ' + table['mode'] if table['mode'] else ''}, {label}", result)
+    return list(tables.values()), others, real
+
+
+def models_table(root: Path, results: list[Result]) -> str:
+    models = {model["sha256"]: model for result in results for model in result.table["models"]}
+    rows = []
+    for model in sorted(models.values(), key=lambda m: (m["stage"], m["file"])):
+        facts, name = model["training"] or {}, model_name(model["file"])
+        cards = [
+            c for c in sorted((root / "checkpoints").glob("*.md"), key=lambda c: -len(c.stem)) if name.startswith(c.stem)
+        ]  # a student's may be its teacher's
+        unknown = "see card" if cards else "not recorded"
+        images = "; ".join(f"{flag.replace('_', ' ')} {' '.join(facts[flag])}" for flag in ("clean", "noisy", "synthetic_noisy") if facts.get(flag))
+        levels = [f"{n} " + "..".join(f"{v:g}" for v in dict.fromkeys(facts[n])) for n in ("sigma", "alpha", "delta") if facts.get(n)]
+        noise = " ".join([facts["noise"], *levels]) if facts.get("noise") else "" if not facts else "-"
+        crops = f" of {facts['batch_size']} crops, {facts['patch_size']}x{facts['patch_size']}" if "batch_size" in facts else ""
+        network = ", ".join(f"{k} {v}" for k, v in model["config"].items() if k in ("width", "blocks", "mdc"))
+        learned = facts.get("loss") or (f"teacher {model_name(facts['teacher'])}" if facts.get("teacher") else "")
+        cells = (images, noise, facts.get("noise_draw"), learned)
+        linked = f"[{name}](../checkpoints/{cards[0].name})" if cards else name
+        rows.append([linked, f"`{model['sha256'][:12]}`", model["stage"], network, *(cell or unknown for cell in cells), f"{model['step']}{crops}"])
+        rows[-1].append(facts.get("trained_on") or unknown)
+    head = ["checkpoint", "SHA-256", "stage", "network", "training images", "noise", "noise draw", "loss", "steps", "trained on, for how long"]
+    return markdown(head, rows)
+
+
+def runs_table(results: list[Result]) -> str:
+    rows = []
+    for result in results:
+        t = result.table
+        tiled = [model_name(model["file"]) for model in t["models"] if model["tiled"]]
+        seconds = ", ".join(f"{model_name(name)} {value:.2f}" for name, value in t["seconds_per_image"].items())
+        rows.append([f"[{result.name}]({'../results/' + result.name})", t["protocol"], len(t["images"]), t["code"] or "unknown", t["torch"]])
+        rows[-1] += [f"{t['device']}, {t['threads']} thread{'s' * (t['threads'] > 1)}", seconds or "-", ", ".join(tiled) or "no"]
+    return markdown(["file", "protocol", "images", "commit", "PyTorch", "device", "seconds per image", "in tiles"], rows)
+
+
+def command(result: Result) -> str:
+    return shlex.join(["python", "test.py", *result.table["arguments"]])
+
+
+def render_document(root: Path, results: list[Result], published: dict) -> str:
+    tables, others, real = sections_of(results, published)
+    parts = ["# Results", "Made by `python scripts/render_results.py` from the files in [results](../results): not to be edited by hand.", LEGEND]
+    parts += [text for section in tables for text in (f"## {section.title}", section.render())]
+    parts += [f"Published: {published['citation']}", NOTES]
+    if others.rows:
+        parts += [f"## {others.title}", others.render(brief=True)]
+    parts += [
+        f"## {real.title}",
+        "PSNR in dB / SSIM; the noise is the camera's." if real.rows else MISSING,
+        real.render(brief=True, ssim=True) if real.rows else "",
+    ]
+    parts += ["## Models", models_table(root, results)]
+    runs = "Seconds are those of the run that made the file, whatever else its machine did meanwhile: no measure of speed. A dirty commit had changed files."
+    parts += ["## Runs", runs, runs_table(results), "```\n" + "\n".join(command(r) for r in results) + "\n```"]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def render_readme(text: str, results: list[Result], published: dict) -> str:
+    """The README's text with what is between the markers made anew. RunError where they are missing."""
+    start, end = (text.find(marker) for marker in MARKERS)
+    if not 0 <= start < end:
+        raise RunError(f"README.md: the markers {MARKERS[0]} and {MARKERS[1]} are missing or in the wrong order")
+    tables, _, _ = sections_of(results, published)
+    parts = [MARKERS[0], LEGEND]
+    for section in tables:
+        parts += [f"{section.title}:", section.render(brief=True)] if any(section.rows.values()) else [f"{section.title}: {MISSING}."]
+    parts.append("All rows, the weights' checksums and training, and the commands: [docs/results.md](docs/results.md).")
+    return text[:start] + "\n\n".join(parts) + "\n\n" + text[end:]
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = Parser(prog="scripts/render_results.py", description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 where a file is out of date")
+    parser.add_argument("--root", type=Path, default=ROOT, help="folder with results/, docs/, checkpoints/ and README.md; default: this project")
+    opt = parser.parse_args(argv)
+    try:
+        readme = (opt.root / "README.md").read_text()
+        published = json.loads((opt.root / "results" / "published.json").read_text())
+    except OSError as error:
+        raise RunError(f"cannot read {error.filename}: {error.strerror}") from None
+    results = read_results(opt.root)
+    wanted = {"docs/results.md": render_document(opt.root, results, published), "README.md": render_readme(readme, results, published)}
+    outdated = [name for name, text in wanted.items() if not (opt.root / name).is_file() or (opt.root / name).read_text() != text]
+    if opt.check:
+        print(*(f"{name} is out of date: python scripts/render_results.py" for name in outdated), sep="\n", end="\n" if outdated else "")
+        return EXIT_FAILURE if outdated else 0
+    for name in outdated:
+        atomic_write_text(opt.root / name, wanted[name])
+        print(f"{name} written")
+    return 0
+
+
+if __name__ == "__main__":
+    run_script(main)
