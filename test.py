@@ -3,6 +3,7 @@
 python test.py --checkpoint awgn25 awgn25-full --data bsd68 --noise awgn --sigma 25 --json results.json --save pictures/
 python test.py --checkpoint mine-full --data my_pictures/ --save denoised/
 python test.py --data bsd68 --noise awgn --sigma 25                   the noisy input alone
+python test.py --baseline wavelet nlm bm3d --data bsd68 --noise awgn --sigma 25       classical denoisers, told the true level
 """
 
 from __future__ import annotations
@@ -22,15 +23,19 @@ from tqdm import tqdm
 from data.images import image_header, read_image, to_float, write_image
 from data.noise import Noise
 from data.pictures import as_map, output_names, side_by_side
-from data.sets import find_images
+from data.sets import content_hash, find_images
 from models import load_model
-from models.inference import Denoised, denoise
+from models.inference import Denoised, automatic_tile, denoise
 from options.test import TestOptions
-from utils.device import choose_device, choose_dtype
+from utils.baselines import SMALLEST_SIDE, check_baselines, denoise_classically, describe_baseline
+from utils.device import choose_device, choose_dtype, device_name
 from utils.distributed import World, join
 from utils.errors import EXIT_FAILURE, RunError, UsageError, run_script
 from utils.files import atomic_write_text
 from utils.metrics import measure
+from utils.provenance import code_version, training_facts
+
+METHODS = {1: ("mu", "posterior"), 2: ("distilled",)}  # what a checkpoint of each stage gives
 
 
 @dataclass(frozen=True)
@@ -45,10 +50,12 @@ class Sample:
 def main(argv: list[str] | None = None) -> int:
     opt = TestOptions().parse(argv)
     with join(opt.device) as world:
-        return evaluate(opt, world)
+        return evaluate(opt, world, sys.argv[1:] if argv is None else argv)
 
 
-def evaluate(opt, world: World) -> int:
+def evaluate(opt, world: World, argv: list[str]) -> int:
+    code = code_version()  # now: files may be edited while this works
+    check_baselines(opt.baseline)
     device = choose_device(opt.device, world.local_rank, opt.deterministic)
     models = [load_model(name, device, opt.checkpoints_dir) for name in opt.checkpoint]
     for model in models:
@@ -66,7 +73,7 @@ def evaluate(opt, world: World) -> int:
         prepare_outputs(opt, files)
     names = output_names(files)
 
-    rows, seconds = {}, {}
+    rows, seconds, tiled = {}, {}, set()
     share = range(world.rank, len(files), world.size)
     for k in tqdm(share, desc="images", disable=None if world.main else True):
         file, reference, name = files[k], references[k], names[k]
@@ -76,10 +83,16 @@ def evaluate(opt, world: World) -> int:
             continue
         y = torch.from_numpy(np.ascontiguousarray(sample.noisy.transpose(2, 0, 1)))[None]  # 1,C,H,W
         images, first = {"noisy": sample.noisy}, None
+        for baseline in opt.baseline:
+            started = time.perf_counter()
+            images[baseline] = denoise_classically(baseline, sample.noisy, sample.level / 255)
+            seconds[baseline] = seconds.get(baseline, 0.0) + time.perf_counter() - started
         for model in models:
             started = time.perf_counter()
             result = denoise(model, y, opt.tile, opt.self_ensemble, progress=True)
             seconds[str(model.file)] = seconds.get(str(model.file), 0.0) + time.perf_counter() - started
+            if max(y.shape[2:]) > (opt.tile or automatic_tile(model, y)):
+                tiled.add(str(model.file))
             images |= {method_name(method, model, models): as_image(t) for method, t in outputs_of(result, model).items()}
             first = first or (result if model.stage == 1 else None)
         estimated = None if first is None else 255 * first.noise_level.square().mean().sqrt().item()
@@ -91,20 +104,30 @@ def evaluate(opt, world: World) -> int:
             save_pictures(opt.save, name, file, images, sample, first, white_level)
 
     # from here on process 0 speaks for all
-    for others in world.gather((rows, bad)):
-        rows, bad = rows | others[0], bad | others[1]
+    seconds = {name: total / len(rows) for name, total in seconds.items()}
+    for others in world.gather((rows, bad, tiled)):
+        rows, bad, tiled = rows | others[0], bad | others[1], tiled | others[2]
     if not world.main:
         return 0
     rows, bad = [rows[k] for k in sorted(rows)], {file: bad[file] for file in files if file in bad}
     if not rows:
         raise RunError(f"none of the {len(files)} images could be used; the first: {next(iter(bad.values()))}")
     table = {
+        "arguments": list(argv),
         "protocol": opt.protocol,
-        "noise": {"model": opt.noise, **{n: getattr(opt, n)[0] for n in ("sigma", "alpha", "delta") if getattr(opt, n)}} if opt.noise else None,
+        "noise": noise_record(opt),
         "data": [str(d) for d in opt.data],
+        "clean": [str(d) for d in opt.clean or []],
+        "mode": opt.mode,
         "checkpoints": [str(m.file) for m in models],
+        "models": [model_record(m, models) | {"tiled": str(m.file) in tiled} for m in models],
+        "baselines": {name: describe_baseline(name) for name in opt.baseline},
         "self_ensemble": opt.self_ensemble,
-        "seconds_per_image": {file: total / len(share) for file, total in seconds.items()},
+        "code": code,
+        "torch": str(torch.__version__),
+        "device": device_name(device),
+        "threads": torch.get_num_threads(),
+        "seconds_per_image": seconds,
         "mean": means(rows),
         "skipped": {str(file): text for file, text in bad.items()},
         "images": rows,
@@ -128,8 +151,30 @@ def noting(bad: dict[Path, str], file: Path, on_bad: str) -> Iterator[None]:
         bad[file] = str(error)
 
 
+def noise_record(opt) -> dict | None:
+    """The noise of --protocol published: the model, and its levels in 0..255 units."""
+    if opt.noise is None:
+        return None
+    levels = {name: getattr(opt, name)[0] for name in ("sigma", "alpha", "delta") if getattr(opt, name)}
+    return {"model": opt.noise, **levels} | ({"mg_seed": opt.mg_seed} if opt.noise == "mg" else {})
+
+
+def model_record(model, models: list) -> dict:
+    """What identifies a checkpoint, how it was trained, and by which names its results stand in the table."""
+    return {
+        "file": str(model.file),
+        "sha256": content_hash(model.file),
+        "stage": model.stage,
+        "config": model.config,
+        "precision": str(model.dtype).removeprefix("torch."),
+        "step": model.values["step"],
+        "training": training_facts(model.values),
+        "methods": {method: method_name(method, model, models) for method in METHODS[model.stage]},
+    }
+
+
 def outputs_of(result: Denoised, model) -> dict[str, torch.Tensor]:
-    return {"mu": result.mu, "posterior": result.image} if model.stage == 1 else {"distilled": result.image}
+    return dict(zip(METHODS[model.stage], (result.mu, result.image) if model.stage == 1 else (result.image,)))
 
 
 def method_name(method: str, model, models: list) -> str:
@@ -158,8 +203,12 @@ def agreed_channels(opt, models: list) -> int | None:
 
 
 def check_file(file: Path, opt, models: list, channels: int | None) -> None:
-    """UsageError where the file's header cannot be read, or it does not fit the checkpoints and --mode does not say to convert."""
-    found = image_header(file).channels
+    """UsageError where the file's header cannot be read, or it does not fit the checkpoints and --mode does not say to convert, or the baselines."""
+    header = image_header(file)
+    found = header.channels
+    if opt.baseline and min(header.height, header.width) < SMALLEST_SIDE:
+        size = f"{header.width}x{header.height}"
+        raise UsageError(f"--baseline {opt.baseline[0]}: {file} is {size}; images of {SMALLEST_SIDE}x{SMALLEST_SIDE} or more are needed")
     if opt.noise == "mg" and (channels or found) != 3:
         raise UsageError(f"--noise mg describes correlated colour channels, but {file} is gray: give colour images")
     if not opt.mode and channels and found != channels:
@@ -226,8 +275,10 @@ def print_table(table: dict) -> None:
         print("  ".join([f"{row['name']:{width}}", *cells, f"{show(level['true'], 2):>11}  {show(level['estimated'], 2):>9}"]))
     if methods:
         print("  ".join([f"{'mean':{width}}", *(f"{cell(table['mean'][m]):>{c}}" for m, c in zip(methods, columns))]))
-    for file, value in table["seconds_per_image"].items():
-        print(f"{file}: {value:.2f} seconds per image")
+    if table["baselines"]:
+        print(f"{', '.join(table['baselines'])}: told the true level of each image, which the networks are not")
+    for name, value in table["seconds_per_image"].items():
+        print(f"{name}: {value:.2f} seconds per image")
 
 
 def prepare_outputs(opt, files: list[Path]) -> None:

@@ -17,36 +17,44 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from data.crops import ImagePool, draw_crops, generator, generators, hashed
+from data.crops import draw_crops, generator, generators, hashed
 from data.noise import Noise
 from data.sets import find_images
-from data.training import HELD_OUT, NOISE, VALIDATION, WEIGHTS, Images, add_noise_once, hold_out, read_images, warn_of_test_images
+from data.source import crop_source
+from data.training import HELD_OUT, NOISE, VALIDATION, WEIGHTS, ImageFiles, Images, add_noise_once, digest, hold_out, in_memory, look_at, warn_of_test_images
 from models import BlindSpotDenoiser, Prediction, noise_level, posterior
-from models.gaussian import constrained_nll, envelope_loss, nll
+from models.gaussian import add, constrained_nll, envelope_loss, nll
 from models.inference import denoise
 from options.stage1 import Stage1Options
 from utils.device import choose_device, choose_dtype, keep_freed_memory
 from utils.distributed import World, join
 from utils.errors import EXIT_RESUME, RunError, run_script
 from utils.logging import Board
+from utils.optim import make_optimizer
 from utils.run import FollowedRun, RunFolder, StopRequest
 from utils.schedule import learning_rate, update_average
-from utils.training import plain_options, restore, training_tensors
+from utils.training import COMPILE_MODES, plain_options, restore, training_tensors
 
 HELD_OUT_CROPS = 32
 MAX_SKIPPED = 10  # steps whose loss or gradient was not finite, under --on-nonfinite skip
 
 
 def objective(p: Prediction, y: Tensor, phase: str, loss: str, quantile: float) -> dict[str, Tensor]:
-    """The terms whose sum is minimised, each a mean over pixels; y (N,C,H,W)."""
+    """The terms whose sum is minimised, each a mean over pixels; y (N,C,H,W). What the losses do is compared in docs/estimator.md."""
     if phase == "mu":
         return {"l2": (p.mu - y).square().mean()}
     if loss == "constrained":
         return {"constrained_nll": constrained_nll(y, p.mu, p.cov_mu, p.cov_n).mean()}
-    exact = {"nll": nll(y, p.mu, p.cov_total).mean()}
+    terms = {"nll": nll(y, p.mu, p.cov_total).mean()}
     if loss == "envelope":
-        exact["envelope"] = envelope_loss(p.cov_n, p.cov_total, quantile)
-    return exact
+        terms["envelope"] = envelope_loss(p.cov_n, p.cov_total, quantile)
+    elif loss == "reward":  # Laine et al. 2019: of all splits of the variance, the one with the most noise; sigma_n in 0..1
+        terms["reward"] = -0.1 * noise_level(p.cov_n).mean()
+    elif loss == "split":  # mu and Sigma_mu by the exact likelihood, with Sigma_n held; Sigma_n by the constrained one, with them held
+        held = lambda t: t.detach()  # noqa: E731
+        terms["nll"] = nll(y, p.mu, add(p.cov_mu, p.cov_n.map(held))).mean()
+        terms["constrained_nll"] = constrained_nll(y, p.mu.detach(), p.cov_mu.map(held), p.cov_n).mean()
+    return terms
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -68,28 +76,34 @@ def train(opt, options: Stage1Options, world: World) -> int:
     # images: everything that can be wrong with them is found before anything is written
     warn_of_test_images(opt.clean or opt.noisy)
     files = find_images(opt.clean or opt.noisy, opt.data_root, "--clean" if opt.clean else "--noisy")
-    images, held_out = hold_out(read_images(files, opt.mode, opt.white_level, opt.patch_size, "training images"), opt.held_out, opt.seed)
-    val = read_images(find_images(opt.val, opt.data_root, "--val"), opt.mode, opt.white_level, what="--val images") if opt.val else None
+    val = look_at(find_images(opt.val, opt.data_root, "--val"), opt.mode, opt.white_level, what="--val images").decode() if opt.val else None
+    images = look_at(files, opt.mode, opt.white_level, opt.patch_size, "training images")
     noise = Noise.from_options(opt) if opt.clean else None
-    pool = ImagePool(images.arrays, device)
-    if noise and opt.noise_draw == "fixed":
-        pool = add_noise_once(pool, noise, opt.seed)
     redraw = noise is not None and opt.noise_draw == "fresh"
+    if in_memory(opt.images, images.memory(float_copies=1 if noise and not redraw else 0), device, world):
+        images = images.decode()
+    images, held_out = hold_out(images, opt.held_out, opt.seed)
+    pool = images.pool(device)
+    if noise and not redraw:
+        pool = add_noise_once(pool, noise, opt.seed)
     held_out_crops = held_out_batch(held_out, noise, opt.patch_size, opt.seed).to(device) if len(held_out) else None
 
     torch.manual_seed(int(hashed(opt.seed, WEIGHTS) >> np.uint64(1)))
-    model = BlindSpotDenoiser(channels, opt.noise, opt.width, opt.blocks, opt.mdc, head="total" if opt.loss == "envelope" else "mu")
+    model = BlindSpotDenoiser(channels, opt.noise, opt.width, opt.blocks, opt.mdc, "total" if opt.loss == "envelope" else "mu", opt.estimator)
     model.to(device, memory_format=torch.channels_last)
     model.dtype = dtype
-    average = copy.deepcopy(model).requires_grad_(False)
-    if opt.compile:
-        model.dbsn.compile()  # in place: names of weights stay
-    optimizer = torch.optim.Adam(model.parameters(), lr=opt.lr)
+    average = copy.deepcopy(model).eval().requires_grad_(False)
+    if opt.compile != "off":
+        model.dbsn.compile(mode=COMPILE_MODES[opt.compile])  # in place: names of weights stay
+    optimizer = make_optimizer(opt.optimizer, model.parameters(), opt.lr)
     total = opt.mu_steps + opt.sigma_steps + opt.steps
+    loss_name = "exact" if opt.estimator == "residual" else opt.loss  # of V; nothing of that estimator is learned
 
     folder = RunFolder if world.main else FollowedRun
-    with folder(opt.checkpoints_dir / opt.name) as run, StopRequest() as stop:
-        recorded = {**vars(opt), "amp": str(dtype).removeprefix("torch."), "training_images": images.digest()}
+    source = crop_source(pool, opt.patch_size, opt.seed, opt.batch_size, world.local_size)
+    with folder(opt.checkpoints_dir / opt.name) as run, StopRequest() as stop, source:
+        before = run.recorded_options() or {}
+        recorded = {**vars(opt), "amp": str(dtype).removeprefix("torch."), "training_images": digest(images, before.get("training_images"))}
         step, skipped, best = 0, 0, None
         with world.main_first():
             run.check_options(plain_options(recorded), ignore=options.may_change, defaults=plain_options(options.defaults()))
@@ -120,15 +134,14 @@ def train(opt, options: Stage1Options, world: World) -> int:
                 group["lr"] = lr
 
             samples = world.share(step * opt.batch_size, opt.batch_size)
-            where = draw_crops(pool.sizes, samples, opt.patch_size, opt.seed)
-            y = pool.crops(where, opt.patch_size)  # B,C,P,P
+            y, where = source.crops(samples)  # B,C,P,P
             if redraw:
                 y = noise.add(y, generators(device, opt.seed, NOISE, samples))
 
-            p = parallel(y)
-            terms = objective(p, y, phase, opt.loss, opt.quantile)
-            loss = sum(terms.values())
             optimizer.zero_grad()
+            p = parallel(y)
+            terms = objective(p, y, phase, loss_name, opt.quantile)
+            loss = sum(terms.values())
             loss.backward()
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), opt.clip_grad or float("inf"))
             if world.any(not (torch.isfinite(loss) and torch.isfinite(norm)), device):
@@ -150,9 +163,10 @@ def train(opt, options: Stage1Options, world: World) -> int:
                 row = {"step": step, "phase": phase, "lr": lr} | world.mean({"loss": loss, **terms, "grad_norm": norm, "noise_level": level})
                 run.append_stats(row)
                 board.scalars(row, step)
-                rate = bar.format_dict["rate"] or 0.0
-                board.scalars({"images_per_second": rate * opt.batch_size}, step)
-                bar.set_postfix(loss=f"{row['loss']:.4f}", level=f"{row['noise_level']:.1f}", lr=f"{lr:.1e}", im_s=f"{rate * opt.batch_size:.1f}")
+                rate, waited = bar.format_dict["rate"] or 0.0, source.share_waited()
+                board.scalars({"images_per_second": rate * opt.batch_size, "share_waiting_for_data": waited}, step)
+                shown = {"level": f"{row['noise_level']:.1f}", "lr": f"{lr:.1e}", "im_s": f"{rate * opt.batch_size:.1f}", "wait": f"{waited:.0%}"}
+                bar.set_postfix(loss=f"{row['loss']:.4f}", **shown)
             if world.main and (step % opt.val_every == 0 or step == total):
                 row = {"step": step} | evaluate(average, held_out_crops, val, noise, opt.seed)
                 if len(row) > 1:
@@ -179,9 +193,9 @@ def train(opt, options: Stage1Options, world: World) -> int:
     return EXIT_RESUME if stop.requested and step < total else 0
 
 
-def held_out_batch(held_out: Images, noise: Noise | None, patch: int, seed: int) -> Tensor:
+def held_out_batch(held_out: Images | ImageFiles, noise: Noise | None, patch: int, seed: int) -> Tensor:
     """Noisy crops (B,C,P,P) that are never trained on, the same at every evaluation; their noise is drawn once."""
-    pool = ImagePool(held_out.arrays)
+    pool = held_out.pool()
     if noise:
         pool = add_noise_once(pool, noise, seed, HELD_OUT)
     return pool.crops(draw_crops(pool.sizes, np.arange(HELD_OUT_CROPS), patch, seed), patch)
@@ -194,7 +208,7 @@ def evaluate(model: BlindSpotDenoiser, held_out: Tensor | None, val: Images | No
     if held_out is not None:
         row["held_out_nll"] = nll_of(model, held_out)
     if val is not None and noise is not None:
-        pool = ImagePool(val.arrays)
+        pool = val.pool()
         found = {"val_psnr_mu": [], "val_psnr": []}
         for k in range(len(pool)):
             x = pool.image(k)

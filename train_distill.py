@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from data.crops import ImagePool, draw_crops, generator, generators, hashed, normal, uniform
+from data.crops import DiskPool, ImagePool, generator, generators, hashed, normal, uniform
 from data.noise import Noise
 from data.sets import find_images
-from data.training import NOISE, NOISY, SYNTHESIS, VALIDATION, WEIGHTS, Images, add_noise_once, disjoint, read_images, warn_of_test_images
+from data.source import crop_source
+from data.training import LEVEL, NOISE, NOISY, SYNTHESIS, VALIDATION, WEIGHTS, Images, add_noise_once, digest, disjoint, in_memory, look_at, warn_of_test_images
 from models import MWCNN, BlindSpotDenoiser, load_model, synthesise
 from models.inference import denoise
 from options.stage2 import Stage2Options
@@ -29,10 +30,12 @@ from utils.device import choose_device, choose_dtype, keep_freed_memory
 from utils.distributed import World, join
 from utils.errors import EXIT_RESUME, RunError, UsageError, run_script
 from utils.logging import Board
+from utils.optim import make_optimizer
 from utils.run import FollowedRun, RunFolder, StopRequest
 from utils.schedule import learning_rate, update_average
-from utils.training import plain_options, restore, training_tensors
+from utils.training import COMPILE_MODES, plain_options, restore, training_tensors
 
+MAX_LEVELS = 256
 MAX_SKIPPED = 10  # steps whose loss or gradient was not finite, under --on-nonfinite skip
 
 
@@ -63,31 +66,46 @@ def train(opt, options: Stage2Options, world: World) -> int:
     flag = "--noisy" if opt.noisy else "--synthetic-noisy"
     noisy_files = find_images(opt.noisy or opt.synthetic_noisy, opt.data_root, flag)
     clean_files, noisy_files = disjoint(clean_files, noisy_files, opt.seed, flag)
-    clean = read_images(clean_files, mode, None, opt.patch_size, "--clean images")
-    noisy = read_images(noisy_files, mode, white_level if opt.noisy else None, opt.patch_size, f"{flag} images")
-    val = read_images(find_images(opt.val, opt.data_root, "--val"), mode, None, what="--val images") if opt.val else None
+    val = look_at(find_images(opt.val, opt.data_root, "--val"), mode, None, what="--val images").decode() if opt.val else None
+    clean = look_at(clean_files, mode, None, opt.patch_size, "--clean images")
+    noisy = look_at(noisy_files, mode, white_level if opt.noisy else None, opt.patch_size, f"{flag} images")
     noise = Noise.from_options(opt) if opt.synthetic_noisy else None
+    redraw = noise is not None and opt.noise_draw == "fresh"
+    before = RunFolder(opt.checkpoints_dir / opt.name).recorded_options() or {"images": "auto"}
+    if opt.images == "auto":  # it decides what the targets are, see below: a run keeps what it began with
+        opt.images = before.get("images", "memory")
+    # float copies: the images with their noise, and the targets
+    if in_memory(opt.images, clean.memory() + noisy.memory(float_copies=0 if redraw else 2 if noise else 1), device, world):
+        opt.images, clean, noisy = "memory", clean.decode(), noisy.decode()
+    else:
+        opt.images = "disk"
+    clean_pool, noisy_pool = clean.pool(device), noisy.pool(device)
+    if noise and not redraw:
+        noisy_pool = add_noise_once(noisy_pool, noise, opt.seed)
 
     student = starting_student(opt, teacher.channels)
     student.to(device, memory_format=torch.channels_last)
     student.dtype = dtype
     average = copy.deepcopy(student).requires_grad_(False)
-    if opt.compile:
-        student.compile()  # in place: names of weights stay
-    optimizer = torch.optim.Adam(student.parameters(), lr=opt.lr)
+    if opt.compile != "off":
+        student.compile(mode=COMPILE_MODES[opt.compile])  # in place: names of weights stay
+    optimizer = make_optimizer(opt.optimizer, student.parameters(), opt.lr)
 
     noisy_count = round(opt.noisy_share * opt.batch_size)
     clean_count = opt.batch_size - noisy_count
     world.check_share(noisy_count, "noisy part of the batch,")
     world.check_share(clean_count, "clean part of the batch,")
 
+    clean_source = crop_source(clean_pool, opt.patch_size, opt.seed, clean_count, world.local_size)
+    noisy_source = crop_source(noisy_pool, opt.patch_size, opt.seed + NOISY, noisy_count, world.local_size)
     folder = RunFolder if world.main else FollowedRun
-    with folder(opt.checkpoints_dir / opt.name) as run, StopRequest() as stop:
-        recorded = {**vars(opt), "amp": str(dtype).removeprefix("torch."), "clean_images": clean.digest(), "noisy_images": noisy.digest()}
+    with folder(opt.checkpoints_dir / opt.name) as run, StopRequest() as stop, clean_source, noisy_source:
+        recorded = {**vars(opt), "amp": str(dtype).removeprefix("torch.")}
+        recorded |= {"clean_images": digest(clean, before.get("clean_images")), "noisy_images": digest(noisy, before.get("noisy_images"))}
         recorded["teacher_weights"] = checksum({k: v.cpu() for k, v in teacher.state_dict().items()}, {})
         step, skipped = 0, 0
         with world.main_first():
-            run.check_options(plain_options(recorded), ignore=options.may_change, defaults=plain_options(options.defaults()))
+            run.check_options(plain_options(recorded), ignore=options.may_change, defaults=plain_options(options.defaults() | {"images": "memory"}))
             if state := run.load_state():
                 step, skipped = state.values["step"], state.values["skipped"]
                 restore(student, average, optimizer, state.tensors)
@@ -101,14 +119,15 @@ def train(opt, options: Stage2Options, world: World) -> int:
             run.save_state(step, training_tensors(student, average, optimizer), {"step": step, "skipped": skipped})
             run.save_weights("last", "stage2", average.state_dict(), {**values, "step": step})
 
-        clean_pool, noisy_pool = ImagePool(clean.arrays, device), ImagePool(noisy.arrays, device)
-        redraw = noise is not None and opt.noise_draw == "fresh"
-        if noise and not redraw:
-            noisy_pool = add_noise_once(noisy_pool, noise, opt.seed)
-        targets = None
-        if noisy_count and not redraw and step < opt.steps:
-            # the teacher is frozen and the noisy images stay as they are: each is denoised once, whole, and never again
-            targets = posterior_means(teacher, noisy_pool)
+        targets, levels = None, None
+        if noisy_count and not redraw and opt.images == "memory" and step < opt.steps:
+            # The teacher is frozen and the noisy images stay as they are: each is denoised once, whole, and never again. From disk that would need a whole
+            # image for every crop: as with fresh noise, the crop is denoised, which lacks the surroundings at its borders.
+            targets, levels = posterior_means(teacher, noisy_pool)
+        if teacher.estimator == "cnn":
+            levels = None  # it finds the level of a clean image as it does that of a noisy one
+        elif levels is None and step < opt.steps:
+            levels = noise_levels(teacher, noisy_pool, noise if redraw else None, opt.seed)
 
         board = Board(run.path / "tensorboard", step, enabled=world.main)
         bar = tqdm(total=opt.steps, initial=step, desc=opt.name, unit="step", disable=None if world.main else True)
@@ -121,25 +140,25 @@ def train(opt, options: Stage2Options, world: World) -> int:
             inputs, wanted, names = [], [], set()
             if clean_count:
                 samples = world.share(step * clean_count, clean_count)
-                where = draw_crops(clean_pool.sizes, samples, opt.patch_size, opt.seed)
-                x = clean_pool.crops(where, opt.patch_size)  # B,C,P,P
+                x, where = clean_source.crops(samples)  # B,C,P,P
                 names |= {clean.files[k].name for k in where.image}
                 with torch.no_grad():
-                    cov_n = teacher.noise_estimator(x.to(teacher.dtype))
+                    level = teacher.noise_estimator.level(x) if levels is None else one_for_each(levels, samples, opt.seed)
+                    cov_n = teacher.noise_estimator.covariance(level, x)
                 random = generators(device, opt.seed, SYNTHESIS, samples)
                 scale = 1 + opt.level_jitter * (2 * uniform(1, x, random) - 1)
                 inputs.append(synthesise(x, cov_n, normal(x, random), scale))
                 wanted.append(x)
             if noisy_count:
                 samples = world.share(step * noisy_count, noisy_count)
-                where = draw_crops(noisy_pool.sizes, samples, opt.patch_size, opt.seed + NOISY)
-                y = noisy_pool.crops(where, opt.patch_size)
+                y, where = noisy_source.crops(samples)
                 names |= {noisy.files[k].name for k in where.image}
                 if redraw:
                     y = noise.add(y, generators(device, opt.seed, NOISE, samples))
                 inputs.append(y)
                 wanted.append(targets.crops(where, opt.patch_size) if targets else denoise(teacher, y).image.to(device))
 
+            optimizer.zero_grad()
             error = (parallel(torch.cat(inputs)) - torch.cat(wanted)).square().mean((1, 2, 3))  # B
             terms = {}
             if clean_count:
@@ -147,7 +166,6 @@ def train(opt, options: Stage2Options, world: World) -> int:
             if noisy_count:
                 terms["posterior"] = opt.noisy_weight * error[-len(y) :].mean()
             loss = sum(terms.values())
-            optimizer.zero_grad()
             loss.backward()
             norm = torch.nn.utils.clip_grad_norm_(student.parameters(), opt.clip_grad or float("inf"))
             if world.any(not (torch.isfinite(loss) and torch.isfinite(norm)), device):
@@ -168,8 +186,9 @@ def train(opt, options: Stage2Options, world: World) -> int:
                 row = {"step": step, "lr": lr} | world.mean({"loss": loss, **terms, "grad_norm": norm})
                 run.append_stats(row)
                 rate = bar.format_dict["rate"] or 0.0
-                board.scalars(row | {"images_per_second": rate * opt.batch_size}, step)
-                bar.set_postfix(loss=f"{row['loss']:.5f}", lr=f"{lr:.1e}", im_s=f"{rate * opt.batch_size:.1f}")
+                waited = clean_source.share_waited() + noisy_source.share_waited()
+                board.scalars(row | {"images_per_second": rate * opt.batch_size, "share_waiting_for_data": waited}, step)
+                bar.set_postfix(loss=f"{row['loss']:.5f}", lr=f"{lr:.1e}", im_s=f"{rate * opt.batch_size:.1f}", wait=f"{waited:.0%}")
             if world.main and (step % opt.val_every == 0 or step == opt.steps):
                 if val is not None and noise is not None:
                     row = {"step": step, "val_psnr": validation_psnr(average, val, noise, opt.seed)}
@@ -205,19 +224,44 @@ def starting_student(opt, channels: int) -> MWCNN:
     return student.train().requires_grad_(True)
 
 
-def posterior_means(teacher: BlindSpotDenoiser, noisy: ImagePool) -> ImagePool:
+def posterior_means(teacher: BlindSpotDenoiser, noisy: ImagePool) -> tuple[ImagePool, Tensor]:
+    """What the teacher makes of the noisy images, and the levels of their noise, (M,K,1,1)."""
     bar = tqdm(total=len(noisy), desc="teacher", unit="image", leave=False, disable=None)
+    levels = []
 
     def one(_: int, y: Tensor) -> Tensor:
         bar.update()
-        return denoise(teacher, y).image.to(y.device)
+        found = denoise(teacher, y)
+        levels.append(found.level)
+        return found.image.to(y.device)
 
-    return noisy.map(one)
+    return noisy.map(one), torch.cat(levels).to(noisy.device)
+
+
+def noise_levels(teacher: BlindSpotDenoiser, noisy: ImagePool | DiskPool, noise: Noise | None, seed: int) -> Tensor:
+    """What the noise estimator finds on noisy images, (M,K,1,1), M at most MAX_LEVELS evenly spaced ones: pairs are made with the noise of one of them.
+
+    noise: to be added first, where the images are still clean.
+    """
+    chosen = np.unique(np.linspace(0, len(noisy) - 1, min(len(noisy), MAX_LEVELS)).round().astype(int)).tolist()
+    found = []
+    for k in tqdm(chosen, desc="noise levels", unit="image", leave=False, disable=None):
+        y = noisy.image(k)
+        if noise:
+            y = noise.add(y.cpu(), [generator("cpu", seed, NOISE, k)])
+        found.append(denoise(teacher, y).level)
+    return torch.cat(found).to(next(teacher.parameters()).device)
+
+
+def one_for_each(levels: Tensor, samples: np.ndarray, seed: int) -> Tensor:
+    """One of the levels (M,K,1,1) for each sample index (B,), a function of (seed, sample): (B,K,1,1)."""
+    index = hashed(seed, LEVEL, samples) % np.uint64(len(levels))
+    return levels[torch.from_numpy(index.astype(np.int64)).to(levels.device)]
 
 
 def validation_psnr(student: MWCNN, val: Images, noise: Noise, seed: int) -> float:
     """Mean PSNR in dB on clean images made noisy; for watching only."""
-    pool, found = ImagePool(val.arrays), []
+    pool, found = val.pool(), []
     for k in range(len(pool)):
         x = pool.image(k)
         image = denoise(student, noise.add(x, [generator("cpu", seed, VALIDATION, k)])).image

@@ -10,11 +10,13 @@ from torch import Tensor, nn
 
 from models import gaussian
 from models.dbsn import DBSN
-from models.gaussian import Covariance, Posterior, triangle
+from models.gaussian import Covariance, Posterior, mahalanobis, triangle
 from models.layers import PointwiseNet
-from models.noise_estimator import HIDDEN, NoiseEstimator, lower_factor
+from models.noise_estimator import ESTIMATORS, HIDDEN, SHARE, lower_factor, quietest, sampled
 
 HEADS = ("mu", "total")
+SHAKE = 0.5  # noise added to measure the gain, relative to what was estimated
+GAIN_SIDE = 512  # greatest side of the part of an image on which the gain is measured
 
 
 @dataclass(frozen=True)
@@ -68,21 +70,26 @@ def synthesise(x: Tensor, cov_n: Covariance, z: Tensor, scale: Tensor) -> Tensor
 
 class BlindSpotDenoiser(nn.Module):
     """channels: 1 gray or 3 colour. noise: "awgn", "hg" or "mg". width, blocks, mdc: see DBSN. head: what the covariance head gives, see Prediction.
+    estimator: of the noise, "cnn" or "residual", see noise_estimator.py; "residual" needs head "total".
 
-    Attributes to set freely: `path` (see dbsn.py) and `dtype`, float32 or bfloat16, in which convolutions are computed; the last layer of each head and
-    of the noise estimator and all covariance algebra are float32 always.
+    Attributes to set freely: `path` (see dbsn.py) and `dtype`, float32 or bfloat16, in which D-BSN is computed; the last layer of each head, the noise
+    estimator and all covariance algebra are float32 always.
     """
 
     stage = 1
 
-    def __init__(self, channels: int, noise: str, width: int = 96, blocks: int = 8, mdc: str = "release", head: str = "total"):
+    def __init__(self, channels: int, noise: str, width: int = 96, blocks: int = 8, mdc: str = "release", head: str = "total", estimator: str = "cnn"):
         super().__init__()
-        self.config = dict(channels=channels, noise=noise, width=width, blocks=blocks, mdc=mdc, head=head)
-        self.channels, self.noise, self.head = channels, noise, head
+        if noise == "mg" and channels == 1:
+            raise ValueError("multivariate noise needs more than one channel")
+        if estimator == "residual" and head != "total":
+            raise ValueError("the residual estimator is not trained, and Sigma_mu alone has no loss without Sigma_n: use head 'total'")
+        self.config = dict(channels=channels, noise=noise, width=width, blocks=blocks, mdc=mdc, head=head, estimator=estimator)
+        self.channels, self.noise, self.head, self.estimator = channels, noise, head, estimator
         self.dbsn = DBSN(channels, width, blocks, mdc)
         self.cov_head = PointwiseNet(width, HIDDEN[noise], len(triangle(channels)), depth=3)
         nn.init.zeros_(self.cov_head.last.weight)  # starts at one covariance everywhere: std softplus(-3), 12 of 255
-        self.noise_estimator = NoiseEstimator(channels, noise)
+        self.noise_estimator = ESTIMATORS[estimator](channels, noise)
         self.receptive_radius = self.dbsn.receptive_radius
         self.path, self.dtype = "auto", torch.float32
 
@@ -91,10 +98,33 @@ class BlindSpotDenoiser(nn.Module):
         mu, features = self.dbsn(y.to(self.dtype), self.path)
         return mu, lower_factor(self.cov_head(features), self.channels, shift=3)
 
-    def forward(self, y: Tensor, cov_n: Covariance | None = None) -> Prediction:
-        """y: noisy images (N,C,H,W), float32, 0..1, any size. cov_n: Sigma_n where it is known already, as for a tile of a larger image."""
+    def level(self, y: Tensor, mu: Tensor, cov_head: Covariance) -> Tensor:
+        """What the noise estimator says of images y (N,C,H,W), given their context; (N,K,1,1), see noise_estimator.py. On any device."""
+        if self.estimator == "cnn":
+            return self.noise_estimator.level(y)
+        gain = 0.0 if self.training else self.gain(y, mu, cov_head).to(y.device)
+        return self.noise_estimator.level(y, mu, cov_head, gain)
+
+    @torch.no_grad()
+    def gain(self, y: Tensor, mu: Tensor, cov_head: Covariance) -> Tensor:
+        """The variance that noise causes in mu, relative to that of the noise, in the pixels that are predicted best; (N,1,1,1).
+
+        Measured by adding known noise: mu moves by its share of it. Squared residuals there are too large by this share.
+        """
+        device = next(self.parameters()).device
+        if max(y.shape[2:]) > GAIN_SIDE:
+            top, left = ((size - min(size, GAIN_SIDE)) // 2 for size in y.shape[2:])
+            y = y[:, :, top : top + GAIN_SIDE, left : left + GAIN_SIDE].to(device)
+            mu, cov_head = self.context(y)
+        cov_n = self.noise_estimator.covariance(self.noise_estimator.level(y, mu, cov_head), mu)
+        z = torch.randn(y.shape, generator=torch.Generator().manual_seed(0)).to(y)
+        moved, _ = self.context((y + SHAKE * cov_n.sample(z)).to(device))
+        share = mahalanobis(moved.to(mu) - mu, cov_n) / (self.channels * SHAKE**2)
+        return sampled(share).gather(3, quietest(cov_head.map(sampled), SHARE[self.noise])).mean(3, keepdim=True)
+
+    def forward(self, y: Tensor) -> Prediction:
+        """y: noisy images (N,C,H,W), float32, 0..1, any size."""
         mu, cov_head = self.context(y)
-        if cov_n is None:
-            # only an input here: estimating the noise must not bend mu
-            cov_n = self.noise_estimator((mu.detach() if self.noise_estimator.sees == "mu" else y).to(self.dtype))
+        seen = mu.detach()  # estimating the noise must not bend mu
+        cov_n = self.noise_estimator.covariance(self.level(y, seen, cov_head), seen)
         return Prediction(mu, cov_n, cov_head, self.head)

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from models.denoiser import BlindSpotDenoiser, noise_level, posterior
+from models.denoiser import BlindSpotDenoiser, Prediction, noise_level, posterior
+from models.gaussian import Full
 from models.mwcnn import MULTIPLE, MWCNN, pad_to_multiple
 
 WORKING_SET = {"cpu": 1e9, "cuda": 8e9}  # bytes of activations that an untiled image, or a tile, may take
-STRIP = 2**20  # pixels in a strip of the noise estimator's pass
+STRIP = 2**20  # pixels whose posterior is computed at once
 
 
 @dataclass(frozen=True)
@@ -21,13 +22,14 @@ class Denoised:
     """Images (N,C,H,W), float32, on the CPU. A stage-1 model fills all; a stage-2 model only `image`.
 
     image: the denoised image: posterior mean or student's output. mu: what the surroundings alone say. std: standard deviation of the posterior.
-    noise_level: standard deviation of the noise (N,1,H,W) or (N,1,1,1), 0..1 units.
+    noise_level: standard deviation of the noise (N,1,H,W) or (N,1,1,1), 0..1 units. level: what the noise estimator found, (N,K,1,1).
     """
 
     image: Tensor
     mu: Tensor | None = None
     std: Tensor | None = None
     noise_level: Tensor | None = None
+    level: Tensor | None = None
 
 
 @torch.no_grad()
@@ -53,31 +55,36 @@ def run(model: BlindSpotDenoiser | MWCNN, y: Tensor, tile: int | None, progress:
     if model.stage == 2:
         height, width = y.shape[2:]
         (image,) = in_tiles(lambda part: (model(part),), model, pad_to_multiple(y), tile, progress)
-        return Denoised(image[:, :, :height, :width])
+        return Denoised(image[:, :, :height, :width].cpu())
 
-    estimator = model.noise_estimator
-    cov_n = image_wide_covariance(model, y) if estimator.image_wide else None
-
-    def stage1(part: Tensor) -> tuple[Tensor, ...]:
-        p = model(part, cov_n)
-        x = posterior(part, p)
-        return (x.mean, p.mu, x.std) if cov_n is not None else (x.mean, p.mu, x.std, noise_level(p.cov_n))
-
-    image, mu, std, *level = in_tiles(stage1, model, y, tile, progress)
-    return Denoised(image, mu, std, level[0] if level else noise_level(cov_n).cpu())
-
-
-def image_wide_covariance(model: BlindSpotDenoiser, y: Tensor):
-    """Sigma_n of images whose noise estimator takes a mean over the image, strip by strip: memory does not grow with the image."""
     device = next(model.parameters()).device
-    total, rows = 0.0, max(1, STRIP // (y.shape[0] * y.shape[3]))
-    for strip in y.split(rows, dim=2):
-        total = total + model.noise_estimator.statistic(strip.to(device, model.dtype)).sum((2, 3), keepdim=True, dtype=torch.float64)
-    return model.noise_estimator.covariance((total / (y.shape[2] * y.shape[3])).float())
+
+    def context(part: Tensor) -> tuple[Tensor, Tensor]:
+        mu, cov = model.context(part)
+        return mu, cov.factor
+
+    # the network tile by tile, the noise over the whole image, and what is left is pixel by pixel
+    mu, factor = in_tiles(context, model, y, tile, progress)
+    y = y.to(mu.device)
+    level = model.level(y, mu, Full(factor))
+    image, maps = torch.empty_like(mu), []
+    std = factor[:, : model.channels]  # strips of the factor are not needed again once they are used
+    for top, bottom in spans(y.shape[2], max(1, STRIP // (y.shape[0] * y.shape[3]))):
+        rows = slice(top, bottom)
+        part, part_mu, part_factor = (t[:, :, rows].to(device) for t in (y, mu, factor))
+        p = Prediction(part_mu, model.noise_estimator.covariance(level.to(device), part_mu), Full(part_factor), model.head)
+        x = posterior(part, p)
+        image[:, :, rows], std[:, :, rows] = x.mean.to(image), x.std.to(std)
+        maps.append(noise_level(p.cov_n).cpu())
+    noise = maps[0] if maps[0].shape[2:] == (1, 1) else torch.cat(maps, 2)
+    return Denoised(image.cpu(), mu.cpu(), std.cpu(), noise, level.cpu())
 
 
 def in_tiles(f: Callable[[Tensor], tuple[Tensor, ...]], model, y: Tensor, tile: int, progress: bool) -> tuple[Tensor, ...]:
-    """f applied tile by tile. Each tile is read with the receptive field around it, as far as the image goes, and only its core is kept."""
+    """f applied tile by tile. Each tile is read with the receptive field around it, as far as the image goes, and only its core is kept.
+
+    Results are on the CPU, or on the model's device where one tile is all.
+    """
     device, (height, width) = next(model.parameters()).device, y.shape[2:]
     step = MULTIPLE if model.stage == 2 else 1  # wavelets: tiles must begin at multiples of 8
     tile = max(step, tile // step * step)
@@ -89,7 +96,7 @@ def in_tiles(f: Callable[[Tensor], tuple[Tensor, ...]], model, y: Tensor, tile: 
         part = y[:, :, first : bottom + around, start : right + around].to(device)
         results = [r[:, :, top - first : bottom - first, left - start : right - start] for r in f(part)]
         if len(cores) == 1:
-            return tuple(r.cpu() for r in results)
+            return tuple(results)
         if not outputs:
             outputs = tuple(torch.empty(r.shape[0], r.shape[1], height, width) for r in results)
         for out, r in zip(outputs, results):

@@ -1,27 +1,38 @@
-"""CNN_est, the paper's noise estimator: 1x1 convolutions that give Sigma_n, the covariance of the noise.
+"""Sigma_n, the covariance of the noise: the paper's CNN_est, and an estimator that reads each image's own residual.
 
-    noise model                         Sigma_n                 sees    over the image
-    awgn  additive white Gaussian       sigma^2 I               y       mean of the raw output
-    hg    heteroscedastic (Poisson-     diag(sigma_c(x)^2)      mu      one value per pixel
+    noise model                         Sigma_n                 CNN_est sees    over the image
+    awgn  additive white Gaussian       sigma^2 I               y               mean of the raw output
+    hg    heteroscedastic (Poisson-     diag(sigma_c(x)^2)      mu              one value per pixel
           Gaussian)
-    mg    multivariate Gaussian         full C x C              y       mean of the covariance
+    mg    multivariate Gaussian         full C x C              y               mean of the covariance
 
-1x1 convolutions cannot tell noise from texture by looking at it; what they learn is the level that explains the training images, as a function of
-intensity.
+1x1 convolutions cannot tell noise from texture by looking at it; what CNN_est learns is the level that explains the training images, as a function of
+intensity. So one CNN_est serves one level. Where levels differ from image to image ResidualEstimator finds each image's own.
+
+Both give Sigma_n in two steps: `level`, what there is to know of an image's noise beside the intensity it depends on, (N,K,1,1), and `covariance`, Sigma_n
+of that level at an image. So a level found on one image can make noise for another.
 """
 
 from __future__ import annotations
+
+import itertools
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.gaussian import Covariance, Diagonal, Full, cholesky, triangle
+from models.gaussian import Covariance, Diagonal, Full, cholesky, planes, triangle
 from models.layers import PointwiseNet
 
 NOISE_MODELS = ("awgn", "hg", "mg")
 HIDDEN = {"awgn": 16, "hg": 32, "mg": 32}
 FLOOR = 1e-3  # least standard deviation, 0..1 units: a quarter of a level of 255
+STRIP = 2**20  # pixels that CNN_est takes at once
+# ResidualEstimator's
+SAMPLE = 2**22  # pixels that suffice for the statistics of an image
+SHARE = {"awgn": 0.02, "mg": 0.02, "hg": 0.05}  # of the pixels, those with the lowest covariance
+BINS = 16  # ranges of intensity
+ABOVE = 0.2  # weight of a range whose mean square lies above the polynomial, relative to one below it: texture only ever adds
 
 
 def positive(raw: Tensor, shift: float) -> Tensor:
@@ -36,40 +47,123 @@ def lower_factor(raw: Tensor, channels: int, shift: float) -> Full:
 
 
 class NoiseEstimator(nn.Module):
-    """channels: 1 or 3; noise: one of NOISE_MODELS, "mg" in colour only."""
+    """CNN_est. channels: 1 or 3; noise: one of NOISE_MODELS, "mg" in colour only. Always float32."""
 
     def __init__(self, channels: int, noise: str):
         super().__init__()
-        if noise == "mg" and channels == 1:
-            raise ValueError("multivariate noise needs more than one channel")
         self.channels, self.noise = channels, noise
         outputs = {"awgn": 1, "hg": channels, "mg": len(triangle(channels))}[noise]
         self.net = PointwiseNet(channels, HIDDEN[noise], outputs, depth=5)
         nn.init.zeros_(self.net.last.weight)  # starts at one level everywhere, about 4.9 of 255
 
-    @property
-    def sees(self) -> str:
-        """Which image is the input: the noisy "y" or the denoised "mu"."""
-        return "mu" if self.noise == "hg" else "y"
+    def level(self, y: Tensor) -> Tensor:
+        """(N,K,1,1) of images y (N,C,H,W), 0..1, on any device: awgn: mean raw output; mg: mean covariance; hg: nothing, K = 0."""
+        if self.noise == "hg":
+            return y.new_empty(y.shape[0], 0, 1, 1)
+        device, total = self.net.last.weight.device, 0.0
+        for strip in y.split(max(1, STRIP // (y.shape[0] * y.shape[3])), dim=2):  # memory does not grow with the image
+            raw = self.net(strip.to(device))
+            statistic = lower_factor(raw, self.channels, shift=4).entries() if self.noise == "mg" else raw
+            total = total + statistic.sum((2, 3), keepdim=True, dtype=torch.float64)
+        return (total / (y.shape[2] * y.shape[3])).float()
 
-    @property
-    def image_wide(self) -> bool:
-        """Whether Sigma_n is one matrix for the image, found from the mean of `statistic` over all of it."""
-        return self.noise != "hg"
-
-    def statistic(self, image: Tensor) -> Tensor:
-        """(N,C,H,W) 0..1 -> (N,K,H,W) float32, the quantity whose mean over the image determines Sigma_n where that is image-wide."""
-        raw = self.net(image)
-        return lower_factor(raw, self.channels, shift=4).entries() if self.noise == "mg" else raw
-
-    def covariance(self, statistic: Tensor) -> Covariance:
-        """Sigma_n from the statistic: (N,K,1,1), its mean over the image, for awgn and mg; (N,K,H,W) for hg."""
+    def covariance(self, level: Tensor, image: Tensor) -> Covariance:
+        """Sigma_n, H = W = 1 where it is image-wide. image: mu, or a clean image, (N,C,H,W); of hg alone its values matter."""
         if self.noise == "mg":
-            return cholesky(statistic)
-        variance = positive(statistic, shift=4).square()
+            return cholesky(level)
+        variance = positive(self.net(image) if self.noise == "hg" else level, shift=4).square()
         return Diagonal(variance.expand(-1, self.channels, -1, -1))
 
-    def forward(self, image: Tensor) -> Covariance:
-        """Sigma_n for images (N,C,H,W), 0..1, float32 or bfloat16, of the kind `sees` names; H = W = 1 where it is image-wide."""
-        statistic = self.statistic(image)
-        return self.covariance(statistic.mean((2, 3), keepdim=True) if self.image_wide else statistic)
+
+class ResidualEstimator(nn.Module):
+    """Sigma_n of each image by itself, from the residual r = y - mu of the pixels that their context predicts best. Nothing in it is learned.
+
+    D-BSN's covariance at a pixel does not depend on the pixel's own value, so choosing pixels by it leaves their noise as it was: where it is least, the mean of
+    r r^T is Sigma_n and the little that mu errs there. (The covariance itself will not do: the least of many uncertain values is too low.)
+
+        awgn    mean of r^2 over the channels and the SHARE of pixels whose log|V| is lowest;  K = 1
+        mg      mean of r r^T over the same;  K = C (C + 1) / 2
+        hg      the same share in each of BINS ranges of intensity, and through their mean squares, for each channel, the polynomial
+                a + b mu + c mu^2, none of the three negative;  K = 5 C: a, b, c, and the intensities between which it was fitted and beyond which it is
+                constant
+    """
+
+    def __init__(self, channels: int, noise: str):
+        super().__init__()
+        self.channels, self.noise = channels, noise
+        # which of a, b, c are not zero, in each of the ways that may be
+        sets = torch.tensor([s for s in itertools.product((0.0, 1.0), repeat=3) if any(s)], dtype=torch.float64)
+        self.register_buffer("sets", sets, persistent=False)
+
+    @torch.no_grad()
+    def level(self, y: Tensor, mu: Tensor, cov: Covariance, gain: Tensor | float = 0.0) -> Tensor:
+        """(N,K,1,1) of images y with D-BSN's mu (N,C,H,W) and covariance, Sigma_mu or V.
+
+        gain: the share of the noise's variance that mu has taken over from the pixels around, (N,1,1,1), see BlindSpotDenoiser.gain.
+        """
+        y, mu, cov = sampled(y), sampled(mu), cov.map(sampled)
+        r = planes(y - mu)
+        if self.noise == "hg":
+            return self.polynomial(mu, cov.variance, torch.cat(r, 1).square() / (1 + gain))
+        squares = torch.cat([r[i] * r[j] for i, j in triangle(self.channels)], 1) if self.noise == "mg" else sum(e * e for e in r) / self.channels
+        return squares.gather(3, quietest(cov, SHARE[self.noise]).expand(-1, squares.shape[1], -1, -1)).mean(3, keepdim=True) / (1 + gain)
+
+    def polynomial(self, mu: Tensor, variance: Tensor, squares: Tensor) -> Tensor:
+        """(N,C,1,n) each -> (N,5C,1,1)."""
+        images, channels, _, n = mu.shape
+        mu, variance, squares = (t.reshape(images * channels, n) for t in (mu, variance, squares))
+        bins = min(BINS, n)
+        order = mu.argsort(1)[:, : n // bins * bins].unflatten(1, (bins, -1))  # NC,bins,pixels
+        in_bins = lambda t, index: t.gather(1, index.flatten(1)).view(index.shape)  # noqa: E731
+        lowest = in_bins(variance, order).topk(max(1, round(SHARE["hg"] * order.shape[2])), dim=2, largest=False).indices
+        chosen = order.gather(2, lowest)
+        m = in_bins(mu, chosen).double().mean(2)  # NC,bins
+        s = in_bins(squares, chosen).double().mean(2).clamp_min(FLOOR**2)
+        powers = torch.stack([torch.ones_like(m), m, m * m], 2)
+        weight = torch.ones_like(s)
+        for _ in range(6):  # weights change sides a few times and then no more
+            abc = least_squares(powers, s, weight / s.square(), self.sets)
+            weight = torch.where(s > (powers @ abc[..., None])[..., 0], ABOVE, 1.0)
+        return torch.cat([abc, m.amin(1, keepdim=True), m.amax(1, keepdim=True)], 1).float().view(images, 5 * channels, 1, 1)
+
+    def covariance(self, level: Tensor, image: Tensor) -> Covariance:
+        """Sigma_n, H = W = 1 where it is image-wide. image: mu, or a clean image, (N,C,H,W); of hg alone its values matter."""
+        if self.noise == "awgn":
+            return Diagonal(level.clamp_min(FLOOR**2).expand(-1, self.channels, -1, -1))
+        if self.noise == "mg":
+            floor = level.new_tensor([FLOOR**2 * (i == j) for i, j in triangle(self.channels)])
+            return cholesky(level + floor.view(1, -1, 1, 1))
+        a, b, c, low, high = level.unflatten(1, (self.channels, 5)).unbind(2)  # N,C,1,1
+        x = image.clamp(low, high)
+        return Diagonal((a + x * (b + x * c)).clamp_min(FLOOR**2))
+
+
+def sampled(t: Tensor) -> Tensor:
+    """(N,K,H,W) -> (N,K,1,n): all pixels, or evenly spaced ones of a large image."""
+    return t.flatten(2)[..., :: -(-t[0, 0].numel() // SAMPLE)].unsqueeze(2)
+
+
+def quietest(cov: Covariance, share: float) -> Tensor:
+    """Of pixels (N,K,1,n), the indices of the share whose log-determinant is lowest, (N,1,1,k)."""
+    log_det = cov.log_det()
+    return log_det.topk(max(1, round(share * log_det.shape[3])), dim=3, largest=False).indices
+
+
+def least_squares(a: Tensor, s: Tensor, weight: Tensor, sets: Tensor) -> Tensor:
+    """Non-negative x (B,3) that minimises sum_k weight_k (a_k x - s_k)^2; a (B,K,3), s and weight (B,K).
+
+    The solution is the ordinary one on some subset of the three, so all subsets are solved (sets (7,3), ones where x may be other than zero) and the best
+    that has no negative entry is taken.
+    """
+    normal = torch.einsum("bki,bk,bkj->bij", a, weight, a)
+    right = torch.einsum("bki,bk,bk->bi", a, weight, s)
+    # intensities that are all alike leave the powers dependent: a little on the diagonal keeps the systems solvable
+    normal = normal + 1e-9 * torch.diagonal(normal, dim1=1, dim2=2).sum(1)[:, None, None] * torch.eye(3).to(normal)
+    subsets = normal[:, None] * sets[:, :, None] * sets[:, None, :] + torch.diag_embed(1 - sets)
+    x = torch.linalg.solve(subsets, (right[:, None] * sets)[..., None])[..., 0]  # B,7,3
+    cost = torch.einsum("bsi,bij,bsj->bs", x, normal, x) - 2 * torch.einsum("bsi,bi->bs", x, right)
+    best = cost.masked_fill((x < 0).any(2), torch.inf).argmin(1)
+    return x[torch.arange(len(x), device=x.device), best]
+
+
+ESTIMATORS = {"cnn": NoiseEstimator, "residual": ResidualEstimator}

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from options.recipes import RECIPES, arguments
 
 
 class Parser(argparse.ArgumentParser):
@@ -22,7 +25,7 @@ class Formatter(argparse.ArgumentDefaultsHelpFormatter):
     """Shows a default where there is one and the text does not tell it already."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
-        return action.help if action.default in (None, False) or "default" in action.help.lower() else super()._get_help_string(action)
+        return action.help if action.default in (None, False, []) or "default" in action.help.lower() else super()._get_help_string(action)
 
 
 def number(kind: type, low: float | None = None, high: float | None = None, above: float | None = None):
@@ -53,9 +56,10 @@ class BaseOptions:
 
     prog = ""
     description = ""
+    stage = None  # which part of a --recipe is meant; scripts that do not train have none
 
     # Options that say where and how long a run works, not what comes out of it: they may change when a run is resumed.
-    may_change = frozenset({"name", "checkpoints_dir", "device", "data_root", "max_minutes", "save_every"})
+    may_change = frozenset({"name", "recipe", "checkpoints_dir", "device", "data_root", "max_minutes", "save_every"})
 
     def __init__(self):
         self.parser = Parser(prog=self.prog, description=self.description, formatter_class=Formatter, allow_abbrev=False)
@@ -76,11 +80,22 @@ class BaseOptions:
         """Ends with self.parser.error on a combination that makes no sense."""
 
     def parse(self, argv: Sequence[str] | None = None) -> argparse.Namespace:
-        opt = self.parser.parse_args(argv)
+        argv = sys.argv[1:] if argv is None else list(argv)
+        opt = self.parser.parse_args(self.recipe(argv) + argv)
         if opt.name is not None and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*(/[A-Za-z0-9_][A-Za-z0-9_.+-]*)*", opt.name):
             self.parser.error(f"--name {opt.name!r}: use letters, digits, '.', '_', '+' and '-', with '/' between folders")
         self.check(opt)
         return opt
+
+    def recipe(self, argv: list[str]) -> list[str]:
+        """The command line that a --recipe in argv stands for. It goes first, so that what argv says itself overrides it."""
+        if self.stage is None:
+            return []
+        first = Parser(prog=self.prog, add_help=False, allow_abbrev=False)
+        first.add_argument("--recipe", choices=RECIPES)
+        first.add_argument("--noisy", nargs="*")
+        found = first.parse_known_args(argv)[0]
+        return arguments(found.recipe, self.stage, really_noisy=found.noisy is not None) if found.recipe else []
 
     def defaults(self) -> dict:
         return {a.dest: a.default for a in self.parser._actions if a.dest != "help"}
@@ -119,9 +134,13 @@ class BaseOptions:
 
     def add_training(self, steps: int, batch_size: int, patch_size: int, lr: float, clip: float) -> None:
         train = self.parser.add_argument_group("training")
+        train.add_argument("--recipe", choices=RECIPES, default=None, metavar="NAME", help="preset of options, which flags override: docs/recipes.md lists them")
         train.add_argument("--steps", type=number(int, 0), default=steps, help="optimizer steps; in stage 1 those of the joint phase")
         train.add_argument("--batch-size", type=number(int, 1), default=batch_size, help="crops in a step")
         train.add_argument("--patch-size", type=number(int, 8), default=patch_size, help="side of a crop in pixels")
+        train.add_argument(
+            "--optimizer", choices=("adam", "adamw", "muon"), default="adam", help="muon: orthogonalised momentum for hidden layers, Adam for the others"
+        )
         train.add_argument("--lr", type=number(float, above=0, high=1), default=lr, help="highest learning rate")
         train.add_argument(
             "--schedule", choices=("cosine", "step", "constant"), default="cosine", help="cosine to zero, or step decay at 20, 40, 60, 70, 80, 90%%"
@@ -132,7 +151,20 @@ class BaseOptions:
         train.add_argument(
             "--ema", type=number(float, 0, 0.999999), default=0.999, help="decay of the running average of weights, which is what gets saved for use"
         )
-        train.add_argument("--compile", action="store_true", help="compile the network with torch.compile: a minute or more at the start, faster steps on GPUs")
+        train.add_argument(
+            "--compile",
+            nargs="?",
+            choices=("off", "on", "graphs"),
+            default="off",
+            const="on",
+            help="compile the network with torch.compile: a minute or more at the start, faster steps on GPUs; graphs: on CUDA also replay each step as a CUDA graph",
+        )
+        train.add_argument(
+            "--images",
+            choices=("auto", "memory", "disk"),
+            default="auto",
+            help="decode all images once, or each whenever a crop of it is needed; auto: once, where they take less than half of the free memory",
+        )
         train.add_argument(
             "--on-nonfinite", choices=("stop", "skip"), default="stop", help="a loss or gradient that is not finite: stop, or skip the step, ten times at most"
         )

@@ -8,7 +8,8 @@ from options.base import BaseOptions, number
 class Stage1Options(BaseOptions):
     prog = "train_dbsn.py"
     description = "Stage 1: train D-BSN and the noise estimator from noisy images alone. Run the same command again to continue."
-    may_change = BaseOptions.may_change | {"val"}
+    stage = "stage1"
+    may_change = BaseOptions.may_change | {"val", "images"}
 
     def add_options(self) -> None:
         data = self.parser.add_argument_group("images", "each a folder, a file, a glob pattern or a named set")
@@ -31,12 +32,19 @@ class Stage1Options(BaseOptions):
         loss = self.parser.add_argument_group("loss")
         loss.add_argument(
             "--loss",
-            choices=("envelope", "constrained", "exact"),
+            choices=("envelope", "constrained", "exact", "reward", "split"),
             default="envelope",
-            help="how the covariances are trained: lower envelope, the paper's, or the plain likelihood",
+            help="how the covariances are trained: lower envelope, the paper's, the plain likelihood, that with a reward on the noise, or each by its own",
         )
         loss.add_argument(
             "--quantile", type=number(float, above=0, high=0.5), default=0.05, help="envelope: the quantile of the predictive variance that is taken for noise"
+        )
+        loss.add_argument(
+            "--estimator",
+            choices=("auto", "cnn", "residual"),
+            default="auto",
+            help="of the noise: cnn, the paper's, learns one level; residual finds each image's own; auto: residual for a range of levels, for mg, and for "
+            "--noisy images of awgn",
         )
         loss.add_argument("--mu-steps", type=number(int, 0), default=0, help="first phase: steps for mu alone, by squared error")
         loss.add_argument("--sigma-steps", type=number(int, 0), default=0, help="second phase: steps for the covariances with mu held")
@@ -53,5 +61,11 @@ class Stage1Options(BaseOptions):
                 self.parser.error(f"--{given[0]} is for synthetic noise on --clean images; with --noisy the level is estimated")
         else:
             self.check_levels(opt)
+        if opt.estimator == "auto":
+            ranges = any(low < high for low, high in (getattr(opt, n) or (0, 0) for n in ("sigma", "alpha", "delta")))
+            own = ranges or opt.noise == "mg" or (opt.noisy and opt.noise == "awgn")
+            opt.estimator = "residual" if own and opt.loss == "envelope" else "cnn"
+        if opt.estimator == "residual" and opt.loss != "envelope":
+            self.parser.error(f"--loss {opt.loss} trains a noise estimator, and --estimator residual learns nothing: leave one of them out")
         if opt.mu_steps + opt.sigma_steps + opt.steps == 0:
             self.parser.error("--mu-steps, --sigma-steps and --steps are all 0: nothing to train")

@@ -8,6 +8,7 @@ from options.base import BaseOptions, number
 class Stage2Options(BaseOptions):
     prog = "train_distill.py"
     description = "Stage 2: a frozen stage-1 model teaches MWCNN. Run the same command again to continue."
+    stage = "stage2"
     may_change = BaseOptions.may_change | {"val"}
 
     def add_options(self) -> None:

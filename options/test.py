@@ -39,6 +39,13 @@ class TestOptions(BaseOptions):
         model.add_argument(
             "--checkpoint", nargs="+", default=[], metavar="CHECKPOINT", help="checkpoints of either stage: files, or names of runs or released weights"
         )
+        model.add_argument(
+            "--baseline",
+            nargs="+",
+            default=[],
+            choices=("wavelet", "nlm", "bm3d"),
+            help="with --protocol published: classical denoisers, which are told the true noise level (HG, MG: its root mean square over the image)",
+        )
         model.add_argument("--self-ensemble", action="store_true", help="average over the eight flips and rotations: a little better, eight times slower")
         model.add_argument(
             "--tile", type=number(int, 16), default=None, help="denoise in tiles of this side, which bounds memory; default: where the image is large"
@@ -59,6 +66,9 @@ class TestOptions(BaseOptions):
                 self.parser.error("--clean is for --protocol none; under the published protocol --data are the clean images")
         elif opt.noise is not None or opt.sigma or opt.alpha or opt.delta:
             self.parser.error("--noise and its levels are for --protocol published; with --protocol none the images are noisy already")
+        elif opt.baseline:
+            self.parser.error(f"--baseline {opt.baseline[0]} is told the true noise level, which is known under --protocol published only: leave it out")
+        opt.baseline = list(dict.fromkeys(opt.baseline))
         self.check_levels(opt, ranges=False)
         if opt.protocol == "none" and not opt.clean and not opt.save:
             self.parser.error("there are no clean images to compare with and no --save DIR to write to")

@@ -27,7 +27,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -48,9 +47,10 @@ from models import MWCNN, BlindSpotDenoiser, posterior_mean
 from models.inference import denoise
 from options.base import Parser, number
 from train_dbsn import objective
-from utils.device import choose_device, choose_dtype, keep_freed_memory
+from utils.device import choose_device, choose_dtype, device_name, keep_freed_memory
 from utils.errors import RunError, UsageError, run_script
 from utils.files import atomic_write_text
+from utils.training import COMPILE_MODES
 
 TASKS = ("train", "infer", "distill")
 PLAIN, LARGE = "plain float32", "tiled"
@@ -66,7 +66,7 @@ class Variant:
     form: str
     dtype: torch.dtype
     channels_last: bool = True
-    compiled: bool = False
+    compiled: str = "off"  # as --compile says
     deterministic: bool = False
 
 
@@ -79,16 +79,20 @@ DENOISER = {
 }
 DENOISER_CUDA = {
     "plain float32 deterministic": Variant("plain", FLOAT, channels_last=False, deterministic=True),
-    "plain bf16 channels-last compiled": Variant("plain", BF16, compiled=True),
+    "plain bf16 channels-last compiled": Variant("plain", BF16, compiled="on"),
     "phases bf16 deterministic": Variant("phases", BF16, deterministic=True),
-    "phases bf16 compiled": Variant("phases", BF16, compiled=True),
+    "phases bf16 compiled": Variant("phases", BF16, compiled="on"),
+    "phases bf16 graphs": Variant("phases", BF16, compiled="graphs"),
 }
 STUDENT = {
     PLAIN: Variant("plain", FLOAT, channels_last=False),
     "channels-last float32": Variant("plain", FLOAT),
     "channels-last bf16": Variant("plain", BF16),
 }
-STUDENT_CUDA = {"channels-last bf16 compiled": Variant("plain", BF16, compiled=True)}
+STUDENT_CUDA = {
+    "channels-last bf16 compiled": Variant("plain", BF16, compiled="on"),
+    "channels-last bf16 graphs": Variant("plain", BF16, compiled="graphs"),
+}
 
 
 def variants_of(task: str, device_type: str) -> dict[str, Variant]:
@@ -143,8 +147,8 @@ class Case:
                 nn.init.normal_(net.last.weight, std=0.01)  # zero as they are made: layers before them would have no say in the comparison
         self.model.dtype = variant.dtype
         self.model.to(device, memory_format=torch.channels_last if variant.channels_last else torch.contiguous_format)
-        if variant.compiled:
-            self.model.compile(fullgraph=True, dynamic=False)
+        if variant.compiled != "off":
+            self.model.compile(fullgraph=True, dynamic=False, mode=COMPILE_MODES[variant.compiled])
         self.optimizer = None
         if task == "infer":
             self.model.eval().requires_grad_(False)
@@ -168,8 +172,8 @@ class Case:
 
     def step(self) -> None:
         """One step of train_dbsn.py or train_distill.py."""
-        loss, _ = self.loss()
         self.optimizer.zero_grad()
+        loss, _ = self.loss()
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0 if self.task == "distill" else 10.0)
         self.optimizer.step()
@@ -375,7 +379,7 @@ def measure(
     cases.clear()
     if memory and device.type == "cpu" and not opt.quick:
         peak_mb = {path: in_fresh_process(task, path, opt)["peak_mb"] for path in times}
-    work, plain = flops(task, size, scale), statistics.median(times[PLAIN])
+    work, plain = flops(task, size, scale), statistics.median(times[PLAIN]) if PLAIN in times else None
     shares = {path: work / statistics.median(t) / peaks[variants[path].dtype] for path, t in times.items()}
     return [row(task, path, size, t, plain, peak_mb[path], shares[path]) for path, t in times.items()]
 
@@ -385,6 +389,13 @@ def measure_large(scale: Scale, device: torch.device, opt: argparse.Namespace) -
     size = (1, scale.large_side, scale.large_side)
     found = in_fresh_process("infer", LARGE, opt)
     return row("infer", f"{LARGE} {scale.large_side**2 / 1e6:g} megapixel", size, [found["seconds"]], None, found["peak_mb"], None)
+
+
+def read_rows(file: Path) -> list[dict]:
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--show {file}: {error.strerror if isinstance(error, OSError) else 'not JSON'}; give a file that --json wrote") from error
 
 
 HEADER = ("task", "path", "size", "ms", "+-", "x plain", "images/s", "Mpixel/s", "peak MB", "% of peak")
@@ -406,11 +417,7 @@ def table(rows: list[dict]) -> str:
 
 
 def machine_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name()
-    cpuinfo = Path("/proc/cpuinfo")
-    names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")] if cpuinfo.is_file() else []
-    return f"{names[0] if names else platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+    return device_name(device) + (f", {torch.get_num_threads()} threads" if device.type == "cpu" else "")
 
 
 # ------------------------------------------------------------------------------------------------------------------- the script
@@ -427,8 +434,9 @@ def parser() -> Parser:
         "--seconds", type=number(float, 0), default=60.0, metavar="S", help="go on with rounds of a task until this long has been used (default: 60)"
     )
     p.add_argument("--rounds", type=number(int, 1), default=None, help="rounds that are made however long they take (default: 5, or 2 with --quick)")
-    p.add_argument("--scaling", action="store_true", help="also infer larger images and train larger batches, on the plain path and the one this machine takes")
+    p.add_argument("--scaling", action="store_true", help="also infer larger images and train larger batches, on the path this machine takes")
     p.add_argument("--large", action="store_true", help="also denoise 100 megapixels in tiles, with a small network (1/4 megapixel with --quick)")
+    p.add_argument("--show", type=Path, default=None, metavar="FILE", help="measure nothing: print the table of a file that --json wrote")
     p.add_argument("--one", nargs=2, metavar=("TASK", "PATH"), default=None, help="for the benchmark's own use: measure one path in this process")
     return p
 
@@ -437,6 +445,9 @@ def main(argv: list[str] | None = None) -> int:
     opt = parser().parse_args(argv)
     if opt.json and not opt.json.absolute().parent.is_dir():
         raise UsageError(f"--json {opt.json}: there is no folder {opt.json.absolute().parent}")
+    if opt.show:
+        print(table(read_rows(opt.show)))
+        return 0
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic algorithms need it set before CUDA starts
     device = choose_device(opt.device)
     torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that would only slow the deterministic paths
@@ -455,24 +466,27 @@ def main(argv: list[str] | None = None) -> int:
     print(f"D-BSN {scale.width} channels, {scale.blocks}+{scale.blocks} blocks; MWCNN {scale.student_width} channels\n", flush=True)
 
     rows: list[dict] = []
-    for task in TASKS:
-        rows += measure(task, scale.sizes[task], variants_of(task, device.type), scale, device, opt, peaks, memory=True)
+
+    def keep(task: str, more: list[dict]) -> None:
+        """Adds rows and writes what there is: an hour's work may be broken off."""
+        rows.extend(more)
+        if opt.json:
+            described = [r | {"machine": machine, "torch": torch.__version__} for r in rows]
+            atomic_write_text(opt.json, json.dumps(described, indent=1) + "\n")
         print(f"{task}: done", file=sys.stderr)
+
+    for task in TASKS:
+        keep(task, measure(task, scale.sizes[task], variants_of(task, device.type), scale, device, opt, peaks, memory=True))
     if opt.scaling:
         own = f"{'phases' if device.type == 'cuda' else 'fused'} {'bf16' if choose_dtype('auto', device) == BF16 else 'float32'}"
-        variants = {path: DENOISER[path] for path in (PLAIN, own)}
+        variants = {own: DENOISER[own]}
         for task, sizes in scale.scaling.items():
             for size in sizes:
                 if size != scale.sizes[task]:  # that one is measured already
-                    rows += measure(task, size, variants, scale, device, opt, peaks, memory=False)
-            print(f"{task} by size: done", file=sys.stderr)
+                    keep(f"{task} by size", measure(task, size, variants, scale, device, opt, peaks, memory=False))
     if opt.large:
-        rows.append(measure_large(scale, device, opt))
-
+        keep("large", [measure_large(scale, device, opt)])
     print(table(rows))
-    if opt.json:
-        described = [r | {"machine": machine, "torch": torch.__version__} for r in rows]
-        atomic_write_text(opt.json, json.dumps(described, indent=1) + "\n")
     return 0
 
 

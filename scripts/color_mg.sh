@@ -1,13 +1,11 @@
 #!/usr/bin/env bash
-# Colour images, multivariate Gaussian noise with correlated channels (paper, Table 2).
-# Stage 1, stage 2 and the test with the paper's settings; run it again to continue where it stopped. Other images: CLEAN=.., DISTILL=.. (sets or folders).
+# Colour images, multivariate Gaussian noise with correlated channels (paper, Table 2): SIGMA=75, its greatest standard deviation.
+# Both stages and the test by recipe, FLAVOUR=paper or fast (docs/recipes.md); run it again to continue. Other images: CLEAN=.., DISTILL=.. (sets or folders).
 . "$(dirname "$0")/env.sh" requirements.txt
-SIGMA=${SIGMA:-75}
-LEVELS="--sigma $SIGMA"
-NAME=${NAME:-color-mg$SIGMA}
+FLAVOUR=${FLAVOUR:-paper} SIGMA=${SIGMA:-75}
+NAME=${NAME:-color-mg$SIGMA-$FLAVOUR}
 
-"$PY" train_dbsn.py --name "$NAME" --mode color --noise mg $LEVELS --clean ${CLEAN:-imagenet_val} --noise-draw fresh --mdc release \
-    --loss constrained --mu-steps 187500 --sigma-steps 62500 --steps 375000 --batch-size 8 --patch-size 96 --lr 3e-4 --schedule step --lr-decay 0.1
-"$PY" train_distill.py --name "$NAME-full" --teacher "$NAME" --clean ${DISTILL:-div2k wed} --synthetic-noisy ${CLEAN:-imagenet_val} --noise mg $LEVELS \
-    --noise-draw fresh --steps 200000 --batch-size 32 --patch-size 160 --lr 1e-4 --schedule step --lr-decay 0.5
-"$PY" test.py --checkpoint "$NAME" "$NAME-full" --data cbsd68 --mode color --noise mg $LEVELS --json "checkpoints/$NAME/results.json"
+"$PY" train_dbsn.py --name "$NAME" --recipe color-mg-$FLAVOUR --sigma $SIGMA ${CLEAN:+--clean $CLEAN}
+"$PY" train_distill.py --name "$NAME-full" --teacher "$NAME" --recipe color-mg-$FLAVOUR --sigma $SIGMA ${DISTILL:+--clean $DISTILL} \
+    ${CLEAN:+--synthetic-noisy $CLEAN}
+"$PY" test.py --checkpoint "$NAME" "$NAME-full" --data cbsd68 --mode color --noise mg --sigma $SIGMA --json "checkpoints/$NAME/results.json"

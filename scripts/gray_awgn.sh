@@ -1,13 +1,18 @@
 #!/usr/bin/env bash
-# Gray images, additive white Gaussian noise (paper, Table 1): SIGMA=15, 25 or 50.
-# Stage 1, stage 2 and the test with the paper's settings; run it again to continue where it stopped. Other images: CLEAN=.., DISTILL=.. (sets or folders).
+# Gray images, additive white Gaussian noise (paper, Table 1): SIGMA=25 or another level; BLIND=1 or a range, SIGMA="5 55", for one model of many levels.
+# Both stages and the test by recipe, FLAVOUR=paper or fast (docs/recipes.md); run it again to continue. Other images: CLEAN=.., DISTILL=.. (sets or folders).
 . "$(dirname "$0")/env.sh" requirements.txt
 SIGMA=${SIGMA:-25}
-LEVELS="--sigma $SIGMA"
-NAME=${NAME:-gray-awgn$SIGMA}
+if [ "${BLIND:-0}" = 1 ]; then SIGMA="5 55"; fi
+case $SIGMA in
+    *" "*) ROW=gray-awgn-blind RUN=$ROW TESTS="15 25 50" FLAVOUR=${FLAVOUR:-fast} ;;
+    *) ROW=gray-awgn25 RUN=gray-awgn$SIGMA TESTS=$SIGMA FLAVOUR=${FLAVOUR:-paper} ;;
+esac
+NAME=${NAME:-$RUN-$FLAVOUR}
 
-"$PY" train_dbsn.py --name "$NAME" --mode gray --noise awgn $LEVELS --clean ${CLEAN:-imagenet_val} --noise-draw fresh --mdc release \
-    --loss constrained --mu-steps 187500 --sigma-steps 62500 --steps 375000 --batch-size 8 --patch-size 96 --lr 3e-4 --schedule step --lr-decay 0.1
-"$PY" train_distill.py --name "$NAME-full" --teacher "$NAME" --clean ${DISTILL:-div2k wed} --synthetic-noisy ${CLEAN:-imagenet_val} --noise awgn $LEVELS \
-    --noise-draw fresh --steps 200000 --batch-size 32 --patch-size 160 --lr 1e-4 --schedule step --lr-decay 0.5
-"$PY" test.py --checkpoint "$NAME" "$NAME-full" --data bsd68 --mode gray --noise awgn $LEVELS --json "checkpoints/$NAME/results.json"
+"$PY" train_dbsn.py --name "$NAME" --recipe $ROW-$FLAVOUR --sigma $SIGMA ${CLEAN:+--clean $CLEAN}
+"$PY" train_distill.py --name "$NAME-full" --teacher "$NAME" --recipe $ROW-$FLAVOUR --sigma $SIGMA ${DISTILL:+--clean $DISTILL} \
+    ${CLEAN:+--synthetic-noisy $CLEAN}
+for level in $TESTS; do
+    "$PY" test.py --checkpoint "$NAME" "$NAME-full" --data bsd68 --mode gray --noise awgn --sigma $level --json "checkpoints/$NAME/results-$level.json"
+done

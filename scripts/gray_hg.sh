@@ -1,13 +1,16 @@
 #!/usr/bin/env bash
-# Gray images, heteroscedastic (Poisson-Gaussian) noise (paper, Table 1).
-# Stage 1, stage 2 and the test with the paper's settings; run it again to continue where it stopped. Other images: CLEAN=.., DISTILL=.. (sets or folders).
+# Gray images, heteroscedastic (Poisson-Gaussian) noise (paper, Table 1): ALPHA=40 DELTA=10; BLIND=1 or ranges, ALPHA="10 60" DELTA="2 20", for one model of many levels.
+# Both stages and the test by recipe, FLAVOUR=paper or fast (docs/recipes.md); run it again to continue. Other images: CLEAN=.., DISTILL=.. (sets or folders).
 . "$(dirname "$0")/env.sh" requirements.txt
 ALPHA=${ALPHA:-40} DELTA=${DELTA:-10}
-LEVELS="--alpha $ALPHA --delta $DELTA"
-NAME=${NAME:-gray-hg$ALPHA-$DELTA}
+if [ "${BLIND:-0}" = 1 ]; then ALPHA="10 60" DELTA="2 20"; fi
+case $ALPHA$DELTA in
+    *" "*) ROW=gray-hg-blind RUN=$ROW TEST="--alpha 40 --delta 10" FLAVOUR=${FLAVOUR:-fast} ;;
+    *) ROW=gray-hg RUN=gray-hg$ALPHA-$DELTA TEST="--alpha $ALPHA --delta $DELTA" FLAVOUR=${FLAVOUR:-paper} ;;
+esac
+NAME=${NAME:-$RUN-$FLAVOUR}
 
-"$PY" train_dbsn.py --name "$NAME" --mode gray --noise hg $LEVELS --clean ${CLEAN:-imagenet_val} --noise-draw fresh --mdc release \
-    --loss constrained --mu-steps 187500 --sigma-steps 62500 --steps 375000 --batch-size 8 --patch-size 96 --lr 3e-4 --schedule step --lr-decay 0.5
-"$PY" train_distill.py --name "$NAME-full" --teacher "$NAME" --clean ${DISTILL:-div2k wed} --synthetic-noisy ${CLEAN:-imagenet_val} --noise hg $LEVELS \
-    --noise-draw fresh --steps 200000 --batch-size 32 --patch-size 160 --lr 1e-4 --schedule step --lr-decay 0.5
-"$PY" test.py --checkpoint "$NAME" "$NAME-full" --data bsd68 --mode gray --noise hg $LEVELS --json "checkpoints/$NAME/results.json"
+"$PY" train_dbsn.py --name "$NAME" --recipe $ROW-$FLAVOUR --alpha $ALPHA --delta $DELTA ${CLEAN:+--clean $CLEAN}
+"$PY" train_distill.py --name "$NAME-full" --teacher "$NAME" --recipe $ROW-$FLAVOUR --alpha $ALPHA --delta $DELTA ${DISTILL:+--clean $DISTILL} \
+    ${CLEAN:+--synthetic-noisy $CLEAN}
+"$PY" test.py --checkpoint "$NAME" "$NAME-full" --data bsd68 --mode gray --noise hg $TEST --json "checkpoints/$NAME/results.json"

@@ -9,7 +9,8 @@ from models import MWCNN, BlindSpotDenoiser, posterior, synthesise
 from models.dbsn import DBSN
 from models.inference import denoise, inverse_symmetry, symmetry
 from models.mwcnn import dwt, iwt
-from models.noise_estimator import NoiseEstimator
+from models.gaussian import Diagonal, Full
+from models.noise_estimator import ResidualEstimator
 
 PATHS = ("plain", "fused", "phases")
 
@@ -18,9 +19,10 @@ def small(channels=1, noise="awgn", **kwargs):
     """A small network whose every weight matters: the zero-initialised last layers are filled."""
     torch.manual_seed(1)
     model = BlindSpotDenoiser(channels, noise, width=6, blocks=1, **kwargs).requires_grad_(False)
-    for net in (model.cov_head, model.noise_estimator.net):
-        torch.nn.init.normal_(net.last.weight, std=0.3)
-    return model
+    for name, p in model.named_parameters():
+        if name in ("cov_head.last.weight", "noise_estimator.net.last.weight"):
+            torch.nn.init.normal_(p, std=0.3)
+    return model.eval()
 
 
 @pytest.mark.parametrize(("mdc", "count"), [("release", 6_612_289), ("paper", 5_581_633)])
@@ -47,6 +49,20 @@ def test_blind_at_every_pixel(path, mdc, dtype):
         grad = grad.flatten(1)
         assert (grad[i, i] == 0).all()
         assert (grad.abs().amax(1) > 0).float().mean() > 0.5  # and it does look around (small networks have dead ReLUs)
+
+
+@pytest.mark.slow
+def test_blind_when_compiled():
+    """The gradient of every output with respect to its own pixel, through the compiled network and its compiled backward."""
+    h, w = 5, 7
+    model = small()
+    model.path = "phases"
+    model.dbsn.compile(dynamic=False)
+    y = torch.rand(1, 1, h, w).repeat(h * w, 1, 1, 1).requires_grad_()
+    i = torch.arange(h * w)
+    mu, cov = model.context(y)
+    (grad,) = torch.autograd.grad((mu + cov.factor).flatten(2)[i, :, i].sum(), y)
+    assert (grad.flatten(1)[i, i] == 0).all() and (grad != 0).any()
 
 
 def test_blind_in_colour_and_in_tiles():
@@ -132,14 +148,14 @@ def test_prediction_shapes_and_posterior(channels, noise, head):
 
 def test_multivariate_noise_is_refused_in_gray():
     with pytest.raises(ValueError, match="more than one channel"):
-        NoiseEstimator(1, "mg")
+        BlindSpotDenoiser(1, "mg")
 
 
 @pytest.mark.parametrize("noise", ["awgn", "hg", "mg"])
 def test_synthetic_pairs_have_the_estimated_covariance(noise, rng):
     model = small(3, noise)
     x = torch.rand(1, 3, 1, 1).expand(1, 3, 200, 200)
-    cov = model.noise_estimator(x)
+    cov = model.noise_estimator.covariance(model.noise_estimator.level(x), x)
     z = torch.randn(x.shape, generator=rng)
     n = (synthesise(x, cov, z, torch.ones(1)) - x)[0].flatten(1)
     expected = cov.entries()[0, :, 0, 0]
@@ -168,11 +184,17 @@ def test_mwcnn_is_the_published_size_and_takes_any_image():
 
 @pytest.mark.parametrize("size", [(50, 61), (16, 90)])
 @pytest.mark.parametrize(("channels", "noise"), [(1, "awgn"), (1, "hg"), (3, "mg")])
-def test_tiles_equal_the_whole(channels, noise, size):
-    model = small(channels, noise)
+@pytest.mark.parametrize("estimator", ["cnn", "residual"])
+def test_tiles_equal_the_whole(channels, noise, estimator, size, monkeypatch):
+    monkeypatch.setattr("models.inference.STRIP", 500)
+    monkeypatch.setattr("models.noise_estimator.STRIP", 500)
+    model = small(channels, noise, estimator=estimator)
     y = torch.rand(1, channels, *size)
     whole, tiled = denoise(model, y, tile=1000), denoise(model, y, tile=16)
-    for name in ("image", "mu", "std", "noise_level"):
+    p = model(y)
+    assert torch.equal(whole.mu, p.mu)
+    torch.testing.assert_close(whole.image, posterior(y, p).mean)
+    for name in ("image", "mu", "std", "noise_level", "level"):
         torch.testing.assert_close(getattr(tiled, name), getattr(whole, name), atol=1e-5, rtol=1e-4)
 
 
@@ -212,3 +234,52 @@ def test_self_ensemble_is_the_mean_over_symmetries():
     y = torch.rand(1, 1, 12, 15)
     expected = sum(inverse_symmetry(denoise(model, symmetry(y, k)).image, k) for k in range(8)) / 8
     torch.testing.assert_close(denoise(model, y, self_ensemble=True).image, expected)
+
+
+@pytest.mark.parametrize(("channels", "noise"), [(1, "awgn"), (3, "awgn"), (3, "mg"), (1, "hg"), (3, "hg")])
+def test_residual_estimator_finds_the_noise_of_quiet_pixels(channels, noise, rng):
+    """Half of the pixels are predicted exactly, half badly, and the covariance says which: only the first count."""
+    size = (1, channels, 200, 300)
+    mu = torch.rand(size[0], 1, *size[2:], generator=rng).expand(size)
+    if noise == "mg":
+        cov_n = Full(torch.tensor([0.2, 0.05, 0.1, -0.03, 0.02, 0.15]).view(1, 6, 1, 1))
+    else:
+        cov_n = Diagonal(torch.full(size, 0.1**2) if noise == "awgn" else 0.05**2 + (0.2 * mu).square())
+    texture = (torch.arange(size[3]) % 2).float().expand(size) * 0.3
+    random = lambda: torch.randn(size, generator=rng)  # noqa: E731
+    y = mu + cov_n.sample(random()) + texture * random()
+    uncertain = torch.exp(0.1 * random()) * (0.01 + texture.square())  # not known exactly
+    estimator = ResidualEstimator(channels, noise)
+    found = estimator.covariance(estimator.level(y, mu, Diagonal(uncertain)), mu)
+    wanted = cov_n.entries().expand(-1, -1, *found.variance.shape[2:]) if noise != "awgn" else cov_n.entries()[..., :1, :1]
+    torch.testing.assert_close(found.entries(), wanted, atol=0.1 * wanted.abs().max().item(), rtol=0.15)
+    half = estimator.level(y, mu, Diagonal(uncertain), gain=1.0)  # as large a share of the variance is mu's own
+    if noise != "hg":
+        torch.testing.assert_close(half, estimator.level(y, mu, Diagonal(uncertain)) / 2)
+
+
+def test_residual_estimator_of_flat_and_tiny_images():
+    for noise in ("awgn", "hg"):
+        estimator = ResidualEstimator(1, noise)
+        for size in ((1, 1, 1, 1), (2, 1, 3, 5), (1, 1, 40, 40)):
+            y = torch.full(size, 0.5)
+            cov = estimator.covariance(estimator.level(y, y, Diagonal(torch.ones(size))), y)
+            assert torch.isfinite(cov.variance).all() and (cov.variance > 0).all()
+
+
+def test_gain_is_the_variance_that_mu_takes_over():
+    """A context that averages the four neighbours takes over a quarter of the noise's variance."""
+    model = small(estimator="residual")
+    kernel = torch.tensor([[0, 1, 0], [1, 0, 1], [0, 1, 0]]).view(1, 1, 3, 3) / 4
+
+    def average(y):
+        mu = torch.nn.functional.conv2d(y, kernel, padding=1)
+        return mu, Full(torch.full_like(mu, 0.1))
+
+    model.context = average
+    for size in ((200, 200), (700, 90)):
+        y = 0.5 + 0.1 * torch.randn(1, 1, *size, generator=torch.Generator().manual_seed(1))
+        mu, cov = average(y)
+        assert model.gain(y, mu, cov).item() == pytest.approx(0.25, rel=0.15)
+        level = model.level(y, mu, cov).item()
+        assert level == pytest.approx(0.01, rel=0.1)  # and without the gain a quarter more

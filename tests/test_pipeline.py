@@ -16,7 +16,9 @@ import torch
 from PIL import Image
 
 import train_dbsn
-from models import load_model, posterior
+from models import Prediction, load_model, noise_level, posterior
+from models.gaussian import Diagonal
+from options.stage1 import Stage1Options
 from tests.conftest import LEVELS, ROOT, SCRIPTS, TINY, TINY2, contents, ok, read_tensors
 from utils.checkpoint import load_checkpoint
 
@@ -46,7 +48,7 @@ def test_both_stages_and_the_test(mode, noise, run, pictures, tmp_path):
     assert list((tmp_path / "s1" / "tensorboard").glob("events*"))
 
 
-@pytest.mark.parametrize("loss", ["envelope", "constrained", "exact"])
+@pytest.mark.parametrize("loss", ["envelope", "constrained", "exact", "reward", "split"])
 def test_losses_train_and_phases_hold_what_they_should(loss, run, pictures, tmp_path):
     common = f"--clean {pictures}/gray {LEVELS['awgn']} {TINY} --loss {loss} --ema 0"
     for name, steps in (("a", "--mu-steps 3 --steps 0"), ("b", "--mu-steps 3 --sigma-steps 3 --steps 0")):
@@ -55,6 +57,23 @@ def test_losses_train_and_phases_hold_what_they_should(loss, run, pictures, tmp_
     changed = {k.split(".")[0] for k in a if not torch.equal(a[k], b[k])}
     assert changed == {"cov_head", "noise_estimator"}
     ok(run("train_dbsn", f"--name c {common} --steps 3"))
+
+
+@pytest.mark.parametrize("loss", ["reward", "split"])
+def test_losses_that_steer_the_split(loss, rng):
+    """What the exact likelihood's gradients become: under "split" that of Sigma_n is the constrained likelihood's; under "reward" it is moved by the reward."""
+    y = torch.rand(2, 1, 5, 4, generator=rng)
+    mu, m = torch.rand(2, 1, 5, 4, generator=rng).requires_grad_(), (0.1 + torch.rand(2, 1, 5, 4, generator=rng)).requires_grad_()
+    n = torch.tensor([0.01, 0.04]).view(2, 1, 1, 1).requires_grad_()
+    gradients = {}
+    for name in ("exact", "constrained", loss):
+        p = Prediction(mu, Diagonal(n), Diagonal(m), "mu")
+        gradients[name] = torch.autograd.grad(sum(train_dbsn.objective(p, y, "joint", name, 0.05).values()), (mu, m, n))
+    expected = list(gradients["exact"])
+    expected[2] = gradients["constrained"][2] if loss == "split" else expected[2] - 0.1 / (2 * 2 * n.detach().sqrt())  # a mean over two images
+    assert not torch.allclose(gradients["exact"][2], gradients["constrained"][2])
+    for found, value in zip(gradients[loss], expected):
+        torch.testing.assert_close(found, value)
 
 
 def test_library_interface(run, pictures, tmp_path):
@@ -383,3 +402,36 @@ def test_released_weights_load_by_name(run, pictures, models, tmp_path):
         for key in whole:
             torch.testing.assert_close(half[key], whole[key], atol=1e-3, rtol=1e-3)
     ok(run("test", f"--checkpoint s1-half s2-half --data {pictures}/gray/0.png {LEVELS['awgn']}"))
+
+
+@pytest.mark.parametrize("noise", ["--noise awgn --sigma 5 55", "--noise hg --alpha 10 40 --delta 2 20"])
+def test_model_of_a_range_of_levels_finds_each_images_own(run, pictures, tmp_path, noise):
+    ok(run("train_dbsn", f"--name blind --clean {pictures}/gray {noise} {TINY} --steps 3"))
+    model = load_model(tmp_path / "blind" / "last.safetensors")
+    assert model.estimator == "residual" and not list(model.noise_estimator.parameters())
+    # black, which even a network of three steps predicts
+    y = torch.tensor([0.05, 0.2]).view(2, 1, 1, 1) * torch.randn(2, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+    low, high = (noise_level(model(y).cov_n).mean((1, 2, 3))).tolist()
+    assert 2 < high / low < 6
+    losses = {}
+    for draw in ("fixed", "fresh"):  # pairs are made with the noise of one of the noisy images
+        ok(run("train_distill", f"--name {draw} --teacher blind --clean {pictures}/gray --synthetic-noisy {pictures}/gray {noise} {TINY2} --steps 2 --noise-draw {draw}"))
+        rows = [json.loads(text) for text in (tmp_path / draw / "stats.jsonl").read_text().splitlines()]
+        losses[draw] = [row["pairs"] for row in rows if "pairs" in row]
+    assert all(0 < loss < 1 for loss in [*losses["fixed"], *losses["fresh"]])
+
+
+def test_which_estimator_is_chosen(capsys):
+    def chosen(line):
+        return Stage1Options().parse(f"--name a {line}".split()).estimator
+
+    assert chosen("--clean x --noise awgn --sigma 25") == "cnn"
+    assert chosen("--clean x --noise awgn --sigma 5 55") == "residual"
+    assert chosen("--clean x --noise awgn --sigma 5 55 --loss constrained") == "cnn"
+    assert chosen("--clean x --noise mg --mode color") == "residual"
+    assert chosen("--noisy x --noise awgn") == "residual"
+    assert chosen("--noisy x --noise hg") == "cnn"
+    assert chosen("--noisy x --noise hg --estimator residual") == "residual"
+    with pytest.raises(SystemExit) as stopped:
+        chosen("--clean x --noise awgn --sigma 25 --loss exact --estimator residual")
+    assert stopped.value.code == 2 and "--estimator residual" in capsys.readouterr().err

@@ -11,6 +11,9 @@ from torch.optim import Optimizer
 
 from utils.run import load_optimizer_tensors, optimizer_tensors
 
+# --compile -> mode of torch.compile. Graphs need a step's gradients to be gone before the next begins, which is why scripts clear them first.
+COMPILE_MODES = {"on": None, "graphs": "reduce-overhead"}
+
 
 def training_tensors(model: nn.Module, average: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
     """Weights as `model.*`, their running average as `average.*`, and the optimizer's state; restore() takes them back bit for bit."""

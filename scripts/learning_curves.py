@@ -1,0 +1,179 @@
+"""What makes the network learn more: trains variants of one small stage-1 model and compares them.
+
+    python scripts/learning_curves.py --json results/learning-curves.json --plot docs/learning-curves.png --table docs/recipes.md
+
+Gray, AWGN 25 drawn afresh, 32 channels, 3 + 3 blocks, on bsd432 less twelve photographs, which the PSNR is measured on; no test image is seen. Each
+variant differs from the base in what its name says. Seconds depend on the machine and on what else it does, so variants are compared by step,
+by pixels seen and by floating-point operations. Run it again to continue: finished variants are kept.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's modules, from wherever this is run
+
+import train_dbsn
+from data.sets import find_images
+from models.dbsn import DBSN
+from options.base import Parser
+from utils.errors import UsageError, run_script
+from utils.files import atomic_write_text
+
+VALIDATION_IMAGES = 12
+EVALUATE_EVERY = 134 * 8 * 48**2  # pixels: three times in a run
+START, END = "<!-- learning curves: start -->", "<!-- learning curves: end -->"
+
+WIDTH, BLOCKS = 32, 3
+FIXED = f"--noise awgn --sigma 25 --noise-draw fresh --width {WIDTH} --blocks {BLOCKS} --device cpu"
+BASE = dict(mdc="residual", optimizer="adam", lr=2e-3, warmup=50, batch_size=8, patch_size=48, steps=400, seed=0)
+
+# name -> what differs from BASE
+VARIANTS = {
+    "base": {},
+    "muon": dict(optimizer="muon"),
+    "1200 steps": dict(steps=1200, warmup=150),
+    "muon, 1200 steps": dict(optimizer="muon", steps=1200, warmup=150),
+    "seed 1": dict(seed=1),
+    "muon, seed 1": dict(optimizer="muon", seed=1),
+    "lr 1e-3": dict(lr=1e-3),
+    "lr 4e-3": dict(lr=4e-3),
+    "muon, lr 1e-3": dict(optimizer="muon", lr=1e-3),
+    "muon, lr 5e-3": dict(optimizer="muon", lr=5e-3),
+    "release": dict(mdc="release"),
+    "muon, release": dict(optimizer="muon", mdc="release"),
+    "paper": dict(mdc="paper"),
+    "muon, paper": dict(optimizer="muon", mdc="paper"),
+    "muon, batch 4": dict(optimizer="muon", batch_size=4, steps=800, warmup=100),
+    "muon, batch 16": dict(optimizer="muon", batch_size=16, steps=200, warmup=25),
+    "muon, patch 32": dict(optimizer="muon", patch_size=32, batch_size=18),
+    "muon, patch 96": dict(optimizer="muon", patch_size=96, batch_size=2),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = Parser(prog="scripts/learning_curves.py", description=__doc__.splitlines()[0])
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=None, metavar="NAME", help=f"of {', '.join(VARIANTS)}; default: all")
+    parser.add_argument("--data-root", type=Path, default=None, help="folder of the named image sets; default: $DBSN_DATA, then datasets/")
+    parser.add_argument("--checkpoints-dir", type=Path, default=Path("checkpoints/curves"), help="where the runs are")
+    parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="all that was measured; variants that it has already are kept")
+    parser.add_argument("--plot", type=Path, default=None, metavar="FILE")
+    parser.add_argument("--table", type=Path, default=None, metavar="FILE", help="write the table into this file, between its markers")
+    opt = parser.parse_args(argv)
+    for file in (opt.json, opt.plot, opt.table):
+        if file is not None and not file.parent.is_dir():
+            raise UsageError(f"{file}: there is no folder {file.parent}")
+
+    rows = json.loads(opt.json.read_text()) if opt.json.exists() else []
+    for name in opt.variants or VARIANTS:
+        if any(row["name"] == name for row in rows):
+            continue
+        rows.append(train(name, opt.data_root, opt.checkpoints_dir))
+        rows.sort(key=lambda row: list(VARIANTS).index(row["name"]))
+        atomic_write_text(opt.json, json.dumps(rows, indent=1) + "\n")
+    if opt.table:
+        write_table(opt.table, rows)
+    if opt.plot:
+        plot(opt.plot, rows)
+    return 0
+
+
+def train(name: str, data_root: Path | None, folder: Path) -> dict:
+    """Trains a variant, or continues it, and gives its row of the JSON file."""
+    options = BASE | VARIANTS[name]
+    files = find_images("bsd432", data_root, "bsd432:")
+    val = files[:: len(files) // VALIDATION_IMAGES][:VALIDATION_IMAGES]
+    pixels = options["batch_size"] * options["patch_size"] ** 2
+    run = name.replace(", ", "-").replace(" ", "-")
+    argv = ["--name", run, "--checkpoints-dir", str(folder), "--clean", *(str(f) for f in files if f not in val), "--val", *map(str, val), *FIXED.split()]
+    argv += ["--val-every", str(EVALUATE_EVERY // pixels)]
+    for flag, value in options.items():
+        argv += [f"--{flag.replace('_', '-')}", str(value)]
+    if code := train_dbsn.main(argv):
+        raise SystemExit(code)
+    stats = [json.loads(line) for line in (folder / run / "stats.jsonl").read_text().splitlines()]
+    parameters, flops = cost(options["mdc"])
+    return {
+        "name": name,
+        **options,
+        "parameters": parameters,
+        "flops_per_pixel": flops,
+        "teraflops": options["steps"] * pixels * flops / 1e12,
+        "noise_level": stats[-2]["noise_level"],
+        "points": [{"pixels": s["step"] * pixels, **s} for s in stats if "val_psnr" in s],
+    }
+
+
+def cost(mdc: str) -> tuple[int, int]:
+    """Parameters of D-BSN, and floating-point operations of its training step for each pixel of a batch."""
+    network = DBSN(1, WIDTH, BLOCKS, mdc)
+    with FlopCounterMode(display=False) as counter:
+        mu, _ = network(torch.zeros(1, 1, 48, 48), path="plain")  # the counter knows no fused kernel
+        mu.sum().backward()
+    return sum(p.numel() for p in network.parameters()), counter.get_total_flops() // 48**2
+
+
+def table(rows: list[dict]) -> str:
+    """Markdown, one line for each variant."""
+    lines = ["| variant | steps x crops | parameters | TFLOP | held-out NLL | mu, dB | posterior, dB | level |", "|" + "---|" * 8]
+    for r in rows:
+        last = r["points"][-1]
+        size = f"{r['steps']} x {r['batch_size']} of {r['patch_size']}²"
+        figures = f"{last['held_out_nll']:.4f} | {last['val_psnr_mu']:.2f} | {last['val_psnr']:.2f} | {r['noise_level']:.1f}"
+        lines.append(f"| {r['name']} | {size} | {r['parameters']:,} | {r['teraflops']:.1f} | {figures} |")
+    return "\n".join(lines) + "\n"
+
+
+def write_table(file: Path, rows: list[dict]) -> None:
+    before, found, rest = file.read_text().partition(START)
+    _, end, after = rest.partition(END)
+    if not (found and end):
+        raise UsageError(f"{file} has no markers {START} and {END}, between which the table goes")
+    atomic_write_text(file, f"{before}{START}\n{table(rows)}{END}{after}")
+
+
+PANELS = {  # title -> (x axis, variants)
+    "optimizer": ("step", ["base", "seed 1", "1200 steps", "muon", "muon, seed 1", "muon, 1200 steps"]),
+    "learning rate": ("step", ["base", "lr 1e-3", "lr 4e-3", "muon", "muon, lr 1e-3", "muon, lr 5e-3"]),
+    "block form": ("teraflops", ["base", "release", "paper", "muon", "muon, release", "muon, paper"]),
+    "crops": ("megapixels", ["muon", "muon, batch 4", "muon, batch 16", "muon, patch 32", "muon, patch 96"]),
+}
+
+
+def plot(file: Path, rows: list[dict]) -> None:
+    """Draws the panels that have something to compare."""
+    try:
+        import matplotlib
+    except ImportError:
+        raise UsageError("--plot needs matplotlib: pip install -r requirements-dev.txt") from None
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    shown = {title: (unit, [row for row in rows if row["name"] in names]) for title, (unit, names) in PANELS.items()}
+    shown = {title: (unit, few) for title, (unit, few) in shown.items() if len(few) > 1}
+    if not shown:
+        raise UsageError("--plot compares variants, and fewer than two have been trained")
+    figure, axes = pyplot.subplots(1, len(shown), figsize=(5 * len(shown), 4.5), sharey=True, layout="constrained", squeeze=False)
+    for axis, (title, (unit, few)) in zip(axes[0], shown.items()):
+        for row in few:
+            points = row["points"]
+            x = {
+                "step": [p["step"] for p in points],
+                "megapixels": [p["pixels"] / 1e6 for p in points],
+                "teraflops": [p["pixels"] * row["flops_per_pixel"] / 1e12 for p in points],
+            }
+            axis.plot(x[unit], [p["val_psnr"] for p in points], "o-", markersize=3, label=row["name"])
+        axis.set(title=title, xlabel={"teraflops": "TFLOP", "step": "step", "megapixels": "megapixels seen"}[unit])
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8)
+    axes[0, 0].set_ylabel("posterior mean, PSNR in dB")
+    figure.savefig(file, dpi=110)
+
+
+if __name__ == "__main__":
+    run_script(main)

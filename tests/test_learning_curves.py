@@ -1,0 +1,94 @@
+"""The learning curves: what is written about them is what was measured, and the script measures, continues and draws."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from models import MWCNN
+from options.recipes import FLAVOURS
+from tests.conftest import ROOT
+from utils.errors import UsageError
+
+FILE = ROOT / "results" / "learning-curves.json"
+PAGE = ROOT / "docs" / "recipes.md"
+
+
+@pytest.fixture
+def curves():
+    spec = importlib.util.spec_from_file_location("learning_curves", ROOT / "scripts" / "learning_curves.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_shows_what_was_measured(curves):
+    rows = json.loads(FILE.read_text())
+    page = PAGE.read_text()
+    assert page.count(curves.START) == page.count(curves.END) == 1
+    assert page.split(curves.START)[1].split(curves.END)[0] == f"\n{curves.table(rows)}"
+    for row in rows:
+        expected = curves.BASE | curves.VARIANTS[row["name"]]
+        assert {key: row[key] for key in expected} == expected, row["name"]
+        assert (row["parameters"], row["flops_per_pixel"]) == curves.cost(row["mdc"])
+        assert [p["step"] for p in row["points"]][-1] == row["steps"]
+
+
+def test_variants_see_equally_many_pixels(curves):
+    def pixels(options):
+        return options["steps"] * options["batch_size"] * options["patch_size"] ** 2
+
+    for name, changes in curves.VARIANTS.items():
+        assert pixels(curves.BASE | changes) == pixels(curves.BASE) * (3 if "1200 steps" in name else 1), name
+    assert {name for _, names in curves.PANELS.values() for name in names} == set(curves.VARIANTS)
+
+
+def test_a_small_study(curves, monkeypatch, pictures, tmp_path):
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    shutil.copytree(pictures / "gray", tmp_path / "bsd432")
+    monkeypatch.setattr(curves, "FIXED", "--noise awgn --sigma 25 --width 4 --blocks 1 --device cpu --log-every 1 --amp off")
+    monkeypatch.setattr(curves, "BASE", dict(mdc="residual", optimizer="adam", lr=2e-3, warmup=2, batch_size=2, patch_size=16, steps=2, seed=0))
+    monkeypatch.setattr(curves, "VALIDATION_IMAGES", 2)
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{curves.START}\nold\n{curves.END}\nafter\n")
+    argv = f"--data-root {tmp_path} --checkpoints-dir {tmp_path}/runs --json {tmp_path}/x.json --table {page} --plot {tmp_path}/x.png --variants muon base"
+    curves.main(argv.split())
+    rows = json.loads((tmp_path / "x.json").read_text())
+    assert [(r["name"], r["optimizer"]) for r in rows] == [("base", "adam"), ("muon", "muon")]
+    assert rows[0]["points"][-1]["val_psnr"] > 0 and rows[0]["points"][-1]["pixels"] == 2 * 2 * 16**2
+    recorded = json.loads((tmp_path / "runs" / "base" / "options.json").read_text())
+    assert len(recorded["val"]) == 2 and len(recorded["clean"]) == 8 and not set(recorded["val"]) & set(recorded["clean"])
+    assert page.read_text() == f"before\n{curves.START}\n{curves.table(rows)}{curves.END}\nafter\n"
+    assert (tmp_path / "x.png").stat().st_size > 1000
+    shutil.rmtree(tmp_path / "runs")
+    curves.main(argv.split())  # what is measured is not trained again
+    assert not (tmp_path / "runs").exists()
+    page.write_text("no markers")
+    with pytest.raises(UsageError, match="no markers"):
+        curves.main(argv.split())
+
+
+def training_flops(student: MWCNN) -> int:
+    """Floating-point operations of a training step for each pixel of its batch."""
+    with FlopCounterMode(display=False) as counter:  # on no device: the counter knows no fused kernel
+        student.to("meta")(torch.zeros(1, 1, 160, 160, device="meta")).sum().backward()
+    return counter.get_total_flops() // 160**2
+
+
+def test_the_fast_recipes_arithmetic(curves, monkeypatch):
+    """The page's estimate follows from the recipe's numbers and the counted operations."""
+    one, two = (FLAVOURS["fast"][stage] for stage in ("stage1", "stage2"))
+    monkeypatch.setattr(curves, "WIDTH", one["width"])
+    monkeypatch.setattr(curves, "BLOCKS", one["blocks"])
+    teacher, student = curves.cost(one["mdc"])[1], training_flops(MWCNN(1, two["student_width"]))
+    pixels1, pixels2 = (stage["batch_size"] * stage["patch_size"] ** 2 for stage in (one, two))
+    steps = pixels1 * teacher, pixels2 * (student + two["noisy_share"] * teacher / 3)
+    page = PAGE.read_text()
+    for name, stage, step in zip(("stage 1", "stage 2"), (one, two), steps):
+        total = stage["steps"] * step
+        assert f"| {name} | {step / 1e12:.1f} TFLOP | {stage['steps']:,} | {total / 1e18:.2f} EFLOP | {total / 280e12 / 60:.0f} min |" in page

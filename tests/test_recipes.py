@@ -1,0 +1,154 @@
+"""Recipes: every one parses, flags override it, none trains on test images, and the authors' schedule is what was published."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from data.sets import SETS
+from options.recipes import LEVELS, RECIPES, arguments
+from options.stage1 import Stage1Options
+from options.stage2 import Stage2Options
+from options.test import TestOptions
+from tests.conftest import ROOT, ok
+
+TEST_SETS = {"bsd68", "cbsd68", "set12", "kodak24", "mcmaster", "bsd500", "cc15", "cc15_clean", "polyu", "polyu_clean"}
+SCRIPTS = ("gray_awgn", "gray_hg", "color_awgn", "color_hg", "color_mg")
+
+
+def stage1(line: str):
+    return Stage1Options().parse(f"--name x {line}".split())
+
+
+def stage2(line: str):
+    return Stage2Options().parse(f"--name x --teacher t {line}".split())
+
+
+def test_there_is_a_recipe_for_every_row_in_both_flavours():
+    rows = {name.rsplit("-", 1)[0] for name in RECIPES}
+    assert rows == {f"{mode}-{row}" for mode in ("gray", "color") for row in LEVELS} - {"gray-mg"}
+    assert set(RECIPES) == {f"{row}-{flavour}" for row in rows for flavour in ("paper", "fast") if not (row.endswith("blind") and flavour == "paper")}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_parses_and_gives_what_it_says(name):
+    for parse, stage in ((stage1, "stage1"), (stage2, "stage2")):
+        values, opt = RECIPES[name][stage], vars(parse(f"--recipe {name}"))
+        for option, value in values.items():
+            level = option in ("sigma", "alpha", "delta")
+            assert opt[option] == ((value[0], value[-1]) if level else value), option
+        images = {*values["clean"], *values.get("synthetic_noisy", [])}
+        assert images <= set(SETS) and not images & TEST_SETS
+        assert name.endswith("-paper") or images == {"bsd432"}
+        assert opt["val"] is None
+    one, two = RECIPES[name].values()
+    assert name.startswith(one["mode"]) and {k: one.get(k) for k in ("noise", "sigma", "alpha", "delta")} == {
+        k: two.get(k) for k in ("noise", "sigma", "alpha", "delta")
+    }
+
+
+def test_levels():
+    assert stage1("--recipe gray-awgn50-fast").sigma == (50, 50)
+    assert stage1("--recipe color-awgn-blind-fast").sigma == (5, 55)
+    hg = stage2("--recipe color-hg-fast")
+    assert (hg.noise, hg.alpha, hg.delta) == ("hg", (40, 40), (10, 10))
+    mg = stage1("--recipe color-mg-paper")
+    assert (mg.noise, mg.sigma, mg.mode) == ("mg", (75, 75), "color")
+
+
+def test_the_papers_schedule():
+    """8 crops of 96x96, 100 epochs of 50,000 images, Adam 3e-4 with steps of x0.1 (gray HG x0.5); then 32 crops of 160x160, one in eight noisy."""
+    for name in (n for n in RECIPES if n.endswith("-paper")):
+        a, b = stage1(f"--recipe {name}"), stage2(f"--recipe {name}")
+        assert (a.width, a.blocks, a.mdc, a.loss) == (96, 8, "release", "constrained")
+        assert (a.batch_size, a.patch_size, a.optimizer, a.lr, a.schedule, a.noise_draw) == (8, 96, "adam", 3e-4, "step", "fresh")
+        assert (a.mu_steps + a.sigma_steps + a.steps) * a.batch_size == 100 * 50_000 and min(a.mu_steps, a.sigma_steps) > 0
+        assert a.lr_decay == (0.5 if name.startswith("gray-hg") else 0.1)
+        assert a.clean == b.synthetic_noisy == ["imagenet_val"] and b.clean == ["div2k", "wed"]
+        assert (b.batch_size, b.patch_size, b.noisy_share, b.noisy_weight, b.level_jitter, b.student_width) == (32, 160, 1 / 8, 0.1, 0.1, 160)
+
+
+def test_flags_override_wherever_they_stand(tmp_path):
+    for line in ("--recipe gray-awgn25-fast --lr 5e-4 --clean a b --sigma 30", "--lr 5e-4 --clean a b --sigma 30 --recipe=gray-awgn25-fast"):
+        opt = stage1(line)
+        assert (opt.lr, opt.clean, opt.sigma) == (5e-4, ["a", "b"], (30, 30))
+        assert opt.batch_size == RECIPES["gray-awgn25-fast"]["stage1"]["batch_size"]
+    plain = stage1("--clean a --noise awgn --sigma 25")
+    assert plain.recipe is None and plain.batch_size == Stage1Options().defaults()["batch_size"]
+
+
+def test_a_recipe_for_really_noisy_pictures():
+    opt = stage1("--recipe gray-hg-fast --noisy mine")
+    assert (opt.noisy, opt.clean, opt.noise, opt.alpha, opt.mdc) == (["mine"], None, "hg", None, RECIPES["gray-hg-fast"]["stage1"]["mdc"])
+    opt = stage2("--recipe gray-hg-fast --noisy=mine")
+    assert (opt.noisy, opt.synthetic_noisy, opt.noise, opt.clean) == (["mine"], None, None, ["bsd432"])
+
+
+@pytest.mark.parametrize("options", [Stage1Options, Stage2Options])
+def test_an_unknown_recipe_is_one_line_with_the_names(options, capsys):
+    with pytest.raises(SystemExit) as end:
+        options().parse(["--recipe", "gray-awgn26-fast"])
+    err = capsys.readouterr().err
+    assert end.value.code == 2 and err.count("\n") == 1 and err.startswith("error: argument --recipe") and all(name in err for name in RECIPES)
+
+
+def test_defaults_are_not_the_recipes():
+    """They stand for the options that an older version did not record."""
+    options = Stage1Options()
+    options.parse("--name x --recipe gray-awgn25-fast".split())
+    assert options.defaults()["steps"] == 100_000 and options.defaults()["recipe"] is None
+
+
+def test_both_stages_by_recipe(run, pictures, tmp_path):
+    tiny = f"--recipe gray-awgn25-fast --steps 2 --batch-size 2 --patch-size 16 --clean {pictures}/gray --amp off"
+    line = f"--name s1 {tiny} --width 8 --blocks 1"
+    ok(run("train_dbsn", line))
+    recorded = json.loads((tmp_path / "s1" / "options.json").read_text())
+    values = RECIPES["gray-awgn25-fast"]["stage1"]
+    assert (recorded["steps"], recorded["width"], recorded["batch_size"], recorded["recipe"]) == (2, 8, 2, "gray-awgn25-fast")
+    assert all(recorded[option] == values[option] for option in ("mdc", "loss", "lr", "optimizer", "warmup", "ema", "noise_draw"))
+    # the same options under another name, or written out, are the same run
+    ok(run("train_dbsn", line.replace("gray-awgn25-fast", "gray-awgn50-fast") + " --sigma 25"))
+    written = " ".join(
+        f"--{key.replace('_', '-')} {value}"
+        for key, value in values.items()
+        if key not in ("clean", "sigma", *line.replace("--", "").replace("-", "_").split())
+    )
+    ok(run("train_dbsn", f"{line.replace('--recipe gray-awgn25-fast', '')} --sigma 25 {written}"))
+    code, _, err = run("train_dbsn", f"{line} --lr 1e-4")
+    assert code == 2 and "--lr was" in err
+    ok(run("train_distill", f"--name s2 --teacher s1 {tiny} --student-width 8 --synthetic-noisy {pictures}/gray --noisy-share 0.5"))
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize(("flavour", "blind"), [("", "0"), ("paper", "0"), ("fast", "0"), ("", "1")])
+def test_scripts_give_command_lines_that_parse(script, flavour, blind, tmp_path):
+    """Run with an interpreter that only notes its arguments."""
+    fake = tmp_path / "python"
+    fake.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\n')
+    fake.chmod(0o755)
+    environment = {"PATH": "/usr/bin:/bin", "DBSN_PYTHON": str(fake), "FLAVOUR": flavour, "BLIND": blind, "CLEAN": "bsd432 div2k"}
+    done = subprocess.run(["bash", str(ROOT / "scripts" / f"{script}.sh")], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    calls = [line.split() for line in Path(tmp_path / "calls").read_text().splitlines()]
+    first, second, *tests = calls
+    a, b = Stage1Options().parse(first[1:]), Stage2Options().parse(second[1:])
+    assert (first[0], second[0]) == ("train_dbsn.py", "train_distill.py") and b.teacher == a.name and b.name == f"{a.name}-full"
+    assert a.clean == b.synthetic_noisy == ["bsd432", "div2k"] and (a.noise, a.sigma, a.alpha, a.delta) == (b.noise, b.sigma, b.alpha, b.delta)
+    mode, noise = script.split("_")
+    assert (a.mode, a.noise) == (mode, noise) and a.recipe == b.recipe
+    assert a.recipe.endswith(flavour or ("fast" if blind == "1" and noise != "mg" else "paper"))
+    ranged = any(level and level[0] < level[1] for level in (a.sigma, a.alpha, a.delta))
+    assert ranged == (blind == "1" and noise != "mg") and len(tests) >= 1
+    for call in tests:
+        opt = TestOptions().parse(call[1:])
+        assert opt.checkpoint == [a.name, b.name] and opt.data == ["bsd68" if mode == "gray" else "cbsd68"] and opt.noise == noise
+
+
+def test_arguments_are_text():
+    for name in RECIPES:
+        for stage in ("stage1", "stage2"):
+            assert all(isinstance(word, str) and word for word in arguments(name, stage, really_noisy=False))

@@ -1,0 +1,85 @@
+"""The optimizers of both stages: Adam, AdamW, and Muon for the hidden convolutions."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from torch.optim.adam import adam
+
+HIDDEN_FROM = 16  # channels; a layer with fewer on either side holds an image (12 at most: four wavelet bands of three colours) or a covariance
+
+
+def make_optimizer(kind: str, parameters: Iterable[Tensor], lr: float) -> torch.optim.Optimizer:
+    """kind: "adam", "adamw" or "muon". All of its groups take the same learning rate."""
+    if kind == "muon":
+        return Muon(parameters, lr=lr)
+    # fused: one pass over each weight instead of ten, on CPUs and GPUs alike
+    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[kind](parameters, lr=lr, fused=True)
+
+
+def orthogonalise(x: Tensor) -> Tensor:
+    """Matrices (B,R,K) -> about U V^T of each one's singular value decomposition U S V^T, float32; a matrix of zeros stays one.
+
+    Five steps of Newton and Schulz with the quintic of Jordan et al. 2024. Its coefficients are the steepest at zero and do not settle: singular values that
+    are no less than a hundredth of the Frobenius norm end between 0.6 and 1.25, which serves as well as 1. A row or column of zeros stays zero, exactly.
+    """
+    if x.shape[1] > x.shape[2]:
+        return orthogonalise(x.mT).mT
+    x = x.float()
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    for _ in range(5):
+        gram = x @ x.mT
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return x
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose matrix is made orthogonal before each step (Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks").
+
+    A convolution's weight (out,in,k,k) counts as a matrix (out, in k k), which torch.optim.Muon would not take. A step is scaled by 0.2 sqrt(max(out, in k k)), so
+    that its root mean square is Adam's and learning rates carry over (Liu et al. 2025, "Muon is scalable for LLM training"). First and last layers and biases are trained by Adam.
+    """
+
+    def __init__(self, parameters: Iterable[Tensor], lr: float, momentum: float = 0.95, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8):
+        parameters = list(parameters)
+        hidden = [p for p in parameters if is_hidden(p)]
+        groups = [{"params": hidden, "muon": True}, {"params": [p for p in parameters if not is_hidden(p)], "muon": False}]
+        super().__init__([g for g in groups if g["params"]], dict(lr=lr, momentum=momentum, betas=betas, eps=eps))
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.param_groups:
+            trained = [p for p in group["params"] if p.grad is not None]
+            (self.step_muon if group["muon"] else self.step_adam)(trained, group)
+
+    def step_muon(self, parameters: list[Tensor], group: dict) -> None:
+        alike = defaultdict(list)  # weights whose matrices have one shape are orthogonalised together
+        for p in parameters:
+            alike[len(p), p[0].numel(), p.device].append(p)
+        for (rows, columns, _), members in alike.items():
+            steps = []
+            for p in members:
+                if not self.state[p]:
+                    self.state[p] = {"momentum": torch.zeros_like(p)}
+                average = self.state[p]["momentum"].lerp_(p.grad, 1 - group["momentum"])
+                steps.append(p.grad.lerp(average, group["momentum"]).flatten(1))  # Nesterov's look ahead
+            scale = -group["lr"] * 0.2 * max(rows, columns) ** 0.5
+            for p, step in zip(members, orthogonalise(torch.stack(steps))):
+                p.add_(step.view(p.shape), alpha=scale)
+
+    def step_adam(self, parameters: list[Tensor], group: dict) -> None:
+        for p in parameters:
+            if not self.state[p]:
+                self.state[p] = {"step": torch.tensor(0.0), "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+        averages, squares, steps = ([self.state[p][entry] for p in parameters] for entry in ("exp_avg", "exp_avg_sq", "step"))
+        beta1, beta2 = group["betas"]
+        grads = [p.grad for p in parameters]
+        plain = dict(amsgrad=False, weight_decay=0.0, maximize=False)
+        adam(parameters, grads, averages, squares, [], steps, beta1=beta1, beta2=beta2, lr=group["lr"], eps=group["eps"], **plain)
+
+
+def is_hidden(p: Tensor) -> bool:
+    return p.ndim > 1 and min(p.shape[:2]) >= HIDDEN_FROM
