@@ -90,7 +90,7 @@ class MDCBlock(nn.Module):
         for conv in self.wide:
             wide = conv(inside(wide), dense)
         narrow = self.narrow(inside(narrow), dense)
-        h = self.merge(torch.cat([wide, narrow, point], 1)) + x
+        h = self.merge([wide, narrow, point]) + x
         h = self.post(h)
         return h + x if self.residual else h
 
@@ -140,5 +140,5 @@ class DBSN(nn.Module):
         x = self.head(y)
         if path != "plain":
             x = x.contiguous(memory_format=torch.channels_last)
-        x = self.tail(torch.cat([branch(x, path == "phases") for branch in self.branches], 1))
+        x = self.tail([branch(x, path == "phases") for branch in self.branches])
         return self.mu(x), x

@@ -24,8 +24,13 @@ class Conv2d(nn.Conv2d):
     def kernel(self) -> Tensor:
         return self.weight
 
-    def forward(self, x: Tensor, dense: bool = False) -> Tensor:
-        """dense: ignore the dilation, because x holds the interleaved phases on which a dilated convolution is a dense one."""
+    def forward(self, x: Tensor | list[Tensor], dense: bool = False) -> Tensor:
+        """x: a list stands for the concatenation of its tensors along the channels. dense: ignore the dilation, because x holds the interleaved phases on
+        which a dilated convolution is a dense one."""
+        if isinstance(x, list):
+            if self.kernel_size == (1, 1) and all(map(fusible, x)):
+                return ConcatConv.apply(self.weight.to(x[0].dtype), self.bias.to(x[0].dtype), self.relu, *x)
+            x = torch.cat(x, 1)
         dilation = 1 if dense else self.dilation[0]
         weight, bias = self.kernel().to(x.dtype), self.bias.to(x.dtype)
         return convolve(x, weight, bias, dilation * (self.kernel_size[0] // 2), dilation, self.relu)
@@ -98,3 +103,40 @@ class ConvReLU(torch.autograd.Function):
         wanted = list(ctx.needs_input_grad[:3])
         grads = torch.ops.aten.convolution_backward(grad, x, weight, [weight.shape[0]], stride, padding, dilation, False, [0, 0], groups, wanted)
         return *grads, None, None
+
+
+class ConcatConv(torch.autograd.Function):
+    """1x1 convolution, with ReLU or without, of tensors that are never concatenated: oneDNN adds up what each contributes. It saves writing and reading
+    the concatenation, and in the backward pass taking its gradient apart."""
+
+    GEOMETRY = ([0, 0], [1, 1], [1, 1], 1)  # padding, stride, dilation, groups
+
+    @staticmethod
+    def forward(ctx, weight, bias, relu, *parts):
+        weights = weight.split([x.shape[1] for x in parts], dim=1)
+        out = None
+        for k, (x, w) in enumerate(zip(parts, weights)):
+            after = "relu" if relu and k == len(parts) - 1 else None
+            if out is None:
+                out = torch.ops.mkldnn._convolution_pointwise(x, w, bias, *ConcatConv.GEOMETRY, after or "none", [], "")
+            else:
+                torch.ops.mkldnn._convolution_pointwise_.binary(out, x, w, None, *ConcatConv.GEOMETRY, "add", 1.0, after, [], None)
+        ctx.save_for_backward(weight, out if relu else None, *parts)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        weight, out, *parts = ctx.saved_tensors
+        if out is not None:
+            grad = torch.ops.aten.threshold_backward(grad, out, 0)
+        padding, stride, dilation, groups = ConcatConv.GEOMETRY
+        wanted = ctx.needs_input_grad
+        inputs, weights, bias = [], [], None
+        for k, (x, w) in enumerate(zip(parts, weight.split([x.shape[1] for x in parts], dim=1))):
+            mask = [wanted[3 + k], wanted[0], wanted[1] and k == 0]
+            found = torch.ops.aten.convolution_backward(grad, x, w, [weight.shape[0]], stride, padding, dilation, False, [0, 0], groups, mask)
+            inputs.append(found[0])
+            weights.append(found[1])
+            bias = found[2] if k == 0 else bias
+        return torch.cat(weights, 1) if wanted[0] else None, bias, None, *inputs
