@@ -134,7 +134,9 @@ class BaseOptions:
 
     def add_training(self, steps: int, batch_size: int, patch_size: int, lr: float, clip: float) -> None:
         train = self.parser.add_argument_group("training")
-        train.add_argument("--recipe", choices=RECIPES, default=None, metavar="NAME", help="preset of options, which flags override: docs/recipes.md lists them")
+        train.add_argument(
+            "--recipe", choices=RECIPES, default=None, metavar="NAME", help="preset of options, which flags override: docs/recipes.md lists them"
+        )
         train.add_argument("--steps", type=number(int, 0), default=steps, help="optimizer steps; in stage 1 those of the joint phase")
         train.add_argument("--batch-size", type=number(int, 1), default=batch_size, help="crops in a step")
         train.add_argument("--patch-size", type=number(int, 8), default=patch_size, help="side of a crop in pixels")

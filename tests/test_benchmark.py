@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from utils.errors import RunError
+from tests.conftest import ROOT
+from utils.errors import RunError, UsageError
 
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "benchmark.py"
 
@@ -85,3 +87,17 @@ def test_path_that_computes_something_else_is_refused(benchmark):
 def test_wrong_json_folder_is_found_before_anything_is_measured(benchmark, tmp_path):
     with pytest.raises(benchmark.UsageError, match="no folder"):
         benchmark.main(["--quick", "--json", str(tmp_path / "absent" / "x.json")])
+
+
+def test_performance_page_shows_the_committed_results(benchmark):
+    """docs/performance.md holds what --show prints of the files it names."""
+    page = (ROOT / "docs" / "performance.md").read_text()
+    shown = re.findall(r"<!-- benchmark (\S+) -->\n```\n(.*?)```\n<!-- /benchmark -->", page, re.DOTALL)
+    assert shown
+    for file, text in shown:
+        assert text == benchmark.table(benchmark.read_rows(ROOT / file)) + "\n"
+
+
+def test_show_refuses_what_is_no_result(benchmark, tmp_path):
+    with pytest.raises(UsageError, match="none"):
+        benchmark.main(["--show", str(tmp_path / "none.json")])

@@ -161,7 +161,15 @@ class Slow(DiskPool):
         return super().cut(where, patch)
 
 
-def test_work_ahead_is_bounded(monkeypatch):
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_work_ahead_is_bounded(monkeypatch, two_threads):
     monkeypatch.setattr("data.source.processors", lambda: 6)
     pool = Slow()
     with DiskSource(pool, 16, 0, stride=8, processes=2) as source:
@@ -174,7 +182,7 @@ def test_work_ahead_is_bounded(monkeypatch):
             time.sleep(0.01)
             assert pool.cuts == 4 * (step + 1 + AHEAD)  # each made once, and no more than these
     assert 1 <= len(pool.threads) <= 3 and all(name.startswith("decode") for name in pool.threads)  # six processors for two processes
-    assert set(pool.threads.values()) == {1} and torch.get_num_threads() == 2  # here as the tests set it
+    assert set(pool.threads.values()) == {1} and torch.get_num_threads() == 2  # here as it was
 
 
 @pytest.mark.parametrize(("side", "processes", "expected"), [(300, 1, 16), (300, 4, 10), (300, 99, 1), (4000, 1, 4), (20000, 1, 1)])

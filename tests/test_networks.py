@@ -7,9 +7,9 @@ import torch
 
 from models import MWCNN, BlindSpotDenoiser, posterior, synthesise
 from models.dbsn import DBSN
+from models.gaussian import Diagonal, Full
 from models.inference import denoise, inverse_symmetry, symmetry
 from models.mwcnn import dwt, iwt
-from models.gaussian import Diagonal, Full
 from models.noise_estimator import ResidualEstimator
 
 PATHS = ("plain", "fused", "phases")

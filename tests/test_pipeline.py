@@ -415,7 +415,12 @@ def test_model_of_a_range_of_levels_finds_each_images_own(run, pictures, tmp_pat
     assert 2 < high / low < 6
     losses = {}
     for draw in ("fixed", "fresh"):  # pairs are made with the noise of one of the noisy images
-        ok(run("train_distill", f"--name {draw} --teacher blind --clean {pictures}/gray --synthetic-noisy {pictures}/gray {noise} {TINY2} --steps 2 --noise-draw {draw}"))
+        ok(
+            run(
+                "train_distill",
+                f"--name {draw} --teacher blind --clean {pictures}/gray --synthetic-noisy {pictures}/gray {noise} {TINY2} --steps 2 --noise-draw {draw}",
+            )
+        )
         rows = [json.loads(text) for text in (tmp_path / draw / "stats.jsonl").read_text().splitlines()]
         losses[draw] = [row["pairs"] for row in rows if "pairs" in row]
     assert all(0 < loss < 1 for loss in [*losses["fixed"], *losses["fresh"]])
