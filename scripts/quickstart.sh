@@ -18,5 +18,5 @@ NOISE="--noise awgn --sigma 25"
 "$PY" test.py --checkpoint $OUT/stage1 $OUT/stage2 --data skimage_test --mode gray $NOISE \
     --json checkpoints/$OUT/results.json --save checkpoints/$OUT/pictures
 # the released weights for any level, on the same photographs with more noise: nobody tells them how much
-"$PY" test.py --checkpoint gray-awgn-blind --data skimage_test --mode gray --noise awgn --sigma 40 --save checkpoints/$OUT/released
+"$PY" test.py --checkpoint gray-awgn-blind gray-awgn-blind-full --data skimage_test --mode gray --noise awgn --sigma 40 --save checkpoints/$OUT/released
 echo "pictures: checkpoints/$OUT/pictures/ and checkpoints/$OUT/released/"
