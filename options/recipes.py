@@ -15,21 +15,25 @@ LEVELS = {
     "mg": dict(noise="mg", sigma=[75]),
 }
 
+# what the flavours share: sizes of the networks and crops, fresh noise, the make-up of stage 2's batches
+COMMON = {
+    "stage1": dict(noise_draw="fresh", width=96, blocks=8, patch_size=96),
+    "stage2": dict(
+        noise_draw="fresh", student_width=160, noisy_share=0.125, noisy_weight=0.1, level_jitter=0.1, batch_size=32, patch_size=160, optimizer="adam"
+    ),
+}
+
 FLAVOURS = {
     # the authors' schedule and images: 100 epochs of 50,000, of which 30 are for mu alone and 10 for the covariances alone
     "paper": {
         "stage1": dict(
             clean=["imagenet_val"],
-            noise_draw="fresh",
-            width=96,
-            blocks=8,
             mdc="release",
             loss="constrained",
             mu_steps=187_500,
             sigma_steps=62_500,
             steps=375_000,
             batch_size=8,
-            patch_size=96,
             optimizer="adam",
             lr=3e-4,
             schedule="step",
@@ -40,15 +44,7 @@ FLAVOURS = {
         "stage2": dict(
             clean=["div2k", "wed"],
             synthetic_noisy=["imagenet_val"],
-            noise_draw="fresh",
-            student_width=160,
-            noisy_share=0.125,
-            noisy_weight=0.1,
-            level_jitter=0.1,
             steps=200_000,
-            batch_size=32,
-            patch_size=160,
-            optimizer="adam",
             lr=1e-4,
             schedule="step",
             lr_decay=0.5,
@@ -60,14 +56,10 @@ FLAVOURS = {
     "fast": {
         "stage1": dict(
             clean=["bsd432"],
-            noise_draw="fresh",
-            width=96,
-            blocks=8,
             mdc="residual",
             loss="envelope",
             steps=40_000,
             batch_size=32,
-            patch_size=96,
             optimizer="muon",
             lr=1e-3,
             schedule="cosine",
@@ -77,15 +69,7 @@ FLAVOURS = {
         "stage2": dict(
             clean=["bsd432"],
             synthetic_noisy=["bsd432"],
-            noise_draw="fresh",
-            student_width=160,
-            noisy_share=0.125,
-            noisy_weight=0.1,
-            level_jitter=0.1,
             steps=60_000,
-            batch_size=32,
-            patch_size=160,
-            optimizer="adam",
             lr=2e-4,
             schedule="cosine",
             warmup=1000,
@@ -97,7 +81,7 @@ FLAVOURS = {
 
 def recipe(mode: str, row: str, flavour: str) -> dict[str, dict]:
     """Stage -> option -> value."""
-    stage1, stage2 = (dict(FLAVOURS[flavour][stage], **LEVELS[row]) for stage in ("stage1", "stage2"))
+    stage1, stage2 = (COMMON[stage] | FLAVOURS[flavour][stage] | LEVELS[row] for stage in ("stage1", "stage2"))
     stage1["mode"] = mode  # the student's is its teacher's
     if flavour == "paper" and mode == "gray" and row == "hg":
         stage1["lr_decay"] = 0.5

@@ -1,18 +1,4 @@
 #!/usr/bin/env bash
-# Gray images, additive white Gaussian noise (paper, Table 1): SIGMA=25 or another level; BLIND=1 or a range, SIGMA="5 55", for one model of many levels.
-# Both stages and the test by recipe, FLAVOUR=paper or fast (docs/recipes.md); run it again to continue. Other images: CLEAN=.., DISTILL=.. (sets or folders).
-. "$(dirname "$0")/env.sh" requirements.txt
-SIGMA=${SIGMA:-25}
-if [ "${BLIND:-0}" = 1 ]; then SIGMA="5 55"; fi
-case $SIGMA in
-    *" "*) ROW=gray-awgn-blind RUN=$ROW TESTS="15 25 50" FLAVOUR=${FLAVOUR:-fast} ;;
-    *) ROW=gray-awgn25 RUN=gray-awgn$SIGMA TESTS=$SIGMA FLAVOUR=${FLAVOUR:-paper} ;;
-esac
-NAME=${NAME:-$RUN-$FLAVOUR}
-
-"$PY" train_dbsn.py --name "$NAME" --recipe $ROW-$FLAVOUR --sigma $SIGMA ${CLEAN:+--clean $CLEAN}
-"$PY" train_distill.py --name "$NAME-full" --teacher "$NAME" --recipe $ROW-$FLAVOUR --sigma $SIGMA ${DISTILL:+--clean $DISTILL} \
-    ${CLEAN:+--synthetic-noisy $CLEAN}
-for level in $TESTS; do
-    "$PY" test.py --checkpoint "$NAME" "$NAME-full" --data bsd68 --mode gray --noise awgn --sigma $level --json "checkpoints/$NAME/results-$level.json"
-done
+# Gray images (paper, Table 1). Additive white Gaussian noise: SIGMA=25 or another level; BLIND=1 for one model of the levels 5 to 55. More settings: scripts/row.sh.
+MODE=gray NOISE=awgn
+. "$(dirname "$0")/row.sh"

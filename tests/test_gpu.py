@@ -14,9 +14,9 @@ from tests.conftest import LEVELS, TINY, TINY2, contents, read_tensors
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
 
-def small(channels=1, noise="awgn"):
+def small(channels=1, noise="awgn", estimator="cnn"):
     torch.manual_seed(0)
-    return BlindSpotDenoiser(channels, noise, width=16, blocks=2).cuda().to(memory_format=torch.channels_last).requires_grad_(False)
+    return BlindSpotDenoiser(channels, noise, width=16, blocks=2, estimator=estimator).eval().cuda().to(memory_format=torch.channels_last).requires_grad_(False)
 
 
 @pytest.mark.parametrize("path", ["fused", "phases"])
@@ -45,7 +45,7 @@ def test_blind(path, dtype):
         assert (grad.flatten(1)[i, i] == 0).all() and grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize("model", [small, lambda: MWCNN(1, width=16).cuda()], ids=["stage1", "stage2"])
+@pytest.mark.parametrize("model", [small, lambda: small(estimator="residual"), lambda: MWCNN(1, width=16).cuda()], ids=["stage1", "residual", "stage2"])
 def test_cuda_equals_cpu_and_tiles_the_whole(model, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     net, y = model(), torch.rand(1, 1, 150, 170)

@@ -11,7 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from models import MWCNN
-from options.recipes import FLAVOURS
+from options.recipes import COMMON, FLAVOURS
 from tests.conftest import ROOT
 from utils.errors import UsageError
 
@@ -82,7 +82,7 @@ def training_flops(student: MWCNN) -> int:
 
 def test_the_fast_recipes_arithmetic(curves, monkeypatch):
     """The page's estimate follows from the recipe's numbers and the counted operations."""
-    one, two = (FLAVOURS["fast"][stage] for stage in ("stage1", "stage2"))
+    one, two = (COMMON[stage] | FLAVOURS["fast"][stage] for stage in ("stage1", "stage2"))
     monkeypatch.setattr(curves, "WIDTH", one["width"])
     monkeypatch.setattr(curves, "BLOCKS", one["blocks"])
     teacher, student = curves.cost(one["mdc"])[1], training_flops(MWCNN(1, two["student_width"]))

@@ -1,0 +1,32 @@
+# Sourced by the scripts of the tables' rows, which set MODE (gray or color) and NOISE (awgn, hg or mg): both stages and the test, by recipe (docs/recipes.md).
+# FLAVOUR=paper or fast; BLIND=1, or ranges such as SIGMA="5 55", for one model of many levels; NAME=.. of the run; CLEAN=.., DISTILL=.. for other images
+# (sets or folders). Run it again to continue where it stopped.
+. "$(dirname "${BASH_SOURCE[0]}")/env.sh" requirements.txt
+BLIND=${BLIND:-0}
+case $NOISE in
+    awgn)
+        [ "$BLIND" = 1 ] && SIGMA="5 55"
+        SIGMA=${SIGMA:-25} RANGES=$SIGMA
+        ROW=awgn25 RUN=awgn$SIGMA LEVELS="--sigma $SIGMA" BLIND_TESTS=("--sigma 15" "--sigma 25" "--sigma 50") ;;
+    hg)
+        [ "$BLIND" = 1 ] && ALPHA="10 60" DELTA="2 20"
+        ALPHA=${ALPHA:-40} DELTA=${DELTA:-10} RANGES=$ALPHA$DELTA
+        ROW=hg RUN=hg$ALPHA-$DELTA LEVELS="--alpha $ALPHA --delta $DELTA" BLIND_TESTS=("--alpha 40 --delta 10") ;;
+    mg)
+        SIGMA=${SIGMA:-75} RANGES=
+        ROW=mg RUN=mg$SIGMA LEVELS="--sigma $SIGMA" ;;
+esac
+case $RANGES in
+    *" "*) ROW=$NOISE-blind RUN=$ROW FLAVOUR=${FLAVOUR:-fast} TESTS=("${BLIND_TESTS[@]}") ;;
+    *) FLAVOUR=${FLAVOUR:-paper} TESTS=("$LEVELS") ;;
+esac
+NAME=${NAME:-$MODE-$RUN-$FLAVOUR} RECIPE=$MODE-$ROW-$FLAVOUR
+[ "$MODE" = gray ] && DATA=bsd68 || DATA=cbsd68
+
+"$PY" train_dbsn.py --name "$NAME" --recipe "$RECIPE" $LEVELS ${CLEAN:+--clean $CLEAN}
+"$PY" train_distill.py --name "$NAME-full" --teacher "$NAME" --recipe "$RECIPE" $LEVELS ${DISTILL:+--clean $DISTILL} ${CLEAN:+--synthetic-noisy $CLEAN}
+for levels in "${TESTS[@]}"; do
+    numbers=$(printf '%s' "$levels" | tr -dc '0-9. ')
+    "$PY" test.py --checkpoint "$NAME" "$NAME-full" --data $DATA --mode $MODE --noise $NOISE $levels \
+        --json "checkpoints/$NAME/results-$(printf '%s\n' $numbers | paste -sd-).json"
+done
