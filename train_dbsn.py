@@ -22,13 +22,13 @@ from data.noise import Noise
 from data.sets import find_images
 from data.source import crop_source
 from data.training import HELD_OUT, NOISE, VALIDATION, WEIGHTS, ImageFiles, Images, add_noise_once, digest, hold_out, in_memory, look_at, warn_of_test_images
-from models import BlindSpotDenoiser, Prediction, noise_level, posterior
+from models import BlindSpotDenoiser, Prediction, load_model, noise_level, posterior
 from models.gaussian import add, constrained_nll, envelope_loss, nll
 from models.inference import denoise
 from options.stage1 import Stage1Options
 from utils.device import choose_device, choose_dtype, keep_freed_memory
 from utils.distributed import World, join
-from utils.errors import EXIT_RESUME, RunError, run_script
+from utils.errors import EXIT_RESUME, RunError, UsageError, run_script
 from utils.logging import Board
 from utils.optim import make_optimizer
 from utils.run import FollowedRun, RunFolder, StopRequest
@@ -88,8 +88,7 @@ def train(opt, options: Stage1Options, world: World) -> int:
         pool = add_noise_once(pool, noise, opt.seed)
     held_out_crops = held_out_batch(held_out, noise, opt.patch_size, opt.seed).to(device) if len(held_out) else None
 
-    torch.manual_seed(int(hashed(opt.seed, WEIGHTS) >> np.uint64(1)))
-    model = BlindSpotDenoiser(channels, opt.noise, opt.width, opt.blocks, opt.mdc, "total" if opt.loss == "envelope" else "mu", opt.estimator)
+    model = starting_model(opt, channels)
     model.to(device, memory_format=torch.channels_last)
     model.dtype = dtype
     average = copy.deepcopy(model).eval().requires_grad_(False)
@@ -191,6 +190,27 @@ def train(opt, options: Stage1Options, world: World) -> int:
             + ("" if step == total else "; run the same command to continue")
         )
     return EXIT_RESUME if stop.requested and step < total else 0
+
+
+def starting_model(opt, channels: int) -> BlindSpotDenoiser:
+    """A model from scratch, or with the weights of --start-from, whose size then counts: D-BSN's, and of the heads those that have the same meaning."""
+    size = dict(width=opt.width, blocks=opt.blocks, mdc=opt.mdc)
+    source = load_model(opt.start_from, "cpu", opt.checkpoints_dir) if opt.start_from else None
+    if source:
+        if source.stage != 1 or source.channels != channels:
+            raise UsageError(
+                f"--start-from {source.file}: needed here is a stage-1 checkpoint for {channels} channels, this one is stage {source.stage} for {source.channels}"
+            )
+        size = {name: source.config[name] for name in size}
+    torch.manual_seed(int(hashed(opt.seed, WEIGHTS) >> np.uint64(1)))
+    model = BlindSpotDenoiser(channels, opt.noise, **size, head="total" if opt.loss == "envelope" else "mu", estimator=opt.estimator)
+    if source:
+        model.dbsn.load_state_dict(source.dbsn.state_dict())
+        if (source.noise, source.head) == (model.noise, model.head):
+            model.cov_head.load_state_dict(source.cov_head.state_dict())
+            if source.estimator == model.estimator:
+                model.noise_estimator.load_state_dict(source.noise_estimator.state_dict())
+    return model
 
 
 def held_out_batch(held_out: Images | ImageFiles, noise: Noise | None, patch: int, seed: int) -> Tensor:

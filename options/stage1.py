@@ -29,6 +29,9 @@ class Stage1Options(BaseOptions):
         model.add_argument(
             "--mdc", choices=("release", "paper", "residual"), default="release", help="form of the block: one 5x5, two 3x3, or with a clean residual path"
         )
+        model.add_argument(
+            "--start-from", default=None, metavar="CHECKPOINT", help="start with this stage-1 model's weights, and its size, instead of from scratch"
+        )
         loss = self.parser.add_argument_group("loss")
         loss.add_argument(
             "--loss",

@@ -125,6 +125,25 @@ def test_several_checkpoints_of_a_kind_are_told_apart(run, pictures, tmp_path):
     assert len(methods) == 5 and all(str(tmp_path / "a" / "last.safetensors") in m for m in methods[1:3])
 
 
+def test_stage1_from_a_checkpoint(run, pictures, tmp_path):
+    """D-BSN and its size come from the checkpoint; a head does where it means the same."""
+    common = f"--clean {pictures}/gray {TINY} --steps 1 --lr 1e-9 --ema 0"
+    ok(run("train_dbsn", f"--name a {common} {LEVELS['awgn']} --mdc residual --lr 1e-2"))
+    ok(run("train_dbsn", f"--name same {common} {LEVELS['awgn']} --width 8 --blocks 2 --start-from a --seed 1"))
+    ok(run("train_dbsn", f"--name blind {common} --noise awgn --sigma 5 55 --start-from a --seed 1"))
+    ok(run("train_dbsn", f"--name hg {common} {LEVELS['hg']} --start-from a --seed 1"))
+    ok(run("train_dbsn", f"--name paper {common} {LEVELS['awgn']} --loss constrained --start-from a --seed 1"))
+    a, *others = (load_model(tmp_path / n / "last.safetensors") for n in ("a", "same", "blind", "hg", "paper"))
+
+    def taken(b, part):
+        old, new = (getattr(m, part).state_dict() for m in (a, b))
+        return old.keys() == new.keys() and all(v.shape == new[k].shape and torch.allclose(v, new[k], atol=1e-6) for k, v in old.items())
+
+    assert [taken(b, "dbsn") for b in others] == [True] * 4
+    assert [taken(b, "cov_head") for b in others] == [True, True, False, False]
+    assert [taken(b, "noise_estimator") for b in others] == [True, False, False, False]
+
+
 def test_student_from_a_checkpoint(run, pictures, tmp_path):
     common = f"--teacher s1 --clean {pictures}/gray --synthetic-noisy {pictures}/gray {LEVELS['awgn']}"
     ok(run("train_dbsn", f"--name s1 --clean {pictures}/gray {LEVELS['awgn']} {TINY} --steps 1"))
@@ -261,6 +280,8 @@ def test_signal_saves_and_says_resume(pictures, tmp_path):
         ("train_dbsn", "--name ../a --clean P/gray --noise awgn --sigma 25", "--name"),
         ("train_dbsn", "--name a --clean P/gray --noise awgn --sigma 25 --steps 0", "nothing to train"),
         ("train_dbsn", "--name a --clean P/gray --noise awgn --sigma 25 --batch-size 1.5", "--batch-size"),
+        ("train_dbsn", "--name a --clean P/gray --noise awgn --sigma 25 --patch-size 16 --start-from s2", "--start-from"),
+        ("train_dbsn", "--name a --clean P/color --mode color --noise awgn --sigma 25 --patch-size 16 --start-from s1", "--start-from"),
         ("train_distill", "--name a --teacher nowhere --clean P/gray --noisy P/gray", "no checkpoint"),
         ("train_distill", "--name a --teacher s2 --clean P/gray --noisy P/gray", "stage-2"),
         ("train_distill", "--name a --teacher s1 --clean P/gray --synthetic-noisy P/gray", "--noise"),
