@@ -140,7 +140,7 @@ def write_table(file: Path, rows: list[dict]) -> None:
 
 
 PANELS = {  # title -> (x axis, variants)
-    "optimizer": ("step", ["base", "seed 1", "1200 steps", "muon", "muon, seed 1", "muon, 1200 steps"]),
+    "optimizer": ("step", ["base", "seed 1", "1200 steps", "muon", "muon, seed 1", "muon, 1200 steps", "muon, lr 5e-3, 1200 steps"]),
     "learning rate": ("step", ["base", "lr 1e-3", "lr 4e-3", "muon", "muon, lr 1e-3", "muon, lr 5e-3", "muon, lr 1e-2"]),
     "block form": ("teraflops", ["base", "release", "paper", "muon", "muon, release", "muon, paper"]),
     "crops": ("megapixels", ["muon", "muon, batch 4", "muon, batch 16", "muon, patch 32", "muon, patch 96"]),
