@@ -1,9 +1,9 @@
-"""What makes the network learn more: trains variants of one small stage-1 model and compares them.
+"""What makes the networks learn more: trains variants of one small model of each stage and compares them.
 
     python scripts/learning_curves.py --json results/learning-curves.json --plot docs/learning-curves.png --table docs/recipes.md
 
-Gray, AWGN 25 drawn afresh, 32 channels, 3 + 3 blocks, on bsd432 less twelve photographs, which the PSNR is measured on; no test image is seen. Each
-variant differs from the base in what its name says. Seconds depend on the machine and on what else it does, so variants are compared by step,
+Gray, AWGN 25 drawn afresh, on bsd432 less twelve photographs, which the PSNR is measured on; no test image is seen. Stage 1: 32 channels, 3 + 3 blocks.
+Stage 2: 64 channels, pairs alone, made with the level that released weights find. Each variant differs from its stage's base in what its name says. Seconds depend on the machine and on what else it does, so variants are compared by step,
 by pixels seen and by floating-point operations. Run it again to continue: finished variants are kept.
 """
 
@@ -19,19 +19,24 @@ from torch.utils.flop_counter import FlopCounterMode
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's modules, from wherever this is run
 
 import train_dbsn
+import train_distill
 from data.sets import find_images
+from models import MWCNN
 from models.dbsn import DBSN
 from options.base import Parser
 from utils.errors import UsageError, run_script
 from utils.files import atomic_write_text
 
 VALIDATION_IMAGES = 12
-EVALUATE_EVERY = 134 * 8 * 48**2  # pixels: three times in a run
 START, END = "<!-- learning curves: start -->", "<!-- learning curves: end -->"
 
 WIDTH, BLOCKS = 32, 3
-FIXED = f"--noise awgn --sigma 25 --noise-draw fresh --width {WIDTH} --blocks {BLOCKS} --device cpu"
+TEACHER = Path(__file__).resolve().parents[1] / "checkpoints" / "gray-awgn25-compact.safetensors"
+FIXED = "--noise awgn --sigma 25 --noise-draw fresh --device cpu"
+FIXED1 = f"--width {WIDTH} --blocks {BLOCKS}"
+FIXED2 = f"--teacher {TEACHER} --noisy-share 0"
 BASE = dict(mdc="residual", optimizer="adam", lr=2e-3, warmup=50, batch_size=8, patch_size=48, steps=400, seed=0)
+STUDENT = dict(student_width=64, optimizer="adam", lr=2e-3, warmup=50, batch_size=8, patch_size=96, steps=400, seed=0)
 
 # name -> what differs from BASE
 VARIANTS = {
@@ -56,11 +61,20 @@ VARIANTS = {
     "muon, patch 32": dict(optimizer="muon", patch_size=32, batch_size=18),
     "muon, patch 96": dict(optimizer="muon", patch_size=96, batch_size=2),
 }
+# .. and from STUDENT
+STUDENTS = {
+    "student": {},
+    "student, lr 4e-3": dict(lr=4e-3),
+    "student, muon": dict(optimizer="muon"),
+    "student, muon, lr 4e-3": dict(optimizer="muon", lr=4e-3),
+    "student, muon, lr 8e-3": dict(optimizer="muon", lr=8e-3),
+}
+ALL = VARIANTS | STUDENTS
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="scripts/learning_curves.py", description=__doc__.splitlines()[0])
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=None, metavar="NAME", help=f"of {', '.join(VARIANTS)}; default: all")
+    parser.add_argument("--variants", nargs="+", choices=ALL, default=None, metavar="NAME", help=f"of {', '.join(ALL)}; default: all")
     parser.add_argument("--data-root", type=Path, default=None, help="folder of the named image sets; default: $DBSN_DATA, then datasets/")
     parser.add_argument("--checkpoints-dir", type=Path, default=Path("checkpoints/curves"), help="where the runs are")
     parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="all that was measured; variants that it has already are kept")
@@ -72,11 +86,11 @@ def main(argv: list[str] | None = None) -> int:
             raise UsageError(f"{file}: there is no folder {file.parent}")
 
     rows = json.loads(opt.json.read_text()) if opt.json.exists() else []
-    for name in opt.variants or VARIANTS:
+    for name in opt.variants or ALL:
         if any(row["name"] == name for row in rows):
             continue
         rows.append(train(name, opt.data_root, opt.checkpoints_dir))
-        rows.sort(key=lambda row: list(VARIANTS).index(row["name"]))
+        rows.sort(key=lambda row: list(ALL).index(row["name"]))
         atomic_write_text(opt.json, json.dumps(rows, indent=1) + "\n")
     if opt.table:
         write_table(opt.table, rows)
@@ -87,46 +101,55 @@ def main(argv: list[str] | None = None) -> int:
 
 def train(name: str, data_root: Path | None, folder: Path) -> dict:
     """Trains a variant, or continues it, and gives its row of the JSON file."""
-    options = BASE | VARIANTS[name]
+    base = STUDENT if name in STUDENTS else BASE
+    options = base | ALL[name]
     files = find_images("bsd432", data_root, "bsd432:")
     val = files[:: len(files) // VALIDATION_IMAGES][:VALIDATION_IMAGES]
-    pixels = options["batch_size"] * options["patch_size"] ** 2
+    pixels, base_pixels = (o["batch_size"] * o["patch_size"] ** 2 for o in (options, base))
     run = name.replace(", ", "-").replace(" ", "-")
     argv = ["--name", run, "--checkpoints-dir", str(folder), "--clean", *(str(f) for f in files if f not in val), "--val", *map(str, val), *FIXED.split()]
-    argv += ["--val-every", str(EVALUATE_EVERY // pixels)]
+    argv += ["--val-every", str(-(-base["steps"] // 3) * base_pixels // pixels)]  # three times in a run as long as the base's
     for flag, value in options.items():
         argv += [f"--{flag.replace('_', '-')}", str(value)]
-    if code := train_dbsn.main(argv):
+    if name in STUDENTS:  # none of a batch is noisy images, but they must be named and must not be among the clean ones
+        code = train_distill.main([*argv, *FIXED2.split(), "--synthetic-noisy", *map(str, val)])
+    else:
+        code = train_dbsn.main([*argv, *FIXED1.split()])
+    if code:
         raise SystemExit(code)
     stats = [json.loads(line) for line in (folder / run / "stats.jsonl").read_text().splitlines()]
-    parameters, flops = cost(options["mdc"])
-    return {
-        "name": name,
-        **options,
-        "parameters": parameters,
-        "flops_per_pixel": flops,
-        "teraflops": options["steps"] * pixels * flops / 1e12,
-        "noise_level": stats[-2]["noise_level"],
-        "points": [{"pixels": s["step"] * pixels, **s} for s in stats if "val_psnr" in s],
-    }
+    parameters, flops = cost(options)
+    row = {"name": name, **options, "parameters": parameters, "flops_per_pixel": flops, "teraflops": options["steps"] * pixels * flops / 1e12}
+    if name not in STUDENTS:
+        row["noise_level"] = stats[-2]["noise_level"]
+    return row | {"points": [{"pixels": s["step"] * pixels, **s} for s in stats if "val_psnr" in s]}
 
 
-def cost(mdc: str) -> tuple[int, int]:
-    """Parameters of D-BSN, and floating-point operations of its training step for each pixel of a batch."""
-    network = DBSN(1, WIDTH, BLOCKS, mdc)
-    with FlopCounterMode(display=False) as counter:
-        mu, _ = network(torch.zeros(1, 1, 48, 48), path="plain")  # the counter knows no fused kernel
-        mu.sum().backward()
-    return sum(p.numel() for p in network.parameters()), counter.get_total_flops() // 48**2
+def cost(options: dict) -> tuple[int, int]:
+    """Parameters of D-BSN, or MWCNN, and floating-point operations of its training step for each pixel of a batch."""
+    side = 48  # a multiple of 8, so that MWCNN computes no margin
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        y = torch.zeros(1, 1, side, side)
+        if "student_width" in options:
+            network = MWCNN(1, options["student_width"])
+            image = network(y)
+        else:
+            network = DBSN(1, WIDTH, BLOCKS, options["mdc"])
+            image, _ = network(y, path="plain")  # the counter knows no fused kernel
+        image.sum().backward()
+    return sum(p.numel() for p in network.parameters()), counter.get_total_flops() // side**2
 
 
 def table(rows: list[dict]) -> str:
     """Markdown, one line for each variant."""
-    lines = ["| variant | steps x crops | parameters | TFLOP | held-out NLL | mu, dB | posterior, dB | level |", "|" + "---|" * 8]
+    lines = ["| variant | steps x crops | parameters | TFLOP | held-out NLL | mu, dB | result, dB | level |", "|" + "---|" * 8]
     for r in rows:
         last = r["points"][-1]
         size = f"{r['steps']} x {r['batch_size']} of {r['patch_size']}²"
-        figures = f"{last['held_out_nll']:.4f} | {last['val_psnr_mu']:.2f} | {last['val_psnr']:.2f} | {r['noise_level']:.1f}"
+        if r["name"] in STUDENTS:
+            figures = f"- | - | {last['val_psnr']:.2f} | -"
+        else:
+            figures = f"{last['held_out_nll']:.4f} | {last['val_psnr_mu']:.2f} | {last['val_psnr']:.2f} | {r['noise_level']:.1f}"
         lines.append(f"| {r['name']} | {size} | {r['parameters']:,} | {r['teraflops']:.1f} | {figures} |")
     return "\n".join(lines) + "\n"
 
@@ -144,6 +167,7 @@ PANELS = {  # title -> (x axis, variants)
     "learning rate": ("step", ["base", "lr 1e-3", "lr 4e-3", "muon", "muon, lr 1e-3", "muon, lr 5e-3", "muon, lr 1e-2"]),
     "block form": ("teraflops", ["base", "release", "paper", "muon", "muon, release", "muon, paper"]),
     "crops": ("megapixels", ["muon", "muon, batch 4", "muon, batch 16", "muon, patch 32", "muon, patch 96"]),
+    "stage 2": ("step", list(STUDENTS)),
 }
 
 
@@ -173,7 +197,7 @@ def plot(file: Path, rows: list[dict]) -> None:
         axis.set(title=title, xlabel={"teraflops": "TFLOP", "step": "step", "megapixels": "megapixels seen"}[unit])
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)
-    axes[0, 0].set_ylabel("posterior mean, PSNR in dB")
+    axes[0, 0].set_ylabel("posterior mean, or student: PSNR in dB")
     figure.savefig(file, dpi=110)
 
 

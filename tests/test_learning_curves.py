@@ -7,10 +7,7 @@ import json
 import shutil
 
 import pytest
-import torch
-from torch.utils.flop_counter import FlopCounterMode
 
-from models import MWCNN
 from options.recipes import COMMON, FLAVOURS
 from tests.conftest import ROOT
 from utils.errors import UsageError
@@ -33,9 +30,9 @@ def test_the_page_shows_what_was_measured(curves):
     assert page.count(curves.START) == page.count(curves.END) == 1
     assert page.split(curves.START)[1].split(curves.END)[0] == f"\n{curves.table(rows)}"
     for row in rows:
-        expected = curves.BASE | curves.VARIANTS[row["name"]]
+        expected = (curves.STUDENT if row["name"] in curves.STUDENTS else curves.BASE) | curves.ALL[row["name"]]
         assert {key: row[key] for key in expected} == expected, row["name"]
-        assert (row["parameters"], row["flops_per_pixel"]) == curves.cost(row["mdc"])
+        assert (row["parameters"], row["flops_per_pixel"]) == curves.cost(row)
         assert [p["step"] for p in row["points"]][-1] == row["steps"]
 
 
@@ -45,21 +42,27 @@ def test_variants_see_equally_many_pixels(curves):
 
     for name, changes in curves.VARIANTS.items():
         assert pixels(curves.BASE | changes) == pixels(curves.BASE) * (3 if "1200 steps" in name else 1), name
-    assert {name for _, names in curves.PANELS.values() for name in names} == set(curves.VARIANTS)
+    assert all(pixels(curves.STUDENT | changes) == pixels(curves.STUDENT) for changes in curves.STUDENTS.values())
+    assert {name for _, names in curves.PANELS.values() for name in names} == set(curves.ALL)
 
 
 def test_a_small_study(curves, monkeypatch, pictures, tmp_path):
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
     shutil.copytree(pictures / "gray", tmp_path / "bsd432")
-    monkeypatch.setattr(curves, "FIXED", "--noise awgn --sigma 25 --width 4 --blocks 1 --device cpu --log-every 1 --amp off")
-    monkeypatch.setattr(curves, "BASE", dict(mdc="residual", optimizer="adam", lr=2e-3, warmup=2, batch_size=2, patch_size=16, steps=2, seed=0))
+    monkeypatch.setattr(curves, "FIXED", "--noise awgn --sigma 25 --device cpu --log-every 1 --amp off")
+    monkeypatch.setattr(curves, "FIXED1", "--width 4 --blocks 1")
+    tiny = dict(optimizer="adam", lr=2e-3, warmup=2, batch_size=2, patch_size=16, steps=2, seed=0)
+    monkeypatch.setattr(curves, "BASE", dict(mdc="residual", **tiny))
+    monkeypatch.setattr(curves, "STUDENT", dict(student_width=4, **tiny))
     monkeypatch.setattr(curves, "VALIDATION_IMAGES", 2)
     page = tmp_path / "page.md"
     page.write_text(f"before\n{curves.START}\nold\n{curves.END}\nafter\n")
-    argv = f"--data-root {tmp_path} --checkpoints-dir {tmp_path}/runs --json {tmp_path}/x.json --table {page} --plot {tmp_path}/x.png --variants muon base"
+    argv = (
+        f"--data-root {tmp_path} --checkpoints-dir {tmp_path}/runs --json {tmp_path}/x.json --table {page} --plot {tmp_path}/x.png --variants student muon base"
+    )
     curves.main(argv.split())
     rows = json.loads((tmp_path / "x.json").read_text())
-    assert [(r["name"], r["optimizer"]) for r in rows] == [("base", "adam"), ("muon", "muon")]
+    assert [(r["name"], r["optimizer"]) for r in rows] == [("base", "adam"), ("muon", "muon"), ("student", "adam")]
     assert rows[0]["points"][-1]["val_psnr"] > 0 and rows[0]["points"][-1]["pixels"] == 2 * 2 * 16**2
     recorded = json.loads((tmp_path / "runs" / "base" / "options.json").read_text())
     assert len(recorded["val"]) == 2 and len(recorded["clean"]) == 8 and not set(recorded["val"]) & set(recorded["clean"])
@@ -73,19 +76,12 @@ def test_a_small_study(curves, monkeypatch, pictures, tmp_path):
         curves.main(argv.split())
 
 
-def training_flops(student: MWCNN) -> int:
-    """Floating-point operations of a training step for each pixel of its batch."""
-    with FlopCounterMode(display=False) as counter:  # on no device: the counter knows no fused kernel
-        student.to("meta")(torch.zeros(1, 1, 160, 160, device="meta")).sum().backward()
-    return counter.get_total_flops() // 160**2
-
-
 def test_the_fast_recipes_arithmetic(curves, monkeypatch):
     """The page's estimate follows from the recipe's numbers and the counted operations."""
     one, two = (COMMON[stage] | FLAVOURS["fast"][stage] for stage in ("stage1", "stage2"))
     monkeypatch.setattr(curves, "WIDTH", one["width"])
     monkeypatch.setattr(curves, "BLOCKS", one["blocks"])
-    teacher, student = curves.cost(one["mdc"])[1], training_flops(MWCNN(1, two["student_width"]))
+    teacher, student = curves.cost(one)[1], curves.cost(two)[1]
     pixels1, pixels2 = (stage["batch_size"] * stage["patch_size"] ** 2 for stage in (one, two))
     steps = pixels1 * teacher, pixels2 * (student + two["noisy_share"] * teacher / 3)
     page = PAGE.read_text()
