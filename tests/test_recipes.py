@@ -80,6 +80,11 @@ def test_flags_override_wherever_they_stand(tmp_path):
     assert plain.recipe is None and plain.batch_size == Stage1Options().defaults()["batch_size"]
 
 
+def test_the_default_learning_rate_is_the_optimizers():
+    assert [stage1(f"--noisy a --noise awgn {o}").lr for o in ("", "--optimizer adam", "--optimizer adam --lr 0.01")] == [2e-3, 3e-4, 0.01]
+    assert [stage2(f"--clean a --noisy b {o}").lr for o in ("", "--optimizer adamw", "--lr 0.01")] == [2e-3, 1e-4, 0.01]
+
+
 def test_a_recipe_for_really_noisy_pictures():
     opt = stage1("--recipe gray-hg-fast --noisy mine")
     assert (opt.noisy, opt.clean, opt.noise, opt.alpha, opt.mdc) == (["mine"], None, "hg", None, RECIPES["gray-hg-fast"]["stage1"]["mdc"])
