@@ -32,6 +32,9 @@ STRIP = 2**20  # pixels that CNN_est takes at once
 SAMPLE = 2**22  # pixels that suffice for the statistics of an image
 SHARE = {"awgn": 0.02, "mg": 0.02, "hg": 0.05}  # of the pixels, those with the lowest covariance
 BINS = 16  # ranges of intensity
+BLOCK = 16  # side of the blocks in which clipped pixels are counted
+AVOID = 30  # what a share of clipped pixels counts against log|V|: three in a hundred as much as a V 2.5 times larger
+CLEAR = 0.02  # share of clipped pixels that takes no more than a few hundredths off the noise's variance
 ABOVE = 0.2  # weight of a range whose mean square lies above the polynomial, relative to one below it: texture only ever adds
 
 
@@ -86,6 +89,8 @@ class ResidualEstimator(nn.Module):
         hg      the same share in each of BINS ranges of intensity, and through their mean squares, for each channel, the polynomial
                 a + b mu + c mu^2, none of the three negative;  K = 5 C: a, b, c, and the intensities between which it was fitted and beyond which it is
                 constant
+
+    Where a file's range clips the noise, as at black in most pictures of 8 bits, there is less of it than elsewhere: such places are avoided.
     """
 
     def __init__(self, channels: int, noise: str):
@@ -101,30 +106,32 @@ class ResidualEstimator(nn.Module):
 
         gain: the share of the noise's variance that mu has taken over from the pixels around, (N,1,1,1), see BlindSpotDenoiser.gain.
         """
-        y, mu, cov = sampled(y), sampled(mu), cov.map(sampled)
-        r = planes(y - mu)
+        r = planes(sampled(y) - sampled(mu))
         if self.noise == "hg":
-            return self.polynomial(mu, cov.variance, torch.cat(r, 1).square() / (1 + gain))
+            return self.polynomial(sampled(mu), cov.map(sampled).variance, torch.cat(r, 1).square() / (1 + gain), share_clipped(y))
         squares = torch.cat([r[i] * r[j] for i, j in triangle(self.channels)], 1) if self.noise == "mg" else sum(e * e for e in r) / self.channels
-        return squares.gather(3, quietest(cov, SHARE[self.noise]).expand(-1, squares.shape[1], -1, -1)).mean(3, keepdim=True) / (1 + gain)
+        return squares.gather(3, quietest(y, cov, SHARE[self.noise]).expand(-1, squares.shape[1], -1, -1)).mean(3, keepdim=True) / (1 + gain)
 
-    def polynomial(self, mu: Tensor, variance: Tensor, squares: Tensor) -> Tensor:
-        """(N,C,1,n) each -> (N,5C,1,1)."""
+    def polynomial(self, mu: Tensor, variance: Tensor, squares: Tensor, clipped: Tensor) -> Tensor:
+        """(N,C,1,n) each, clipped (N,1,1,n) -> (N,5C,1,1)."""
         images, channels, _, n = mu.shape
-        mu, variance, squares = (t.reshape(images * channels, n) for t in (mu, variance, squares))
+        mu, variance, squares, clipped = (t.expand_as(mu).reshape(images * channels, n) for t in (mu, variance, squares, clipped))
         bins = min(BINS, n)
         order = mu.argsort(1)[:, : n // bins * bins].unflatten(1, (bins, -1))  # NC,bins,pixels
         in_bins = lambda t, index: t.gather(1, index.flatten(1)).view(index.shape)  # noqa: E731
-        lowest = in_bins(variance, order).topk(max(1, round(SHARE["hg"] * order.shape[2])), dim=2, largest=False).indices
-        chosen = order.gather(2, lowest)
+        uncertainty = in_bins(variance.log() + AVOID * clipped, order)
+        chosen = order.gather(2, uncertainty.topk(max(1, round(SHARE["hg"] * order.shape[2])), dim=2, largest=False).indices)
+        share = in_bins(clipped, chosen).mean(2)  # NC,bins
+        clear = share <= share.amin(1, keepdim=True).clamp_min(CLEAR)
         m = in_bins(mu, chosen).double().mean(2)  # NC,bins
         s = in_bins(squares, chosen).double().mean(2).clamp_min(FLOOR**2)
         powers = torch.stack([torch.ones_like(m), m, m * m], 2)
         weight = torch.ones_like(s)
         for _ in range(6):  # weights change sides a few times and then no more
-            abc = least_squares(powers, s, weight / s.square(), self.sets)
+            abc = least_squares(powers, s, clear * weight / s.square(), self.sets)
             weight = torch.where(s > (powers @ abc[..., None])[..., 0], ABOVE, 1.0)
-        return torch.cat([abc, m.amin(1, keepdim=True), m.amax(1, keepdim=True)], 1).float().view(images, 5 * channels, 1, 1)
+        low, high = m.masked_fill(~clear, torch.inf).amin(1, keepdim=True), m.masked_fill(~clear, -torch.inf).amax(1, keepdim=True)
+        return torch.cat([abc, low, high], 1).float().view(images, 5 * channels, 1, 1)
 
     def covariance(self, level: Tensor, image: Tensor) -> Covariance:
         """Sigma_n, H = W = 1 where it is image-wide. image: mu, or a clean image, (N,C,H,W); of hg alone its values matter."""
@@ -140,13 +147,31 @@ class ResidualEstimator(nn.Module):
 
 def sampled(t: Tensor) -> Tensor:
     """(N,K,H,W) -> (N,K,1,n): all pixels, or evenly spaced ones of a large image."""
-    return t.flatten(2)[..., :: -(-t[0, 0].numel() // SAMPLE)].unsqueeze(2)
+    return t.flatten(2)[..., :: spacing(t)].unsqueeze(2)
 
 
-def quietest(cov: Covariance, share: float) -> Tensor:
-    """Of pixels (N,K,1,n), the indices of the share whose log-determinant is lowest, (N,1,1,k)."""
-    log_det = cov.log_det()
-    return log_det.topk(max(1, round(share * log_det.shape[3])), dim=3, largest=False).indices
+def spacing(t: Tensor) -> int:
+    """Distance between the sampled pixels of an image (N,K,H,W), in the order of rows."""
+    return -(-t[0, 0].numel() // SAMPLE)
+
+
+def quietest(y: Tensor, cov: Covariance, share: float) -> Tensor:
+    """Of the sampled pixels of y (N,C,H,W), the indices of the share whose log|V| is lowest and whose surroundings are not clipped, (N,1,1,k)."""
+    uncertainty = cov.map(sampled).log_det() + AVOID * share_clipped(y)
+    return uncertainty.topk(max(1, round(share * uncertainty.shape[3])), dim=3, largest=False).indices
+
+
+def share_clipped(y: Tensor) -> Tensor:
+    """The share of pixels around each sampled one, in its block, that have the least or greatest value of a channel in the image, (N,1,1,n).
+
+    A block at a time, since choosing pixels by their own value would bend the mean of the rest. An image that is not clipped has few such pixels.
+    """
+    height, width = y.shape[2:]
+    low, high = y.amin((2, 3), keepdim=True), y.amax((2, 3), keepdim=True)
+    strips = (((strip == low) | (strip == high)).any(1, keepdim=True).float() for strip in y.split(64 * BLOCK, 2))  # memory grows little with the image
+    blocks = torch.cat([F.avg_pool2d(strip, BLOCK, ceil_mode=True) for strip in strips], 2)  # N,1,h,w
+    pixel = torch.arange(0, height * width, spacing(y), device=y.device)
+    return blocks[:, :, pixel // width // BLOCK, pixel % width // BLOCK].unsqueeze(2)
 
 
 def least_squares(a: Tensor, s: Tensor, weight: Tensor, sets: Tensor) -> Tensor:

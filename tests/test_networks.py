@@ -258,6 +258,20 @@ def test_residual_estimator_finds_the_noise_of_quiet_pixels(channels, noise, rng
         torch.testing.assert_close(half, estimator.level(y, mu, Diagonal(uncertain)) / 2)
 
 
+@pytest.mark.parametrize(("channels", "noise"), [(1, "awgn"), (3, "mg"), (1, "hg")])
+def test_residual_estimator_avoids_clipped_places(channels, noise, rng):
+    """A third is black, where the file's range cuts half of the noise off and the context is the surest; nothing of it may count."""
+    size = (1, channels, 200, 300)
+    x = torch.linspace(0.4, 0.8, 300).expand(size).clone()
+    x[..., :100] = 0
+    clipped = (x + 0.1 * torch.randn(size, generator=rng)).clamp(0, 1)
+    mu = torch.where(x > 0, x, 0.04)
+    cov = Diagonal(torch.where(x > 0, 0.01, 0.0034).expand(size))
+    estimator = ResidualEstimator(channels, noise)
+    found = estimator.covariance(estimator.level(clipped, mu, cov), mu)
+    assert found.variance[..., -1].mean().sqrt().item() == pytest.approx(0.1, rel=0.05)
+
+
 def test_residual_estimator_of_flat_and_tiny_images():
     for noise in ("awgn", "hg"):
         estimator = ResidualEstimator(1, noise)
