@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+from skimage.data import camera
 
-from models import MWCNN, BlindSpotDenoiser, posterior, synthesise
+from models import MWCNN, BlindSpotDenoiser, load_model, posterior, synthesise
 from models.dbsn import DBSN
 from models.gaussian import Diagonal, Full
 from models.inference import denoise, inverse_symmetry, symmetry
 from models.mwcnn import dwt, iwt
 from models.noise_estimator import ResidualEstimator
+from tests.conftest import ROOT
 
 PATHS = ("plain", "fused", "phases")
 
@@ -270,6 +272,20 @@ def test_residual_estimator_avoids_clipped_places(channels, noise, rng):
     estimator = ResidualEstimator(channels, noise)
     found = estimator.covariance(estimator.level(clipped, mu, cov), mu)
     assert found.variance[..., -1].mean().sqrt().item() == pytest.approx(0.1, rel=0.05)
+
+
+@pytest.mark.parametrize("sigma", [10, 25])
+def test_released_weights_on_a_clipped_photograph(sigma):
+    """A photograph with much black, its noise cut off and rounded as a file of 8 bits does: the level stays right, and with it the result."""
+    model = load_model("gray-awgn-blind", checkpoints_dir=ROOT / "checkpoints")
+    clean = torch.from_numpy(camera()[:256, :256] / 255).float()[None, None]
+    noisy = clean + sigma / 255 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
+    clipped = (255 * noisy).round().clamp(0, 255) / 255
+    assert (clipped == 0).float().mean() > 0.02
+    found = [denoise(model, y) for y in (noisy, clipped)]
+    assert all(255 * d.noise_level.item() == pytest.approx(sigma, rel=0.06) for d in found)
+    whole, cut = (-10 * (d.image.clamp(0, 1) - clean).square().mean().log10().item() for d in found)
+    assert cut > whole - 1  # black itself is brighter where half of its noise is cut off
 
 
 def test_residual_estimator_of_flat_and_tiny_images():
