@@ -136,7 +136,7 @@ class BaseOptions:
                 self.parser.error(f"--{name} {value[0]:g} {value[1]:g}: a test needs one level, not a range")
             setattr(opt, name, (value[0], value[-1]))
 
-    def add_training(self, steps: int, batch_size: int, patch_size: int, adam_lr: float, clip: float) -> None:
+    def add_training(self, steps: int, batch_size: int, patch_size: int, optimizer: str, adam_lr: float, clip: float) -> None:
         train = self.parser.add_argument_group("training")
         train.add_argument(
             "--recipe", choices=RECIPES, default=None, metavar="NAME", help="preset of options, which flags override: docs/recipes.md lists them"
@@ -145,7 +145,7 @@ class BaseOptions:
         train.add_argument("--batch-size", type=number(int, 1), default=batch_size, help="crops in a step")
         train.add_argument("--patch-size", type=number(int, 8), default=patch_size, help="side of a crop in pixels")
         train.add_argument(
-            "--optimizer", choices=("muon", "adam", "adamw"), default="muon", help="muon: orthogonalised momentum for hidden layers, Adam for the others"
+            "--optimizer", choices=("muon", "adam", "adamw"), default=optimizer, help="muon: orthogonalised momentum for hidden layers, Adam for the others"
         )
         self.adam_lr = adam_lr
         train.add_argument(

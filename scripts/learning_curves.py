@@ -31,7 +31,7 @@ VALIDATION_IMAGES = 12
 START, END = "<!-- learning curves: start -->", "<!-- learning curves: end -->"
 
 WIDTH, BLOCKS = 32, 3
-TEACHER = Path(__file__).resolve().parents[1] / "checkpoints" / "gray-awgn25-compact.safetensors"
+TEACHER = Path(__file__).resolve().parents[1] / "checkpoints" / "gray-awgn-blind.safetensors"
 FIXED = "--noise awgn --sigma 25 --noise-draw fresh --device cpu"
 FIXED1 = f"--width {WIDTH} --blocks {BLOCKS}"
 FIXED2 = f"--teacher {TEACHER} --noisy-share 0"

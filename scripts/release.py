@@ -1,6 +1,6 @@
 """Makes released weights of a run: half precision, loadable by name.
 
-    python scripts/release.py --run gray-awgn25 --as gray-awgn25-compact      ->  checkpoints/gray-awgn25-compact.safetensors
+    python scripts/release.py --run blind --as gray-awgn-blind      ->  checkpoints/gray-awgn-blind.safetensors
 
 Only the weights, the model's configuration and how it was trained are kept: the run's options without the folders of this machine, the number of steps and
 --trained-on. A card, NAME.md, belongs beside the file and is written by hand.
