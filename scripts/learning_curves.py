@@ -64,10 +64,8 @@ VARIANTS = {
 # .. and from STUDENT
 STUDENTS = {
     "student": {},
-    "student, lr 4e-3": dict(lr=4e-3),
     "student, muon": dict(optimizer="muon"),
     "student, muon, lr 4e-3": dict(optimizer="muon", lr=4e-3),
-    "student, muon, lr 8e-3": dict(optimizer="muon", lr=8e-3),
 }
 ALL = VARIANTS | STUDENTS
 
