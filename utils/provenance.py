@@ -15,7 +15,8 @@ NO_FACTS = frozenset(
 
 
 def code_version(root: Path = ROOT) -> str | None:
-    """The commit of the code at root, with "-dirty" after it where tracked files other than results and pages differ; None where root is no git checkout of its own, or git is missing."""
+    """The commit of the code at root, with "-dirty" after it where tracked files other than results and pages differ; None where root is no git checkout
+    of its own, or git is missing."""
 
     def git(*arguments: str) -> str:
         return subprocess.run(["git", "--no-optional-locks", *arguments], cwd=root, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
@@ -23,9 +24,8 @@ def code_version(root: Path = ROOT) -> str | None:
     if not (root / ".git").exists():  # a folder, or a file in a linked work tree
         return None
     try:
-        return git("rev-parse", "--short", "HEAD") + (
-            "-dirty" if git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!results", ":!docs", ":!*.md") else ""
-        )
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!results", ":!docs", ":!*.md")
+        return git("rev-parse", "--short", "HEAD") + ("-dirty" if changed else "")
     except (OSError, subprocess.SubprocessError):
         return None
 
