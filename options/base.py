@@ -14,8 +14,6 @@ from pathlib import Path
 
 from options.recipes import RECIPES, arguments
 
-MUON_LR = 2e-3  # for the published widths; narrow networks take more, see docs/recipes.md
-
 
 class Parser(argparse.ArgumentParser):
     def error(self, message: str):
@@ -87,7 +85,7 @@ class BaseOptions:
         if opt.name is not None and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*(/[A-Za-z0-9_][A-Za-z0-9_.+-]*)*", opt.name):
             self.parser.error(f"--name {opt.name!r}: use letters, digits, '.', '_', '+' and '-', with '/' between folders")
         if self.stage and opt.lr is None:
-            opt.lr = MUON_LR if opt.optimizer == "muon" else self.adam_lr
+            opt.lr = self.muon_lr if opt.optimizer == "muon" else self.adam_lr
         self.check(opt)
         return opt
 
@@ -136,7 +134,7 @@ class BaseOptions:
                 self.parser.error(f"--{name} {value[0]:g} {value[1]:g}: a test needs one level, not a range")
             setattr(opt, name, (value[0], value[-1]))
 
-    def add_training(self, steps: int, batch_size: int, patch_size: int, optimizer: str, adam_lr: float, clip: float) -> None:
+    def add_training(self, steps: int, batch_size: int, patch_size: int, muon_lr: float, adam_lr: float, clip: float) -> None:
         train = self.parser.add_argument_group("training")
         train.add_argument(
             "--recipe", choices=RECIPES, default=None, metavar="NAME", help="preset of options, which flags override: docs/recipes.md lists them"
@@ -145,11 +143,11 @@ class BaseOptions:
         train.add_argument("--batch-size", type=number(int, 1), default=batch_size, help="crops in a step")
         train.add_argument("--patch-size", type=number(int, 8), default=patch_size, help="side of a crop in pixels")
         train.add_argument(
-            "--optimizer", choices=("muon", "adam", "adamw"), default=optimizer, help="muon: orthogonalised momentum for hidden layers, Adam for the others"
+            "--optimizer", choices=("muon", "adam", "adamw"), default="muon", help="muon: orthogonalised momentum for hidden layers, Adam for the others"
         )
-        self.adam_lr = adam_lr
+        self.muon_lr, self.adam_lr = muon_lr, adam_lr  # for the published widths: narrow networks take more
         train.add_argument(
-            "--lr", type=number(float, above=0, high=1), default=None, help=f"highest learning rate; default: {MUON_LR:g} for muon, {adam_lr:g} for the others"
+            "--lr", type=number(float, above=0, high=1), default=None, help=f"highest learning rate; default: {muon_lr:g} for muon, {adam_lr:g} for the others"
         )
         train.add_argument(
             "--schedule", choices=("cosine", "step", "constant"), default="cosine", help="cosine to zero, or step decay at 20, 40, 60, 70, 80, 90%%"

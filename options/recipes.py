@@ -18,9 +18,7 @@ LEVELS = {
 # what the flavours share: sizes of the networks and crops, fresh noise, the make-up of stage 2's batches
 COMMON = {
     "stage1": dict(noise_draw="fresh", width=96, blocks=8, patch_size=96),
-    "stage2": dict(
-        noise_draw="fresh", student_width=160, noisy_share=0.125, noisy_weight=0.1, level_jitter=0.1, batch_size=32, patch_size=160, optimizer="adam"
-    ),
+    "stage2": dict(noise_draw="fresh", student_width=160, noisy_share=0.125, noisy_weight=0.1, level_jitter=0.1, batch_size=32, patch_size=160),
 }
 
 FLAVOURS = {
@@ -45,6 +43,7 @@ FLAVOURS = {
             clean=["div2k", "wed"],
             synthetic_noisy=["imagenet_val"],
             steps=200_000,
+            optimizer="adam",
             lr=1e-4,
             schedule="step",
             lr_decay=0.5,
@@ -70,7 +69,8 @@ FLAVOURS = {
             clean=["bsd432"],
             synthetic_noisy=["bsd432"],
             steps=60_000,
-            lr=2e-4,
+            optimizer="muon",
+            lr=1e-3,
             schedule="cosine",
             warmup=1000,
             ema=0.999,

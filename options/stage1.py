@@ -51,7 +51,7 @@ class Stage1Options(BaseOptions):
         )
         loss.add_argument("--mu-steps", type=number(int, 0), default=0, help="first phase: steps for mu alone, by squared error")
         loss.add_argument("--sigma-steps", type=number(int, 0), default=0, help="second phase: steps for the covariances with mu held")
-        self.add_training(steps=100_000, batch_size=8, patch_size=96, optimizer="muon", adam_lr=3e-4, clip=10.0)
+        self.add_training(steps=100_000, batch_size=8, patch_size=96, muon_lr=2e-3, adam_lr=3e-4, clip=10.0)
 
     def check(self, opt: argparse.Namespace) -> None:
         if opt.name is None:

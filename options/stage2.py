@@ -37,7 +37,7 @@ class Stage2Options(BaseOptions):
         loss.add_argument("--noisy-share", type=number(float, 0, 1), default=0.125, help="share of a batch that are noisy images; the rest are clean ones")
         loss.add_argument("--noisy-weight", type=number(float, 0), default=0.1, help="weight of the noisy images' term")
         loss.add_argument("--level-jitter", type=number(float, 0, 0.9), default=0.1, help="synthetic noise is scaled by 1 -/+ this, uniformly")
-        self.add_training(steps=100_000, batch_size=32, patch_size=160, optimizer="adam", adam_lr=1e-4, clip=1.0)
+        self.add_training(steps=100_000, batch_size=32, patch_size=160, muon_lr=1e-3, adam_lr=1e-4, clip=1.0)
 
     def check(self, opt: argparse.Namespace) -> None:
         if opt.name is None:

@@ -82,7 +82,7 @@ def test_flags_override_wherever_they_stand(tmp_path):
 
 def test_the_default_learning_rate_is_the_optimizers():
     assert [stage1(f"--noisy a --noise awgn {o}").lr for o in ("", "--optimizer adam", "--optimizer adam --lr 0.01")] == [2e-3, 3e-4, 0.01]
-    assert [stage2(f"--clean a --noisy b {o}").lr for o in ("", "--optimizer muon", "--lr 0.01")] == [1e-4, 2e-3, 0.01]
+    assert [stage2(f"--clean a --noisy b {o}").lr for o in ("", "--optimizer adamw", "--lr 0.01")] == [1e-3, 1e-4, 0.01]
 
 
 def test_a_recipe_for_really_noisy_pictures():
