@@ -7,7 +7,7 @@
 if [ "${QUICK:-0}" = 1 ]; then
     OUT=quickstart-short STEPS=60 DISTILL=40
 else
-    OUT=quickstart STEPS=1600 DISTILL=2600
+    OUT=quickstart STEPS=1600 DISTILL=2000
 fi
 NOISE="--noise awgn --sigma 25"
 
