@@ -120,7 +120,7 @@ class BlindSpotDenoiser(nn.Module):
         z = torch.randn(y.shape, generator=torch.Generator().manual_seed(0)).to(y)
         moved, _ = self.context((y + SHAKE * cov_n.sample(z)).to(device))
         share = mahalanobis(moved.to(mu) - mu, cov_n) / (self.channels * SHAKE**2)
-        return sampled(share).gather(3, quietest(y.to(share.device), cov_head, SHARE[self.noise])).mean(3, keepdim=True)
+        return sampled(share).gather(3, quietest(y, cov_head, SHARE[self.noise])).mean(3, keepdim=True)
 
     def forward(self, y: Tensor) -> Prediction:
         """y: noisy images (N,C,H,W), float32, 0..1, any size."""
