@@ -102,7 +102,8 @@ def train(opt, options: Stage1Options, world: World) -> int:
     source = crop_source(pool, opt.patch_size, opt.seed, opt.batch_size, world.local_size)
     with folder(opt.checkpoints_dir / opt.name) as run, StopRequest() as stop, source:
         before = run.recorded_options() or {}
-        recorded = {**vars(opt), "amp": str(dtype).removeprefix("torch."), "training_images": digest(images, before.get("training_images"))}
+        size = {name: model.config[name] for name in ("width", "blocks", "mdc")}  # those of --start-from may be others than the options say
+        recorded = {**vars(opt), **size, "amp": str(dtype).removeprefix("torch."), "training_images": digest(images, before.get("training_images"))}
         step, skipped, best = 0, 0, None
         with world.main_first():
             run.check_options(plain_options(recorded), ignore=options.may_change, defaults=plain_options(options.defaults()))

@@ -100,7 +100,7 @@ def train(opt, options: Stage2Options, world: World) -> int:
     noisy_source = crop_source(noisy_pool, opt.patch_size, opt.seed + NOISY, noisy_count, world.local_size)
     folder = RunFolder if world.main else FollowedRun
     with folder(opt.checkpoints_dir / opt.name) as run, StopRequest() as stop, clean_source, noisy_source:
-        recorded = {**vars(opt), "amp": str(dtype).removeprefix("torch.")}
+        recorded = {**vars(opt), "student_width": student.config["width"], "amp": str(dtype).removeprefix("torch.")}
         recorded |= {"clean_images": digest(clean, before.get("clean_images")), "noisy_images": digest(noisy, before.get("noisy_images"))}
         recorded["teacher_weights"] = checksum({k: v.cpu() for k, v in teacher.state_dict().items()}, {})
         step, skipped = 0, 0

@@ -142,6 +142,8 @@ def test_stage1_from_a_checkpoint(run, pictures, tmp_path):
     assert [taken(b, "dbsn") for b in others] == [True] * 4
     assert [taken(b, "cov_head") for b in others] == [True, True, False, False]
     assert [taken(b, "noise_estimator") for b in others] == [True, False, False, False]
+    recorded = [json.loads((tmp_path / n / "options.json").read_text()) for n in ("a", "same")]
+    assert len({(r["width"], r["blocks"], r["mdc"]) for r in recorded}) == 1  # what was trained, whatever the line said
 
 
 def test_student_from_a_checkpoint(run, pictures, tmp_path):
