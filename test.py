@@ -178,9 +178,9 @@ def outputs_of(result: Denoised, model) -> dict[str, torch.Tensor]:
 
 
 def method_name(method: str, model, models: list) -> str:
-    """mu, posterior or distilled; followed by the checkpoint's file where several of its stage are tested."""
+    """mu, posterior or distilled; followed by the checkpoint, as it was given, where several of its stage are tested."""
     alone = sum(m.stage == model.stage for m in models) == 1
-    return method if alone else f"{method} {model.file}"
+    return method if alone else f"{method} {model.name}"
 
 
 def as_image(t: torch.Tensor) -> np.ndarray:

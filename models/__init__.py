@@ -34,7 +34,8 @@ def resolve_checkpoint(name: str | Path, checkpoints_dir: str | Path = "checkpoi
 
 
 def load_model(name: str | Path, device: str | torch.device = "cpu", checkpoints_dir: str | Path = "checkpoints") -> BlindSpotDenoiser | MWCNN:
-    """The model of a checkpoint of either stage, ready for inference, with the checkpoint's values as `model.values` and its file as `model.file`.
+    """The model of a checkpoint of either stage, ready for inference, with the checkpoint's values as `model.values`, its file as `model.file` and the given
+    name as `model.name`.
 
     A stage-1 model maps noisy images (N,C,H,W), float32, 0..1, to a Prediction; a stage-2 model to denoised images. Nothing in the file is executed.
     Raises UsageError where the file is missing, damaged, or not one of this project's model checkpoints.
@@ -45,5 +46,5 @@ def load_model(name: str | Path, device: str | torch.device = "cpu", checkpoints
     model.load_state_dict({name: tensor.float() for name, tensor in checkpoint.tensors.items()})
     if model.stage == 1:
         model.to(memory_format=torch.channels_last)
-    model.values, model.file = checkpoint.values, file
+    model.values, model.file, model.name = checkpoint.values, file, str(name)
     return model.to(device).eval().requires_grad_(False)
