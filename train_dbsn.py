@@ -26,7 +26,7 @@ from models import BlindSpotDenoiser, Prediction, load_model, noise_level, poste
 from models.gaussian import add, constrained_nll, envelope_loss, nll
 from models.inference import denoise
 from options.stage1 import Stage1Options
-from utils.device import choose_device, choose_dtype, keep_freed_memory
+from utils.device import choose_device, choose_dtype, flush_denormals, keep_freed_memory
 from utils.distributed import World, join
 from utils.errors import EXIT_RESUME, RunError, UsageError, run_script
 from utils.logging import Board
@@ -66,6 +66,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def train(opt, options: Stage1Options, world: World) -> int:
     started = time.monotonic()
+    flush_denormals()
     device = choose_device(opt.device, world.local_rank, opt.deterministic)
     dtype = choose_dtype(opt.amp, device)
     keep_freed_memory()

@@ -26,7 +26,7 @@ from models import MWCNN, BlindSpotDenoiser, load_model, synthesise
 from models.inference import denoise
 from options.stage2 import Stage2Options
 from utils.checkpoint import checksum
-from utils.device import choose_device, choose_dtype, keep_freed_memory
+from utils.device import choose_device, choose_dtype, flush_denormals, keep_freed_memory
 from utils.distributed import World, join
 from utils.errors import EXIT_RESUME, RunError, UsageError, run_script
 from utils.logging import Board
@@ -48,6 +48,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def train(opt, options: Stage2Options, world: World) -> int:
     started = time.monotonic()
+    flush_denormals()
     device = choose_device(opt.device, world.local_rank, opt.deterministic)
     dtype = choose_dtype(opt.amp, device)
     keep_freed_memory()

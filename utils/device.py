@@ -89,3 +89,12 @@ def keep_freed_memory() -> None:
         m_trim_threshold, m_mmap_max = -1, -4
         mallopt(m_mmap_max, 0)
         mallopt(m_trim_threshold, 2**31 - 1)
+
+
+def flush_denormals() -> None:
+    """Makes the CPU take numbers below 1.2e-38 for zero; it computes with them many times more slowly.
+
+    They come of themselves: where a unit no longer gets a gradient, its momentum decays through them. To be called before anything else, since PyTorch's
+    threads inherit the setting when they start.
+    """
+    torch.set_flush_denormal(True)
