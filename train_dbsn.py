@@ -26,7 +26,7 @@ from models import BlindSpotDenoiser, Prediction, load_model, noise_level, poste
 from models.gaussian import add, constrained_nll, envelope_loss, nll
 from models.inference import denoise
 from options.stage1 import Stage1Options
-from utils.device import choose_device, choose_dtype, flush_denormals, keep_freed_memory
+from utils.device import choose_device, choose_dtype, denormals_as_zero, keep_freed_memory
 from utils.distributed import World, join
 from utils.errors import EXIT_RESUME, RunError, UsageError, run_script
 from utils.logging import Board
@@ -60,13 +60,12 @@ def objective(p: Prediction, y: Tensor, phase: str, loss: str, quantile: float) 
 def main(argv: list[str] | None = None) -> int:
     options = Stage1Options()
     opt = options.parse(argv)
-    with join(opt.device) as world:
+    with denormals_as_zero(), join(opt.device) as world:
         return train(opt, options, world)
 
 
 def train(opt, options: Stage1Options, world: World) -> int:
     started = time.monotonic()
-    flush_denormals()
     device = choose_device(opt.device, world.local_rank, opt.deterministic)
     dtype = choose_dtype(opt.amp, device)
     keep_freed_memory()

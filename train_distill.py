@@ -26,7 +26,7 @@ from models import MWCNN, BlindSpotDenoiser, load_model, synthesise
 from models.inference import denoise
 from options.stage2 import Stage2Options
 from utils.checkpoint import checksum
-from utils.device import choose_device, choose_dtype, flush_denormals, keep_freed_memory
+from utils.device import choose_device, choose_dtype, denormals_as_zero, keep_freed_memory
 from utils.distributed import World, join
 from utils.errors import EXIT_RESUME, RunError, UsageError, run_script
 from utils.logging import Board
@@ -42,13 +42,12 @@ MAX_SKIPPED = 10  # steps whose loss or gradient was not finite, under --on-nonf
 def main(argv: list[str] | None = None) -> int:
     options = Stage2Options()
     opt = options.parse(argv)
-    with join(opt.device) as world:
+    with denormals_as_zero(), join(opt.device) as world:
         return train(opt, options, world)
 
 
 def train(opt, options: Stage2Options, world: World) -> int:
     started = time.monotonic()
-    flush_denormals()
     device = choose_device(opt.device, world.local_rank, opt.deterministic)
     dtype = choose_dtype(opt.amp, device)
     keep_freed_memory()

@@ -47,7 +47,7 @@ from models import MWCNN, BlindSpotDenoiser, posterior_mean
 from models.inference import denoise
 from options.base import Parser, number
 from train_dbsn import objective
-from utils.device import choose_device, choose_dtype, device_name, flush_denormals, keep_freed_memory
+from utils.device import choose_device, choose_dtype, device_name, keep_freed_memory
 from utils.errors import RunError, UsageError, run_script
 from utils.files import atomic_write_text
 from utils.training import COMPILE_MODES
@@ -458,8 +458,7 @@ def main(argv: list[str] | None = None) -> int:
             raise UsageError(f"--one {task} {path!r}: there is no such task and path on this device")
         print(json.dumps(one(task, path, scale, device)))
         return 0
-    flush_denormals()  # as the training scripts do, both; every path has it
-    keep_freed_memory()
+    keep_freed_memory()  # as the training scripts do; every path has it
 
     peaks = matrix_peaks(scale.matrix, device)
     machine = machine_name(device)

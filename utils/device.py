@@ -5,7 +5,8 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -91,10 +92,15 @@ def keep_freed_memory() -> None:
         mallopt(m_trim_threshold, 2**31 - 1)
 
 
-def flush_denormals() -> None:
-    """Makes the CPU take numbers below 1.2e-38 for zero; it computes with them many times more slowly.
+@contextmanager
+def denormals_as_zero() -> Iterator[None]:
+    """Within, the CPU takes numbers below 1.2e-38 for zero; it computes with them many times more slowly.
 
-    They come of themselves: where a unit no longer gets a gradient, its momentum decays through them. To be called before anything else, since PyTorch's
-    threads inherit the setting when they start.
+    They come of themselves: where a unit no longer gets a gradient, its momentum decays through them. To be entered before anything is computed, since
+    PyTorch's threads take the setting over when they start, and keep it.
     """
     torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
