@@ -20,10 +20,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data.images import image_header, read_image, to_float, write_image
+from data.images import TIFF_SUFFIXES, file_and_page, image_header, read_image, to_float, write_image
 from data.noise import Noise
 from data.pictures import as_map, output_names, side_by_side
 from data.sets import content_hash, find_images
+from data.stacks import whole_stacks, write_stack
 from models import load_model
 from models.inference import Denoised, automatic_tile, denoise
 from options.test import TestOptions
@@ -132,6 +133,8 @@ def evaluate(opt, world: World, argv: list[str]) -> int:
         "skipped": {str(file): text for file, text in bad.items()},
         "images": rows,
     }
+    if opt.save and models:
+        put_stacks_together(opt.save, [file for file in files if file not in bad], dict(zip(files, names)))
     print_table(table)
     if opt.json:
         atomic_write_text(opt.json, json.dumps(table, indent=1) + "\n")
@@ -283,7 +286,7 @@ def print_table(table: dict) -> None:
 
 def prepare_outputs(opt, files: list[Path]) -> None:
     """Creates the folders of --save and --json before any work is done; refuses the folder that the images are in, where outputs could replace inputs."""
-    if opt.save and opt.save.resolve() in {f.resolve().parent for f in files}:
+    if opt.save and opt.save.resolve() in {file_and_page(f)[0].resolve().parent for f in files}:
         raise UsageError(f"--save {opt.save} is the folder of the images themselves; give another, so that none is overwritten")
     for flag, folder in (("--save", opt.save), ("--json", opt.json and opt.json.parent)):
         try:
@@ -302,7 +305,7 @@ def save_pictures(
     write_image(folder / f"{name}_all.png", side_by_side(shown))
     if len(images) > 1:
         dtype = image_header(file).dtype
-        tiff = file.suffix.lower() in (".tif", ".tiff")
+        tiff = file.suffix.lower() in TIFF_SUFFIXES
         bits = {"uint8": 8, "uint16": 16}.get(dtype.name, 32)
         units = white_level / {8: 255, 16: 65535, 32: 1}[bits] if white_level else 1.0
         write_image(folder / f"{name}_denoised{file.suffix.lower() if tiff else '.png'}", list(images.values())[-1] * units, bits=bits)
@@ -310,6 +313,17 @@ def save_pictures(
         write_image(folder / f"{name}_std.png", as_map(as_image(first.std), 25 / 255))
         level = as_image(first.noise_level)
         write_image(folder / f"{name}_level.png", as_map(np.broadcast_to(level, (*sample.noisy.shape[:2], 1)), 100 / 255))
+
+
+def put_stacks_together(folder: Path, files: list[Path], names: dict[Path, str]) -> None:
+    """NAME_denoised.tif of each stack whose pages were all denoised, in place of theirs."""
+    for stack, places in whole_stacks(files):
+        pages = [folder / f"{names[files[k]]}_denoised.tif" for k in places]
+        name = names[files[places[0]]].rpartition("_page")[0]
+        name += "_stack" * (name in names.values())
+        write_stack(folder / f"{name}_denoised.tif", pages, like=stack)
+        for page in pages:
+            page.unlink()
 
 
 if __name__ == "__main__":

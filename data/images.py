@@ -1,7 +1,8 @@
 """Reading and writing single images: PNG, JPEG, BMP and TIFF, of 8 and 16 bits, and float TIFF.
 
-In memory an image is (H,W,C), C = 1 or 3, RGB order: uint8 as stored, or float32 in which 1.0 is white. Files come from strangers: whatever is wrong
-with one ends in a UsageError of one line that names it, and its size is checked before its pixels are decoded.
+In memory an image is (H,W,C), C = 1 or 3, RGB order: uint8 as stored, or float32 in which 1.0 is white. A page of a TIFF stack is an image of its own, named
+by a path below the file (data/stacks.py). Files come from strangers: whatever is wrong with one ends in a UsageError of one line that names it, and its size
+is checked before its pixels are decoded.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import io
 import logging
 import math
 import os
+import re
 import stat
 import struct
 import zlib
@@ -28,7 +30,8 @@ from tifffile import COMPRESSION, EXTRASAMPLE, PHOTOMETRIC
 from utils.errors import RunError, UsageError
 from utils.files import atomic_write_bytes, shown
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+TIFF_SUFFIXES = (".tif", ".tiff")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", *TIFF_SUFFIXES)
 MAX_PIXELS = 2**30  # a small file can claim a huge picture: more than this is refused unless asked for
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R 601
 ORIENTATION = 0x0112  # the tag of EXIF and of TIFF
@@ -47,6 +50,13 @@ class Header:
     width: int
     channels: int
     dtype: np.dtype
+
+
+def file_and_page(path: Path) -> tuple[Path, int | None]:
+    """The file that an image is in, and its page, from 1, in a TIFF stack: cells.tif/cells_page0003.tif is page 3 of cells.tif."""
+    stack = Path(path).parent
+    page = re.fullmatch(rf"{re.escape(stack.stem)}_page(\d+)\.tif", Path(path).name, re.DOTALL)
+    return (stack, int(page[1])) if page and stack.suffix.lower() in TIFF_SUFFIXES and not stack.is_dir() else (Path(path), None)
 
 
 def image_header(path: Path, max_pixels: int = MAX_PIXELS) -> Header:
@@ -98,7 +108,7 @@ def write_image(path: Path, image: np.ndarray, bits: int = 8) -> None:
     bits: 8 or 16: floats are clipped to 0..1 and rounded; 32, TIFF only: float32 as it is.
     """
     path = Path(path)
-    tiff = path.suffix.lower() in (".tif", ".tiff")
+    tiff = path.suffix.lower() in TIFF_SUFFIXES
     if not tiff and path.suffix.lower() != ".png":
         raise ValueError(f"images are written as .png, .tif or .tiff, not {path.suffix}")
     if image.dtype.kind == "f" and not np.isfinite(image).all():
@@ -164,8 +174,8 @@ def open_file(path: Path) -> BinaryIO:
 
 @contextmanager
 def reading(path: Path) -> Iterator[BinaryIO]:
-    """Gives the opened file and turns whatever the decoders raise on it into a UsageError."""
-    with open_file(path) as file:
+    """Gives the opened file that the image is in and turns whatever the decoders raise on it into a UsageError."""
+    with open_file(file_and_page(path)[0]) as file:
         try:
             yield file
         except UsageError:
@@ -216,13 +226,13 @@ def from_pillow(image: Image.Image, channels: int) -> np.ndarray:
     return pixels[..., None] if pixels.ndim == 2 else pixels
 
 
-def from_opencv(file: BinaryIO) -> np.ndarray:
-    """OpenCV's decoding as (H,W,C) in RGB order, for the deep formats that neither Pillow nor tifffile decodes."""
+def from_opencv(file: BinaryIO, page: int = 1) -> np.ndarray:
+    """OpenCV's decoding as (H,W,C) in RGB order, for the deep formats that neither Pillow nor tifffile decodes. page: of a TIFF, from 1."""
     file.seek(0)
-    pixels = cv2.imdecode(np.frombuffer(file.read(), np.uint8), cv2.IMREAD_UNCHANGED)
-    if pixels is None:
+    _, pages = cv2.imdecodemulti(np.frombuffer(file.read(), np.uint8), cv2.IMREAD_UNCHANGED, range=(page - 1, page))
+    if not pages:
         raise ValueError("OpenCV cannot decode it")
-    pixels = np.atleast_3d(pixels)
+    pixels = np.atleast_3d(pages[0])
     return pixels[..., {1: [0], 3: [2, 1, 0], 4: [2, 1, 0, 3]}[pixels.shape[2]]]
 
 
@@ -297,16 +307,21 @@ def decode_other(path: Path, file: BinaryIO, max_pixels: int) -> np.ndarray:
 
 
 def tiff_page(path: Path, tiff: tifffile.TiffFile, max_pixels: int) -> tuple[tifffile.TiffPage, Header]:
-    """The only picture of the file, checked to be whole and of a kind that decode_tiff knows."""
-    page = tiff.pages[0]
+    """The page that the path names, or the only picture of the file, checked to be whole and of a kind that decode_tiff knows."""
+    number = file_and_page(path)[1]
+    if number is not None and not 0 < number <= len(tiff.pages):
+        raise bad(path, f"is not there: the stack has {len(tiff.pages)} pages")
+    page = tiff.pages[(number or 1) - 1]
     check_pixels(path, page.imagelength, page.imagewidth, max_pixels)
     tiff.filehandle.seek(page.offset)
     if len(page.tags) < struct.unpack(tiff.tiff.tagnoformat, tiff.filehandle.read(tiff.tiff.tagnosize))[0]:
         raise bad(path, "is damaged: some of its tags cannot be read")  # tifffile would go on with their default values
-    others = sum(not other.is_reduced for other in tiff.pages[1:])  # thumbnails may follow
-    pages = max(1 + others, page.imagedepth, tiff.series[0].size // max(page.size, 1))  # ImageJ's stacks have one page in the file
+    pages = page.imagedepth
+    if number is None:
+        others = sum(not other.is_reduced for other in tiff.pages[1:])  # thumbnails may follow
+        pages = max(pages, 1 + others, tiff.series[0].size // max(page.size, 1))  # a stack can have all its pixels in one page
     if pages > 1:
-        raise bad(path, f"is a stack of {pages} pages; split it into one file a page")
+        raise bad(path, f"is a stack of {pages} pages in one; split it into one file a page")
 
     samples = TIFF_SAMPLES.get(page.photometric)
     if samples is None:
@@ -343,6 +358,7 @@ def decode_tiff(path: Path, file: BinaryIO, max_pixels: int) -> np.ndarray:
     """tifffile decodes what it can alone, libtiff in Pillow (8 bits) or OpenCV (more) the other compressions and colour spaces."""
     with tifffile.TiffFile(file) as tiff:
         page, header = tiff_page(path, tiff, max_pixels)
+        number = file_and_page(path)[1] or 1
         if page.compression in TIFFFILE_CODECS and page.predictor in (1, 2) and page.photometric in PLAIN and page.bitspersample % 8 == 0:
             check_strips(path, file, page)
             pixels = page.asarray()
@@ -351,10 +367,11 @@ def decode_tiff(path: Path, file: BinaryIO, max_pixels: int) -> np.ndarray:
         elif header.dtype == np.uint8:
             file.seek(0)
             image = Image.open(file, formats=("TIFF",))
+            image.seek(number - 1)
             image.load()
             return without_alpha(path, from_pillow(image, header.channels))  # Pillow has rotated and inverted it
         else:
-            pixels = from_opencv(file)  # rotated, not inverted
+            pixels = from_opencv(file, number)  # rotated, not inverted
             if pixels.dtype != header.dtype or pixels.shape[2] != page.samplesperpixel:
                 raise ValueError(f"compression {page.compression} of {page.samplesperpixel} x {header.dtype}; save it without compression")
     pixels = without_alpha(path, pixels)

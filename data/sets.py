@@ -12,7 +12,8 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-from data.images import IMAGE_SUFFIXES, open_file
+from data.images import IMAGE_SUFFIXES, file_and_page, open_file, read_image
+from data.stacks import images_of
 from utils.errors import UsageError
 from utils.files import shown
 
@@ -51,7 +52,7 @@ SETS = {
 
 
 def find_images(specs: str | Path | list, data_root: Path | None = None, what: str = "--data") -> list[Path]:
-    """The image files that the specs name, each file once, in order.
+    """The images that the specs name, each file once, in order; a TIFF stack gives one for each of its pages (data/stacks.py).
 
     A spec is a named set (the keys of SETS, found under data_root, else $DBSN_DATA, else datasets/ beside the code; skimage_train and skimage_test need no
     root), a file, a folder (its images by name; hidden files and other suffixes are left out), or a glob pattern. what: the flag, for messages. Raises
@@ -60,7 +61,8 @@ def find_images(specs: str | Path | list, data_root: Path | None = None, what: s
     files: dict[str, Path] = {}
     for spec in [specs] if isinstance(specs, str | Path) else specs:
         for file in files_of(str(spec), data_root, what):
-            files.setdefault(os.path.realpath(file), file)  # a file may be named in several ways
+            for image in images_of(file):
+                files.setdefault(os.path.realpath(image), image)  # a file may be named in several ways
     return list(files.values())
 
 
@@ -80,7 +82,7 @@ def files_of(spec: str, data_root: Path | None, what: str) -> list[Path]:
             hint = f"; its subfolders do: name them with the pattern {shown(deeper)}" if matches(str(deeper)) else ""
             raise UsageError(f"{named}: the folder holds no image ({', '.join(IMAGE_SUFFIXES)}){hint}")
         return found
-    if os.path.lexists(path):  # a broken link is named by whoever reads it
+    if os.path.lexists(file_and_page(path)[0]):  # a broken link is named by whoever reads it
         return [path]
     if glob.has_magic(spec):
         found = matches(spec)
@@ -147,6 +149,8 @@ def images_in(folder: Path, named: str) -> list[Path]:
 
 
 def content_hash(path: Path) -> str:
-    """SHA-256 of the file's bytes. Raises UsageError where it cannot be read."""
+    """SHA-256 of the file's bytes, or of the pixels of a stack's page. Raises UsageError where it cannot be read."""
+    if file_and_page(path)[1]:
+        return hashlib.sha256(read_image(path)).hexdigest()
     with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 
 from data.crops import DiskPool, ImagePool, generator, permutation
-from data.images import Header, image_header, read_image, to_float
+from data.images import Header, file_and_page, image_header, read_image, to_float
 from data.noise import Noise
 from data.sets import content_hash
 from utils.device import free_memory
@@ -137,7 +137,7 @@ def digest(images: Images | ImageFiles, recorded: str | None = None) -> str:
     total = hashlib.sha256()
     if str(recorded).startswith("files:") if recorded else isinstance(images, ImageFiles):
         for file, (height, width) in zip(images.files, images.sizes.tolist()):
-            total.update(os.fsencode(file.name) + f"\0{file.stat().st_size} {height} {width}\n".encode())
+            total.update(os.fsencode(file.name) + f"\0{file_and_page(file)[0].stat().st_size} {height} {width}\n".encode())
         return f"files:{total.hexdigest()}"
     for array in images.arrays:
         total.update(f"{array.shape} {array.dtype}".encode())

@@ -1,0 +1,132 @@
+"""TIFF stacks: pages are images of their own, for training and for denoising, and results become a stack again."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from data.images import image_header, read_image
+from data.sets import content_hash, find_images
+from tests.conftest import LEVELS, TINY, TINY2, ok
+from utils.errors import UsageError
+
+RANDOM = np.random.default_rng(0)
+GRAY16 = RANDOM.integers(0, 65536, (6, 20, 30), np.uint16)
+COLOUR = RANDOM.integers(0, 256, (4, 20, 30, 3), np.uint8)
+
+
+def with_thumbnails():
+    data = io.BytesIO()
+    with tifffile.TiffWriter(data) as writer:
+        for page in GRAY16[:3]:
+            writer.write(page, photometric="minisblack", metadata=None)
+            writer.write(page[::4, ::4], subfiletype=1, metadata=None)
+    return data.getvalue()
+
+
+def by_pillow(pages, **options):
+    data = io.BytesIO()
+    images = [Image.fromarray(page) for page in pages]
+    images[0].save(data, "TIFF", save_all=True, append_images=images[1:], **options)
+    return data.getvalue()
+
+
+def written(pages, **options):
+    data = io.BytesIO()
+    tifffile.imwrite(data, pages, **options)
+    return data.getvalue()
+
+
+STACKS = {
+    "pages": (written(GRAY16, photometric="minisblack"), GRAY16, range(1, 7)),
+    "pages of 8-bit colour": (written(COLOUR, photometric="rgb", compression="zlib"), COLOUR, range(1, 5)),
+    "ImageJ hyperstack": (written(GRAY16.reshape(2, 3, 20, 30), imagej=True, metadata={"axes": "ZCYX"}), GRAY16, range(1, 7)),
+    "OME": (written(GRAY16, photometric="minisblack", ome=True, metadata={"axes": "TYX"}), GRAY16, range(1, 7)),
+    "16 bits, lzw": (by_pillow(GRAY16, compression="tiff_lzw"), GRAY16, range(1, 7)),
+    "8 bits, lzw": (by_pillow(COLOUR, compression="tiff_lzw"), COLOUR, range(1, 5)),
+    "thumbnail after each page": (with_thumbnails(), GRAY16[:3], (1, 3, 5)),
+}
+
+
+@pytest.mark.parametrize("kind", STACKS)
+def test_each_page_is_an_image(kind, tmp_path):
+    data, expected, numbers = STACKS[kind]
+    (tmp_path / "a.b.TIF").write_bytes(data)
+    pages = find_images(tmp_path)
+    assert [str(page) for page in pages] == [f"{tmp_path}/a.b.TIF/a.b_page{k:04d}.tif" for k in numbers]
+    assert find_images(str(pages[1])) == [pages[1]]
+    for page, pixels in zip(pages, expected, strict=True):
+        image, header = read_image(page), image_header(page)
+        pixels = np.atleast_3d(pixels) if pixels.ndim == 2 else pixels
+        np.testing.assert_array_equal(image, pixels if pixels.dtype == np.uint8 else pixels.astype(np.float32) / np.float32(65535))
+        assert (header.height, header.width, header.channels) == image.shape and header.dtype == pixels.dtype
+    assert len({content_hash(page) for page in pages}) == len(pages)
+
+
+def test_what_is_wrong_with_a_page_is_said_of_it(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", np.stack([np.ones((9, 9), np.float32), np.full((9, 9), np.nan, np.float32)]), photometric="minisblack")
+    assert read_image(tmp_path / "a.tif" / "a_page0001.tif").shape == (9, 9, 1)
+    for name, words in (("a_page0002", "not finite"), ("a_page0003", "the stack has 2 pages"), ("a_page0000", "the stack has 2 pages")):
+        with pytest.raises(UsageError, match=words) as caught:
+            read_image(tmp_path / "a.tif" / f"{name}.tif")
+        assert name in str(caught.value)
+    for name in ("a.tif/b_page0001.tif", "b.tif/b_page0001.tif"):
+        with pytest.raises(UsageError, match="no such file"):
+            find_images(str(tmp_path / name))
+    (tmp_path / "damaged.tif").write_bytes(b"II*\0")  # left to whoever reads it
+    assert find_images(tmp_path / "damaged.tif") == [tmp_path / "damaged.tif"]
+
+
+def test_training_on_stacks_and_denoising_them(run, pictures, tmp_path):
+    noisy = tmp_path / "noisy"
+    noisy.mkdir()
+    pages = np.stack([257 * read_image(pictures / "gray" / f"{k}.png", "gray")[:37, :37, 0].astype(np.uint16) for k in range(8)])
+    scale = dict(resolution=(4.0, 4.0), metadata={"axes": "ZCYX", "unit": "um", "spacing": 0.5})
+    tifffile.imwrite(noisy / "cells.tif", pages.reshape(4, 2, 37, 37), imagej=True, **scale)
+    tifffile.imwrite(noisy / "movie.tif", pages[:3].astype(np.float32) / 65535, photometric="minisblack", metadata=None)
+    tifffile.imwrite(noisy / "one.tif", pages[0])
+    for images in ("memory", "disk"):
+        ok(run("train_dbsn", f"--name {images} --mode gray --noisy {noisy} --noise awgn --images {images} {TINY} --steps 2"))
+    ok(run("train_distill", f"--name s2 --teacher disk --clean {pictures}/gray --noisy {noisy}/cells.tif {TINY2} --steps 1"))
+    ok(run("test", f"--checkpoint disk s2 --data {noisy} --save {tmp_path}/out --json {tmp_path}/r.json"))
+
+    out = {f.name for f in (tmp_path / "out").iterdir()}
+    assert {name for name in out if name.endswith(".tif")} == {"cells_denoised.tif", "movie_denoised.tif", "one_denoised.tif"}
+    assert {"cells_page0008_all.png", "movie_page0003_std.png"} <= out
+    assert [row["name"] for row in json.loads((tmp_path / "r.json").read_text())["images"]][7:9] == ["cells_page0008.tif", "movie_page0001.tif"]
+    with tifffile.TiffFile(tmp_path / "out" / "cells_denoised.tif") as cells:
+        assert cells.is_imagej and cells.series[0].axes == "ZCYX" and cells.series[0].shape == (4, 2, 37, 37) and cells.series[0].dtype == np.uint16
+        assert cells.imagej_metadata["spacing"] == 0.5 and cells.imagej_metadata["unit"] == "um" and cells.pages[0].resolution == (4.0, 4.0)
+    movie = tifffile.imread(tmp_path / "out" / "movie_denoised.tif")
+    assert movie.shape == (3, 37, 37) and movie.dtype == np.float32
+
+    # the pages are in their order: each is what its page gives alone
+    ok(run("test", f"--checkpoint s2 --data {noisy}/cells.tif/cells_page0006.tif --save {tmp_path}/alone"))
+    alone = tifffile.imread(tmp_path / "alone" / "cells_page0006_denoised.tif")
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "out" / "cells_denoised.tif").reshape(8, 37, 37)[5], alone)
+
+
+def test_a_stack_with_a_bad_page_stays_in_pages(run, models, tmp_path):
+    (tmp_path / "in").mkdir()
+    tifffile.imwrite(tmp_path / "in" / "a.tif", np.stack([np.full((20, 20), v, np.float32) for v in (0.5, np.nan, 0.4)]), photometric="minisblack")
+    code, _, err = run("test", f"--checkpoint {models}/s2/last.safetensors --data {tmp_path}/in --save {tmp_path}/out --on-bad skip")
+    assert code == 1 and "a_page0002.tif" in err
+    assert sorted(f.name for f in (tmp_path / "out").glob("*.tif")) == ["a_page0001_denoised.tif", "a_page0003_denoised.tif"]
+
+
+def test_a_colour_stack_made_gray(run, models, tmp_path):
+    (tmp_path / "in").mkdir()
+    tifffile.imwrite(tmp_path / "in" / "a.tif", COLOUR, imagej=True)
+    ok(run("test", f"--checkpoint {models}/s1/last.safetensors --data {tmp_path}/in --mode gray {LEVELS['awgn']} --save {tmp_path}/out"))
+    assert tifffile.imread(tmp_path / "out" / "a_denoised.tif").shape == (4, 20, 30)
+
+
+def test_folder_of_the_stack_is_not_written_to(run, models, tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", GRAY16, photometric="minisblack")
+    code, _, err = run("test", f"--checkpoint {models}/s2/last.safetensors --data {tmp_path}/a.tif --save {tmp_path}")
+    assert code == 2 and "overwritten" in err
