@@ -68,7 +68,7 @@ def evaluate(opt, world: World, argv: list[str]) -> int:
     for file in files:
         with noting(bad, file, opt.on_bad):
             check_file(file, opt, models, channels)
-    white_level = None if opt.protocol == "published" else opt.white_level or agreed_white_level(models)
+    white_level = opt.white_level or (None if opt.protocol == "published" else agreed_white_level(models))
     noise = Noise.from_options(opt) if opt.noise else None
     with world.main_first():
         prepare_outputs(opt, files)
@@ -229,9 +229,10 @@ def agreed_white_level(models: list) -> float | None:
 
 
 def matching(files: list[Path], references: list[Path]) -> list[Path]:
-    """The clean image of each noisy one: by equal stems where all have one, else in order."""
+    """The clean image of each noisy one: by equal stems where all have one of their own, else in order."""
     by_stem = {f.stem: f for f in references}
-    if all(f.stem in by_stem for f in files):
+    unique = len(by_stem) == len(references) and len({f.stem for f in files}) == len(files)
+    if unique and all(f.stem in by_stem for f in files):
         return [by_stem[f.stem] for f in files]
     if len(files) != len(references):
         raise UsageError(

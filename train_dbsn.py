@@ -74,8 +74,8 @@ def train(opt, options: Stage1Options, world: World) -> int:
     world.check_share(opt.batch_size, "--batch-size")
 
     # images: everything that can be wrong with them is found before anything is written
-    warn_of_test_images(opt.clean or opt.noisy)
     files = find_images(opt.clean or opt.noisy, opt.data_root, "--clean" if opt.clean else "--noisy")
+    warn_of_test_images(opt.clean or opt.noisy, files)
     val = look_at(find_images(opt.val, opt.data_root, "--val"), opt.mode, opt.white_level, what="--val images").decode() if opt.val else None
     images = look_at(files, opt.mode, opt.white_level, opt.patch_size, "training images")
     noise = Noise.from_options(opt) if opt.clean else None
@@ -106,7 +106,7 @@ def train(opt, options: Stage1Options, world: World) -> int:
         recorded = {**vars(opt), **size, "amp": str(dtype).removeprefix("torch."), "training_images": digest(images, before.get("training_images"))}
         step, skipped, best = 0, 0, None
         with world.main_first():
-            run.check_options(plain_options(recorded), ignore=options.may_change, defaults=plain_options(options.defaults()))
+            run.check_options(plain_options(recorded), options.may_change, plain_options(options.defaults()), digests=frozenset({"training_images"}))
             if state := run.load_state():
                 step, skipped, best = (state.values[k] for k in ("step", "skipped", "best_held_out_nll"))
                 restore(model, average, optimizer, state.tensors)

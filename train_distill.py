@@ -22,7 +22,7 @@ from data.noise import Noise
 from data.sets import find_images
 from data.source import crop_source
 from data.training import LEVEL, NOISE, NOISY, SYNTHESIS, VALIDATION, WEIGHTS, Images, add_noise_once, digest, disjoint, in_memory, look_at, warn_of_test_images
-from models import MWCNN, BlindSpotDenoiser, load_model, synthesise
+from models import MWCNN, BlindSpotDenoiser, load_model, posterior_mean, synthesise
 from models.inference import denoise
 from options.stage2 import Stage2Options
 from utils.checkpoint import checksum
@@ -61,14 +61,14 @@ def train(opt, options: Stage2Options, world: World) -> int:
         raise UsageError(f"--noise mg describes correlated colour channels; the teacher {teacher.file} is a gray one")
     white_level = opt.white_level or teacher.values["white_level"]
 
-    warn_of_test_images([*opt.clean, *(opt.noisy or opt.synthetic_noisy)])
     clean_files = find_images(opt.clean, opt.data_root, "--clean")
     flag = "--noisy" if opt.noisy else "--synthetic-noisy"
     noisy_files = find_images(opt.noisy or opt.synthetic_noisy, opt.data_root, flag)
+    warn_of_test_images([*opt.clean, *(opt.noisy or opt.synthetic_noisy)], [*clean_files, *noisy_files])
     clean_files, noisy_files = disjoint(clean_files, noisy_files, opt.seed, flag)
-    val = look_at(find_images(opt.val, opt.data_root, "--val"), mode, None, what="--val images").decode() if opt.val else None
-    clean = look_at(clean_files, mode, None, opt.patch_size, "--clean images")
-    noisy = look_at(noisy_files, mode, white_level if opt.noisy else None, opt.patch_size, f"{flag} images")
+    val = look_at(find_images(opt.val, opt.data_root, "--val"), mode, opt.clean_white_level, what="--val images").decode() if opt.val else None
+    clean = look_at(clean_files, mode, opt.clean_white_level, opt.patch_size, "--clean images")
+    noisy = look_at(noisy_files, mode, white_level if opt.noisy else opt.clean_white_level, opt.patch_size, f"{flag} images")
     noise = Noise.from_options(opt) if opt.synthetic_noisy else None
     redraw = noise is not None and opt.noise_draw == "fresh"
     before = RunFolder(opt.checkpoints_dir / opt.name).recorded_options() or {"images": "auto"}
@@ -105,7 +105,8 @@ def train(opt, options: Stage2Options, world: World) -> int:
         recorded["teacher_weights"] = checksum({k: v.cpu() for k, v in teacher.state_dict().items()}, {})
         step, skipped = 0, 0
         with world.main_first():
-            run.check_options(plain_options(recorded), ignore=options.may_change, defaults=plain_options(options.defaults() | {"images": "memory"}))
+            digests = frozenset({"clean_images", "noisy_images", "teacher_weights"})
+            run.check_options(plain_options(recorded), options.may_change, plain_options(options.defaults() | {"images": "memory"}), digests)
             if state := run.load_state():
                 step, skipped = state.values["step"], state.values["skipped"]
                 restore(student, average, optimizer, state.tensors)
@@ -156,7 +157,7 @@ def train(opt, options: Stage2Options, world: World) -> int:
                 if redraw:
                     y = noise.add(y, generators(device, opt.seed, NOISE, samples))
                 inputs.append(y)
-                wanted.append(targets.crops(where, opt.patch_size) if targets else denoise(teacher, y).image.to(device))
+                wanted.append(targets.crops(where, opt.patch_size) if targets else taught(teacher, y))
 
             optimizer.zero_grad()
             error = (parallel(torch.cat(inputs)) - torch.cat(wanted)).square().mean((1, 2, 3))  # B
@@ -236,6 +237,12 @@ def posterior_means(teacher: BlindSpotDenoiser, noisy: ImagePool) -> tuple[Image
         return found.image.to(y.device)
 
     return noisy.map(one), torch.cat(levels).to(noisy.device)
+
+
+@torch.no_grad()
+def taught(teacher: BlindSpotDenoiser, y: Tensor) -> Tensor:
+    """What the teacher makes of noisy crops (B,C,P,P)."""
+    return posterior_mean(y, teacher(y))
 
 
 def noise_levels(teacher: BlindSpotDenoiser, noisy: ImagePool | DiskPool, noise: Noise | None, seed: int) -> Tensor:

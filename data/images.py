@@ -84,7 +84,10 @@ def read_image(path: Path, mode: str | None = None, white_level: float | None = 
             raise bad(path, "holds values that are not finite (NaN or infinity); replace them first")
         low, high = float(image.min()), float(image.max())
         if white_level is None and (low < -0.5 or high > 1.5):
-            raise bad(path, f"has float values from {low:g} to {high:g}, where 0 to 1 is expected: say which value is white with --white-level")
+            raise bad(
+                path,
+                f"has float values from {low:g} to {high:g}, where 0 to 1 is expected: say which value is white with --white-level (stage 2's clean images: --clean-white-level)",
+            )
     if white_level is not None:
         image = image.astype(np.float32) / np.float32(white_level)
     elif image.dtype == np.uint16:

@@ -50,6 +50,9 @@ SETS = {
     "polyu_clean": NamedSet("polyu", "the clean crops of the PolyU data set", "*mean.*", download=True),
 }
 
+# Trained on, they would measure nothing. Not the real noisy pictures of cc15 and polyu, which the method may learn from.
+TEST_SETS = frozenset({"bsd68", "cbsd68", "set12", "kodak24", "mcmaster", "skimage_test"})
+
 
 def find_images(specs: str | Path | list, data_root: Path | None = None, what: str = "--data") -> list[Path]:
     """The images that the specs name, each file once, in order; a TIFF stack gives one for each of its pages (data/stacks.py).
@@ -151,6 +154,6 @@ def images_in(folder: Path, named: str) -> list[Path]:
 def content_hash(path: Path) -> str:
     """SHA-256 of the file's bytes, or of the pixels of a stack's page. Raises UsageError where it cannot be read."""
     if file_and_page(path)[1]:
-        return hashlib.sha256(read_image(path)).hexdigest()
+        return hashlib.sha256(read_image(path, white_level=1.0)).hexdigest()  # whichever value is white
     with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

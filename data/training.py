@@ -15,7 +15,7 @@ from tqdm import tqdm
 from data.crops import DiskPool, ImagePool, generator, permutation
 from data.images import Header, file_and_page, image_header, read_image, to_float
 from data.noise import Noise
-from data.sets import content_hash
+from data.sets import TEST_SETS, bsd68_names, content_hash
 from utils.device import free_memory
 from utils.distributed import World
 from utils.errors import UsageError
@@ -145,10 +145,15 @@ def digest(images: Images | ImageFiles, recorded: str | None = None) -> str:
     return total.hexdigest()
 
 
-def warn_of_test_images(specs: list[str]) -> None:
-    """One line where a named training set holds the photographs of a test set."""
-    if "bsd500" in specs:
-        tqdm.write("warning: bsd500 holds the 68 photographs of bsd68 and cbsd68; results on those will mean nothing. bsd432 is the same without them")
+def warn_of_test_images(specs: list[str], files: list[Path]) -> None:
+    """One line for each test set that is trained on: by its name, and BSD68 also by the names of its photographs in BSDS500."""
+    for name in sorted(TEST_SETS.intersection(specs)):
+        tqdm.write(f"warning: {name} is a test set; results on what was trained on will mean nothing")
+    found = bsd68_names().intersection(file.stem for file in files)
+    if len(found) > len(bsd68_names()) / 2:  # a few might be called so by chance
+        tqdm.write(
+            f"warning: {len(found)} training images have the names of photographs of bsd68 and cbsd68; results on those will mean nothing. bsd432 has none"
+        )
 
 
 def hold_out(images: Images | ImageFiles, share: float, seed: int) -> tuple[Images, Images] | tuple[ImageFiles, ImageFiles]:

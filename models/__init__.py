@@ -1,7 +1,7 @@
 """Networks and what can be done with their predictions.
 
 from models import load_model, posterior
-model = load_model("checkpoints/quickstart/last.safetensors")
+model = load_model("checkpoints/quickstart/stage1/last.safetensors")
 p = model(y)                          # y (N,C,H,W) float32, 0..1, RGB
 p.mu, p.cov_mu, p.cov_n               # stage 1; a stage-2 model gives the denoised image itself
 posterior(y, p).mean, posterior(y, p).std
@@ -24,11 +24,15 @@ KINDS = {"stage1": BlindSpotDenoiser, "stage2": MWCNN}
 
 
 def resolve_checkpoint(name: str | Path, checkpoints_dir: str | Path = "checkpoints") -> Path:
-    """A checkpoint file from its path, the name of its run, or the name of released weights; UsageError that lists what was looked for."""
+    """A checkpoint file from its path, the name of its run, or the name of released weights. UsageError that lists what was looked for, or where a run has
+    the name of released weights."""
     given, root = Path(name), Path(checkpoints_dir)
-    candidates = [given, root / f"{name}.safetensors", root / given / "last.safetensors", given / "last.safetensors"]
+    released, run = root / f"{name}.safetensors", root / given / "last.safetensors"
+    candidates = [given, released, run, given / "last.safetensors"]
     for candidate in candidates:
         if candidate.is_file():
+            if candidate == released and run.is_file():
+                raise UsageError(f"{str(name)!r} is the name of released weights and of a run: give the file, {released} or {run}")
             return candidate
     raise UsageError(f"no checkpoint {str(name)!r}: looked for " + ", ".join(str(c) for c in candidates))
 

@@ -13,7 +13,7 @@ from models.denoiser import BlindSpotDenoiser, Prediction, noise_level, posterio
 from models.gaussian import Full
 from models.mwcnn import MULTIPLE, MWCNN, pad_to_multiple
 
-WORKING_SET = {"cpu": 1e9, "cuda": 8e9}  # bytes of activations that an untiled image, or a tile, may take
+WORKING_SET = {"cpu": 1e9, "cuda": 8e9}  # bytes of activations that an untiled image, or a tile, may take; on a GPU at most half of what is free
 STRIP = 2**20  # pixels whose posterior is computed at once
 
 
@@ -115,10 +115,18 @@ def automatic_tile(model: BlindSpotDenoiser | MWCNN, y: Tensor) -> int:
         per_pixel = 10 * model.config["width"] * (2 if model.dtype == torch.bfloat16 else 4) + 400
     else:
         per_pixel = 4 * model.config["width"] * (2 if model.dtype == torch.bfloat16 else 4) + 100
-    pixels = WORKING_SET[device.type] / (per_pixel * y.shape[0])
+    pixels = working_set(device) / (per_pixel * y.shape[0])
     if y.shape[2] * y.shape[3] <= pixels:
         return max(y.shape[2:]) + MULTIPLE
     return max(64, int(pixels**0.5) - 2 * model.receptive_radius)
+
+
+def working_set(device: torch.device) -> float:
+    most = WORKING_SET[device.type]
+    if device.type != "cuda":
+        return most
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # kept by PyTorch from earlier images
+    return min(most, (torch.cuda.mem_get_info(device)[0] + unused) / 2)
 
 
 def symmetry(x: Tensor, k: int) -> Tensor:

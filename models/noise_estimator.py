@@ -181,6 +181,7 @@ def least_squares(a: Tensor, s: Tensor, weight: Tensor, sets: Tensor) -> Tensor:
     that has no negative entry is taken.
     """
     normal = torch.einsum("bki,bk,bkj->bij", a, weight, a)
+    sets = sets.to(normal)  # large images have their statistics taken on the CPU, wherever the model is
     right = torch.einsum("bki,bk,bk->bi", a, weight, s)
     # intensities that are all alike leave the powers dependent: a little on the diagonal keeps the systems solvable
     normal = normal + 1e-9 * torch.diagonal(normal, dim1=1, dim2=2).sum(1)[:, None, None] * torch.eye(3).to(normal)

@@ -64,9 +64,11 @@ class BaseOptions:
     def __init__(self):
         self.parser = Parser(prog=self.prog, description=self.description, formatter_class=Formatter, allow_abbrev=False)
         run = self.parser.add_argument_group("run")
-        run.add_argument("--name", default=None, help="run folder checkpoints/NAME/")
+        if self.stage:
+            run.add_argument("--name", required=True, help="run folder checkpoints/NAME/")
         run.add_argument("--checkpoints-dir", type=Path, default=Path("checkpoints"), help="folder of the run folders")
-        run.add_argument("--seed", type=number(int, 0, 2**31 - 1), default=0, help="of the initial weights, the noise, the crops and every split of images")
+        if self.stage:
+            run.add_argument("--seed", type=number(int, 0, 2**31 - 1), default=0, help="of the initial weights, the noise, the crops and every split of images")
         run.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: CUDA where there is one")
         run.add_argument("--data-root", type=Path, default=None, help="folder of the named image sets; default: $DBSN_DATA, then datasets/")
         run.add_argument("--amp", choices=("auto", "bf16", "off"), default="auto", help="convolutions in bfloat16; auto: where the processor has units for it")
@@ -82,7 +84,7 @@ class BaseOptions:
     def parse(self, argv: Sequence[str] | None = None) -> argparse.Namespace:
         argv = sys.argv[1:] if argv is None else list(argv)
         opt = self.parser.parse_args(self.recipe(argv) + argv)
-        if opt.name is not None and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*(/[A-Za-z0-9_][A-Za-z0-9_.+-]*)*", opt.name):
+        if self.stage and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*(/[A-Za-z0-9_][A-Za-z0-9_.+-]*)*", opt.name):
             self.parser.error(f"--name {opt.name!r}: use letters, digits, '.', '_', '+' and '-', with '/' between folders")
         if self.stage and opt.lr is None:
             opt.lr = self.muon_lr if opt.optimizer == "muon" else self.adam_lr
@@ -96,8 +98,9 @@ class BaseOptions:
         first = Parser(prog=self.prog, add_help=False, allow_abbrev=False)
         first.add_argument("--recipe", choices=RECIPES)
         first.add_argument("--noisy", nargs="*")
+        first.add_argument("--optimizer")
         found = first.parse_known_args(argv)[0]
-        return arguments(found.recipe, self.stage, really_noisy=found.noisy is not None) if found.recipe else []
+        return arguments(found.recipe, self.stage, found.noisy is not None, found.optimizer) if found.recipe else []
 
     def defaults(self) -> dict:
         return {a.dest: a.default for a in self.parser._actions if a.dest != "help"}
@@ -113,7 +116,20 @@ class BaseOptions:
         noise.add_argument("--sigma", type=level, nargs="+", default=None, metavar="S", help="awgn: standard deviation; mg: the greatest one (75 by default)")
         noise.add_argument("--alpha", type=level, nargs="+", default=None, metavar="A", help="hg: the part that grows with the signal")
         noise.add_argument("--delta", type=level, nargs="+", default=None, metavar="D", help="hg: the constant part")
-        noise.add_argument("--mg-seed", type=number(int, 0, 2**32 - 1), default=0, help="mg: seed of the covariance's directions and proportions")
+        noise.add_argument(
+            "--mg-seed", type=number(int, 0, 2**32 - 1), default=None, help="mg: seed of the covariance's directions and proportions; default: 0"
+        )
+
+    def add_noise_draw(self, group: argparse._ArgumentGroup, images: str) -> None:
+        group.add_argument(
+            "--noise-draw", choices=("fixed", "fresh"), default=None, help=f"draw the noise of {images} once, or anew for every crop; default: fixed"
+        )
+
+    def refuse(self, opt: argparse.Namespace, names: str, why: str) -> None:
+        """Ends with an error where one of the options, named in one string, was given. Their defaults have to be None."""
+        for name in names.split():
+            if getattr(opt, name) is not None:
+                self.parser.error(f"--{name.replace('_', '-')} {why}")
 
     def check_levels(self, opt: argparse.Namespace, ranges: bool = True) -> None:
         """Levels fit the noise model; `sigma`, `alpha`, `delta` become (low, high) pairs where they are given."""
@@ -133,6 +149,8 @@ class BaseOptions:
             if len(value) == 2 and not ranges:
                 self.parser.error(f"--{name} {value[0]:g} {value[1]:g}: a test needs one level, not a range")
             setattr(opt, name, (value[0], value[-1]))
+        if opt.noise != "mg":
+            self.refuse(opt, "mg_seed", "is for --noise mg")
 
     def add_training(self, steps: int, batch_size: int, patch_size: int, muon_lr: float, adam_lr: float, clip: float) -> None:
         train = self.parser.add_argument_group("training")

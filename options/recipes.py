@@ -97,9 +97,12 @@ RECIPES = {
 }
 
 
-def arguments(name: str, stage: str, really_noisy: bool) -> list[str]:
-    """A recipe as a command line. really_noisy: --noisy images are given, so all that is for making clean ones noisy is left out."""
+def arguments(name: str, stage: str, really_noisy: bool = False, optimizer: str | None = None) -> list[str]:
+    """A recipe as a command line. really_noisy: --noisy images are given, so all that is for making clean ones noisy is left out. optimizer: the one that is
+    given; the learning rate of another is left out."""
     values = dict(RECIPES[name][stage])
+    if optimizer not in (None, values["optimizer"]):
+        values.pop("lr")
     if really_noisy:
         for option in ("sigma", "alpha", "delta", "noise_draw", *(("clean",) if stage == "stage1" else ("synthetic_noisy", "noise"))):
             values.pop(option, None)

@@ -20,7 +20,7 @@ class Stage1Options(BaseOptions):
         data.add_argument(
             "--white-level", type=number(float, above=0), default=None, help="file value that becomes 1.0; default: 255, 65535, or 1.0 for float images"
         )
-        data.add_argument("--noise-draw", choices=("fixed", "fresh"), default="fixed", help="draw the noise of a clean image once, or anew for every crop")
+        self.add_noise_draw(data, "a clean image")
         data.add_argument("--held-out", type=number(float, 0, 0.5), default=0.03, help="share of the training images kept for the held-out likelihood")
         self.add_noise(required=True)
         model = self.parser.add_argument_group("model")
@@ -40,7 +40,10 @@ class Stage1Options(BaseOptions):
             help="how the covariances are trained: lower envelope, the paper's, the plain likelihood, that with a reward on the noise, or each by its own",
         )
         loss.add_argument(
-            "--quantile", type=number(float, above=0, high=0.5), default=0.05, help="envelope: the quantile of the predictive variance that is taken for noise"
+            "--quantile",
+            type=number(float, above=0, high=0.5),
+            default=None,
+            help="envelope with --estimator cnn: the quantile of the predictive variance that is taken for noise; default: 0.05",
         )
         loss.add_argument(
             "--estimator",
@@ -54,14 +57,12 @@ class Stage1Options(BaseOptions):
         self.add_training(steps=100_000, batch_size=8, patch_size=96, muon_lr=2e-3, adam_lr=3e-4, clip=10.0)
 
     def check(self, opt: argparse.Namespace) -> None:
-        if opt.name is None:
-            self.parser.error("--name is needed: the run folder is checkpoints/NAME/")
         if opt.noise == "mg" and opt.mode == "gray":
             self.parser.error("--noise mg describes correlated colour channels and makes no sense with --mode gray: use --mode color or another noise model")
         if opt.noisy:
-            given = [n for n in ("sigma", "alpha", "delta") if getattr(opt, n) is not None]
-            if given:
-                self.parser.error(f"--{given[0]} is for synthetic noise on --clean images; with --noisy the level is estimated")
+            self.refuse(opt, "sigma alpha delta", "is for synthetic noise on --clean images; with --noisy the level is estimated")
+            self.refuse(opt, "noise_draw mg_seed", "is for synthetic noise on --clean images; leave it out with --noisy")
+            self.refuse(opt, "val", "takes clean images and makes them noisy as --clean images are, which says nothing of --noisy ones; leave it out")
         else:
             self.check_levels(opt)
         if opt.estimator == "auto":
@@ -70,5 +71,8 @@ class Stage1Options(BaseOptions):
             opt.estimator = "residual" if own and opt.loss == "envelope" else "cnn"
         if opt.estimator == "residual" and opt.loss != "envelope":
             self.parser.error(f"--loss {opt.loss} trains a noise estimator, and --estimator residual learns nothing: leave one of them out")
+        if opt.estimator == "residual" or opt.loss != "envelope":
+            self.refuse(opt, "quantile", f"is for --loss envelope with --estimator cnn; here they are {opt.loss} and {opt.estimator}")
+        opt.quantile, opt.noise_draw, opt.mg_seed = opt.quantile or 0.05, opt.noise_draw or "fixed", opt.mg_seed or 0
         if opt.mu_steps + opt.sigma_steps + opt.steps == 0:
             self.parser.error("--mu-steps, --sigma-steps and --steps are all 0: nothing to train")

@@ -27,8 +27,12 @@ class Stage2Options(BaseOptions):
             "--white-level", type=number(float, above=0), default=None, help="value in the --noisy files that becomes 1.0; default: the teacher's"
         )
         data.add_argument(
-            "--noise-draw", choices=("fixed", "fresh"), default="fixed", help="draw the noise of a --synthetic-noisy image once, or anew for every crop"
+            "--clean-white-level",
+            type=number(float, above=0),
+            default=None,
+            help="value in the --clean, --synthetic-noisy and --val files that becomes 1.0; default: 255, 65535, or 1.0 for float images",
         )
+        self.add_noise_draw(data, "a --synthetic-noisy image")
         self.add_noise(required=False)
         model = self.parser.add_argument_group("model")
         model.add_argument("--student-width", type=number(int, 4), default=160, help="channels of MWCNN's first level")
@@ -40,14 +44,15 @@ class Stage2Options(BaseOptions):
         self.add_training(steps=100_000, batch_size=32, patch_size=160, muon_lr=1e-3, adam_lr=1e-4, clip=1.0)
 
     def check(self, opt: argparse.Namespace) -> None:
-        if opt.name is None:
-            self.parser.error("--name is needed: the run folder is checkpoints/NAME/")
         if opt.synthetic_noisy:
             if opt.noise is None:
                 self.parser.error("--synthetic-noisy needs --noise and its levels")
             self.check_levels(opt)
-        elif opt.noise is not None or opt.sigma or opt.alpha or opt.delta:
-            self.parser.error("--noise and its levels are for --synthetic-noisy; with --noisy the teacher's estimate is used")
+            self.refuse(opt, "white_level", "is for --noisy files; of --clean and --synthetic-noisy ones --clean-white-level says which value is white")
+        else:
+            self.refuse(opt, "noise sigma alpha delta noise_draw mg_seed", "is for --synthetic-noisy; with --noisy the teacher's estimate is used")
+            self.refuse(opt, "val", "takes clean images and makes them noisy as --synthetic-noisy ones are, which says nothing of --noisy ones; leave it out")
+        opt.noise_draw, opt.mg_seed = opt.noise_draw or "fixed", opt.mg_seed or 0
         if opt.steps == 0:
             self.parser.error("--steps 0: nothing to train")
         if not 0 < round(opt.noisy_share * opt.batch_size) < opt.batch_size and opt.noisy_share not in (0, 1):

@@ -23,7 +23,10 @@ class TestOptions(BaseOptions):
         )
         data.add_argument("--mode", choices=("gray", "color"), default=None, help="convert images to it; default: as they are stored")
         data.add_argument(
-            "--white-level", type=number(float, above=0), default=None, help="with --protocol none: file value that becomes 1.0; default: the checkpoint's"
+            "--white-level",
+            type=number(float, above=0),
+            default=None,
+            help="file value that becomes 1.0; default: the checkpoint's, under --protocol published that of the file's depth",
         )
         data.add_argument(
             "--protocol",
@@ -55,8 +58,6 @@ class TestOptions(BaseOptions):
         out.add_argument("--save", type=Path, default=None, metavar="DIR", help="write pictures")
 
     def check(self, opt: argparse.Namespace) -> None:
-        if opt.name is not None:
-            opt.checkpoint = [*opt.checkpoint, opt.name]
         if opt.protocol is None:
             opt.protocol = "published" if opt.noise else "none"
         if opt.protocol == "published":
@@ -64,12 +65,13 @@ class TestOptions(BaseOptions):
                 self.parser.error("--protocol published needs --noise and its levels")
             if opt.clean:
                 self.parser.error("--clean is for --protocol none; under the published protocol --data are the clean images")
-        elif opt.noise is not None or opt.sigma or opt.alpha or opt.delta:
-            self.parser.error("--noise and its levels are for --protocol published; with --protocol none the images are noisy already")
-        elif opt.baseline:
-            self.parser.error(f"--baseline {opt.baseline[0]} is told the true noise level, which is known under --protocol published only: leave it out")
+        else:
+            self.refuse(opt, "noise sigma alpha delta mg_seed", "is for --protocol published; with --protocol none the images are noisy already")
+            if opt.baseline:
+                self.parser.error(f"--baseline {opt.baseline[0]} is told the true noise level, which is known under --protocol published only: leave it out")
         opt.baseline = list(dict.fromkeys(opt.baseline))
         self.check_levels(opt, ranges=False)
+        opt.mg_seed = opt.mg_seed or 0
         if opt.protocol == "none" and not opt.clean and not opt.save:
             self.parser.error("there are no clean images to compare with and no --save DIR to write to")
         if not opt.checkpoint and opt.protocol == "none" and not opt.clean:

@@ -194,7 +194,7 @@ class Case:
         with self.algorithms():
             if self.task == "infer":
                 with torch.no_grad():
-                    return {"mu": self.model(self.y).mu, "posterior mean": self.infer()}
+                    return {"mu": self.model(self.y).mu.clone(), "posterior mean": self.infer()}  # a CUDA graph's next replay overwrites its outputs
             loss, outputs = self.loss()
             loss.backward()
         gradient = torch.cat([p.grad.flatten() for p in self.model.parameters()])

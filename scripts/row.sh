@@ -1,23 +1,26 @@
 # Sourced by the scripts of the tables' rows, which set MODE (gray or color) and NOISE (awgn, hg or mg): both stages and the test, by recipe (docs/recipes.md).
-# FLAVOUR=paper or fast; BLIND=1, or ranges such as SIGMA="5 55", for one model of many levels; NAME=.. of the run; CLEAN=.., DISTILL=.. for other images
-# (sets or folders). Run it again to continue where it stopped.
+# FLAVOUR=paper or fast; BLIND=1, or ranges such as SIGMA="5 20", for one model of many levels; NAME=.. of the run; CLEAN=.., DISTILL=.. for other images
+# (sets or folders). Run it again to continue where it stopped. A model of BLIND=1 is tested at the paper's levels, one of another range at its ends.
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh" requirements.txt
 BLIND=${BLIND:-0}
 case $NOISE in
     awgn)
-        [ "$BLIND" = 1 ] && SIGMA="5 55"
+        [ "$BLIND" = 1 ] && SIGMA="5 55" BLIND_TESTS=("--sigma 15" "--sigma 25" "--sigma 50")
         SIGMA=${SIGMA:-25} RANGES=$SIGMA
-        ROW=awgn25 RUN=awgn$SIGMA LEVELS="--sigma $SIGMA" BLIND_TESTS=("--sigma 15" "--sigma 25" "--sigma 50") ;;
+        ROW=awgn25 RUN=awgn$SIGMA LEVELS="--sigma $SIGMA" ENDS=("--sigma ${SIGMA% *}" "--sigma ${SIGMA#* }") ;;
     hg)
-        [ "$BLIND" = 1 ] && ALPHA="10 60" DELTA="2 20"
+        [ "$BLIND" = 1 ] && ALPHA="10 60" DELTA="2 20" BLIND_TESTS=("--alpha 40 --delta 10")
         ALPHA=${ALPHA:-40} DELTA=${DELTA:-10} RANGES=$ALPHA$DELTA
-        ROW=hg RUN=hg$ALPHA-$DELTA LEVELS="--alpha $ALPHA --delta $DELTA" BLIND_TESTS=("--alpha 40 --delta 10") ;;
+        ROW=hg RUN=hg$ALPHA-$DELTA LEVELS="--alpha $ALPHA --delta $DELTA"
+        ENDS=("--alpha ${ALPHA% *} --delta ${DELTA% *}" "--alpha ${ALPHA#* } --delta ${DELTA#* }") ;;
     mg)
         SIGMA=${SIGMA:-75} RANGES=
         ROW=mg RUN=mg$SIGMA LEVELS="--sigma $SIGMA" ;;
 esac
 case $RANGES in
-    *" "*) ROW=$NOISE-blind RUN=$ROW FLAVOUR=${FLAVOUR:-fast} TESTS=("${BLIND_TESTS[@]}") ;;
+    *" "*)
+        ROW=$NOISE-blind FLAVOUR=${FLAVOUR:-fast}
+        if [ "$BLIND" = 1 ]; then RUN=$ROW TESTS=("${BLIND_TESTS[@]}"); else RUN=${RUN// /to} TESTS=("${ENDS[@]}"); fi ;;
     *) FLAVOUR=${FLAVOUR:-paper} TESTS=("$LEVELS") ;;
 esac
 NAME=${NAME:-$MODE-$RUN-$FLAVOUR} RECIPE=$MODE-$ROW-$FLAVOUR

@@ -16,11 +16,14 @@ import torch
 from PIL import Image
 
 import train_dbsn
+from data.sets import bsd68_names
 from models import Prediction, load_model, noise_level, posterior
 from models.gaussian import Diagonal
 from options.stage1 import Stage1Options
 from tests.conftest import LEVELS, ROOT, SCRIPTS, TINY, TINY2, contents, ok, read_tensors
 from utils.checkpoint import load_checkpoint
+from utils.errors import UsageError
+from utils.logging import Board
 
 
 @pytest.mark.parametrize(("mode", "noise"), [("gray", "awgn"), ("gray", "hg"), ("color", "awgn"), ("color", "hg"), ("color", "mg")])
@@ -109,6 +112,16 @@ def test_noisy_images_with_clean_references(run, pictures, tmp_path):
     shutil.copytree(pictures / "gray", noisy)
     out = ok(run("test", f"--data {noisy} --clean {pictures}/gray"))
     assert "noisy" in out and "inf" not in out
+
+
+def test_clean_references_of_equal_names_go_in_order(run, pictures, tmp_path):
+    for k in range(2):
+        for folder in ("noisy", "clean"):
+            (tmp_path / f"{folder}{k}").mkdir()
+            shutil.copy(pictures / "gray" / f"{2 * k}.png", tmp_path / f"{folder}{k}" / "same.png")
+    line = f"--data {tmp_path}/noisy0 {tmp_path}/noisy1 --clean {tmp_path}/clean0 {tmp_path}/clean1 --json {tmp_path}/r.json"
+    ok(run("test", line))
+    assert [row["noisy"]["ssim"] for row in json.loads((tmp_path / "r.json").read_text())["images"]] == [1, 1]
 
 
 def test_noisy_input_alone(run, pictures, tmp_path):
@@ -229,18 +242,25 @@ def test_finished_run_reports_at_once(run, pictures, tmp_path):
 def test_changed_option_is_refused(run, pictures):
     line = STAGE1.format("a", pictures, TINY, "fixed")
     ok(run("train_dbsn", line))
-    for change, name in (("--lr 1e-3", "lr"), ("--width 5", "width"), ("--seed 3", "seed"), ("--quantile 0.2", "quantile")):
+    for change, name in (("--lr 1e-3", "lr"), ("--width 5", "width"), ("--seed 3", "seed"), ("--patch-size 17", "patch-size")):
         code, _, err = run("train_dbsn", f"{line} {change}")
         assert code == 2 and name in err and "was" in err
     code, _, err = run("train_dbsn", line.replace("/gray", "/gray/[1-9].png"))
-    assert code == 2 and "clean" in err
+    assert code == 2 and "--clean was" in err and "; training images are others than before" in err
     ok(run("train_dbsn", f"{line} --max-minutes 5"))
 
 
 def test_training_on_test_photographs_is_told(run, pictures, tmp_path):
     shutil.copytree(pictures / "gray", tmp_path / "bsd500")
-    line = f"--name a --clean bsd500 --data-root {tmp_path} {LEVELS['awgn']} {TINY} --steps 1"
-    assert "bsd432" in ok(run("train_dbsn", line))
+    shutil.copytree(pictures / "gray", tmp_path / "set12")
+    for k, name in enumerate(sorted(bsd68_names())[:40]):  # by the names of the photographs, wherever they are
+        shutil.copy(pictures / "gray" / f"{k % 10}.png", tmp_path / "bsd500" / f"{name}.png")
+    line = f"--data-root {tmp_path} {LEVELS['awgn']} {TINY} --steps 1"
+    for name, images in (("a", "bsd500"), ("b", f"{tmp_path}/bsd500")):
+        assert "40 training images have the names of photographs of bsd68" in ok(run("train_dbsn", f"--name {name} --clean {images} {line}"))
+    line = f"--name c --teacher a --clean set12 --synthetic-noisy {pictures}/gray --data-root {tmp_path} {LEVELS['awgn']} {TINY2} --steps 1"
+    out = ok(run("train_distill", line))
+    assert "set12 is a test set" in out and "bsd68" not in out
 
 
 def test_changed_images_are_refused(run, pictures, tmp_path):
@@ -249,7 +269,7 @@ def test_changed_images_are_refused(run, pictures, tmp_path):
     ok(run("train_dbsn", line))
     shutil.copy(pictures / "gray" / "1.png", tmp_path / "images" / "3.png")
     code, _, err = run("train_dbsn", line)
-    assert code == 2 and "images" in err
+    assert code == 2 and "training images are others than before" in err
 
 
 @pytest.mark.slow
@@ -295,12 +315,19 @@ def test_signal_saves_and_says_resume(pictures, tmp_path):
         ("train_dbsn", "--name a --clean P/gray --noise awgn --sigma 25 --batch-size 1.5", "--batch-size"),
         ("train_dbsn", "--name a --clean P/gray --noise awgn --sigma 25 --patch-size 16 --start-from s2", "--start-from"),
         ("train_dbsn", "--name a --clean P/color --mode color --noise awgn --sigma 25 --patch-size 16 --start-from s1", "--start-from"),
+        ("train_dbsn", "--name a --noisy P/gray --noise awgn --val P/gray", "--val"),
+        ("train_dbsn", "--name a --noisy P/gray --noise awgn --noise-draw fresh", "--noise-draw"),
+        ("train_dbsn", "--name a --clean P/gray --noise awgn --sigma 5 55 --quantile 0.1", "--quantile"),
+        ("train_dbsn", "--name a --clean P/gray --noise awgn --sigma 25 --mg-seed 1", "--mg-seed"),
         ("train_distill", "--name a --teacher nowhere --clean P/gray --noisy P/gray", "no checkpoint"),
         ("train_distill", "--name a --teacher s2 --clean P/gray --noisy P/gray", "stage-2"),
         ("train_distill", "--name a --teacher s1 --clean P/gray --synthetic-noisy P/gray", "--noise"),
         ("train_distill", "--name a --teacher s1 --clean P/gray --synthetic-noisy P/gray --noise mg", "gray"),
+        ("train_distill", "--name a --teacher s1 --clean P/gray --noisy P/gray --val P/gray", "--val"),
+        ("train_distill", "--name a --teacher s1 --clean P/gray --synthetic-noisy P/gray --noise awgn --sigma 25 --white-level 9", "--clean-white-level"),
         ("train_distill", "--name a --teacher s1 --clean P/gray/0.png --noisy P/gray/0.png --patch-size 16", "same single picture"),
         ("train_distill", "--name a --teacher s1 --clean P/gray --noisy P/gray --student s1 --patch-size 16", "--student"),
+        ("test", "--data P/gray --noise awgn --sigma 25 --seed 7", "--seed"),
         ("test", "--checkpoint nowhere --data P/gray --noise awgn --sigma 25", "no checkpoint"),
         ("test", "--checkpoint s1 --data P/color --noise awgn --sigma 25", "--mode gray"),
         ("test", "--checkpoint s1 --data P/gray --mode color --noise awgn --sigma 25", "--mode"),
@@ -436,6 +463,37 @@ def test_released_weights_load_by_name(run, pictures, models, tmp_path):
         for key in whole:
             torch.testing.assert_close(half[key], whole[key], atol=1e-3, rtol=1e-3)
     ok(run("test", f"--checkpoint s1-half s2-half --data {pictures}/gray/0.png {LEVELS['awgn']}"))
+    shutil.copytree(models / "s1", tmp_path / "s1-half")
+    with pytest.raises(UsageError, match=r"released weights and of a run.*s1-half\.safetensors or .*last\.safetensors"):
+        load_model("s1-half", checkpoints_dir=tmp_path)
+    assert load_model(tmp_path / "s1-half.safetensors").stage == 1
+
+
+def test_clean_images_of_stage_2_have_a_white_level_of_their_own(run, pictures, models, tmp_path):
+    """12 bits in 16-bit files and 8 bits: the same pictures, so the same course."""
+    (tmp_path / "deep").mkdir()
+    for file in (pictures / "gray").iterdir():
+        tifffile.imwrite(tmp_path / "deep" / f"{file.stem}.tif", np.asarray(Image.open(file)).astype(np.uint16) * 16)
+    losses = []
+    for name, images in (("a", f"{pictures}/gray"), ("b", f"{tmp_path}/deep")):
+        line = f"--name {name} --teacher {models}/s1 --clean {images} --synthetic-noisy {images} {LEVELS['awgn']} {TINY2} --steps 2"
+        ok(run("train_distill", line + " --clean-white-level 4080" * (name == "b")))
+        losses.append([json.loads(text)["loss"] for text in (tmp_path / name / "stats.jsonl").read_text().splitlines()])
+    assert losses[0] == pytest.approx(losses[1], rel=0.05) and len(losses[0]) == 2
+
+
+def test_events_of_the_step_that_training_goes_on_from_stay(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for start, steps in ((0, (5, 10, 15)), (10, (20,))):  # stopped after 15, of which 10 were saved
+        board = Board(tmp_path, start)
+        for step in steps:
+            board.scalars({"loss": float(step)}, step)
+        board.close()
+        time.sleep(1.1)  # event files are ordered by their names, which hold whole seconds
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss")] == [5, 10, 20]
 
 
 @pytest.mark.parametrize("noise", ["--noise awgn --sigma 5 55", "--noise hg --alpha 10 40 --delta 2 20"])

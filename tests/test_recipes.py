@@ -128,6 +128,13 @@ def test_both_stages_by_recipe(run, pictures, tmp_path):
     ok(run("train_distill", f"--name s2 --teacher s1 {tiny} --student-width 8 --synthetic-noisy {pictures}/gray --noisy-share 0.5"))
 
 
+def test_a_recipes_learning_rate_is_that_of_its_optimizer():
+    assert stage1("--recipe gray-awgn25-fast --optimizer adam").lr == stage1("--clean x --noise awgn --sigma 25 --optimizer adam").lr
+    assert stage2("--recipe gray-awgn25-paper --optimizer muon").lr == stage2("--recipe gray-awgn25-fast").lr
+    assert stage1("--recipe gray-awgn25-fast --optimizer adam --lr 0.5").lr == 0.5
+    assert stage1("--recipe gray-awgn25-paper --optimizer adam").lr == 3e-4
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
 @pytest.mark.parametrize(("flavour", "blind"), [("", "0"), ("paper", "0"), ("fast", "0"), ("", "1")])
 def test_scripts_give_command_lines_that_parse(script, flavour, blind, tmp_path):
@@ -151,6 +158,24 @@ def test_scripts_give_command_lines_that_parse(script, flavour, blind, tmp_path)
     for call in tests:
         opt = TestOptions().parse(call[1:])
         assert opt.checkpoint == [a.name, b.name] and opt.data == ["bsd68" if mode == "gray" else "cbsd68"] and opt.noise == noise
+
+
+@pytest.mark.parametrize(
+    ("script", "levels", "name", "tests"),
+    [
+        ("gray_awgn", {"SIGMA": "5 20"}, "gray-awgn5to20-fast", ["--sigma 5", "--sigma 20"]),
+        ("color_hg", {"ALPHA": "10 30", "DELTA": "4"}, "color-hg10to30-4-fast", ["--alpha 10 --delta 4", "--alpha 30 --delta 4"]),
+    ],
+)
+def test_a_range_of_ones_own_is_tested_at_its_ends(script, levels, name, tests, tmp_path):
+    fake = tmp_path / "python"
+    fake.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\n')
+    fake.chmod(0o755)
+    environment = {"PATH": "/usr/bin:/bin", "DBSN_PYTHON": str(fake), **levels}
+    assert subprocess.run(["bash", str(ROOT / "scripts" / f"{script}.sh")], env=environment).returncode == 0
+    first, _, *calls = (tmp_path / "calls").read_text().splitlines()
+    assert Stage1Options().parse(first.split()[1:]).name == name
+    assert len(calls) == len(tests) and all(levels in call for levels, call in zip(tests, calls))
 
 
 def test_arguments_are_text():

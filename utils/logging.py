@@ -13,14 +13,14 @@ class Board:
     """Scalars and picture panels for TensorBoard in a run folder; does nothing, after one line, where TensorBoard cannot be imported."""
 
     def __init__(self, folder: Path, start: int, enabled: bool = True):
-        """start: the step training goes on from; events written after it by an interrupted run are hidden."""
+        """start: the last step that counts; events of later ones, written by an interrupted run, are hidden."""
         self.writer, self.grid_is_broken = None, False
         if not enabled:
             return
         try:
             from torch.utils.tensorboard import SummaryWriter
 
-            self.writer = SummaryWriter(str(folder), purge_step=start)
+            self.writer = SummaryWriter(str(folder), purge_step=start + 1)
         except ImportError as error:
             tqdm.write(f"warning: no TensorBoard log ({error})")
 

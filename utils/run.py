@@ -109,11 +109,14 @@ class RunFolder:
             os.close(self._lock)
             self._lock = None
 
-    def check_options(self, options: Mapping[str, Any], ignore: frozenset[str] = frozenset(), defaults: Mapping[str, Any] | None = None) -> None:
+    def check_options(
+        self, options: Mapping[str, Any], ignore: frozenset[str] = frozenset(), defaults: Mapping[str, Any] | None = None, digests: frozenset[str] = frozenset()
+    ) -> None:
         """Records a new run's options; for a run that goes on, raises a UsageError that names each option that is not what it was.
 
         options: name, as in `noise_draw`, to plain value.
         ignore: options that may change from one start to the next, such as how often to log; they are recorded without a word.
+        digests: names of those that are no option but the digest of what one names, such as images: a message does without their values.
         defaults: what an option that the record lacks, because an older version wrote it, counts as; without an entry here it counts as changed.
         """
         file = self.path / "options.json"
@@ -124,10 +127,12 @@ class RunFolder:
             changes = []
             for name in sorted((set(new) | set(old)) - ignore):
                 before, now = old.get(name, assumed.get(name, MISSING)), new.get(name, MISSING)
-                if before != now:
+                if before != now and name in digests:
+                    changes.append(f"{name.replace('_', ' ')} are others than before")
+                elif before != now:
                     changes.append(f"--{name.replace('_', '-')} was {shown(before)}, now {shown(now)}")
             if changes:
-                raise UsageError(f"run {self.path} has other options: {'; '.join(changes)}; use another --name, or delete the folder to start over")
+                raise UsageError(f"run {self.path} was begun otherwise: {'; '.join(changes)}; use another --name, or delete the folder to start over")
         if new != old:
             atomic_write_text(file, json.dumps(new, indent=2, sort_keys=True, allow_nan=False) + "\n")
 
