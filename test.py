@@ -9,6 +9,7 @@ python test.py --baseline wavelet nlm bm3d --data bsd68 --noise awgn --sigma 25 
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -20,11 +21,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data.images import TIFF_SUFFIXES, file_and_page, image_header, read_image, to_float, write_image
+from data.images import DIM, TIFF_SUFFIXES, brightest, file_and_page, image_header, read_image, to_float, write_image
 from data.noise import Noise
 from data.pictures import as_map, output_names, side_by_side
 from data.sets import content_hash, find_images
-from data.stacks import whole_stacks, write_stack
+from data.stacks import images_of, stacks_of, write_stack
 from models import load_model
 from models.inference import Denoised, automatic_tile, denoise
 from options.test import TestOptions
@@ -41,11 +42,15 @@ METHODS = {1: ("mu", "posterior"), 2: ("distilled",)}  # what a checkpoint of ea
 
 @dataclass(frozen=True)
 class Sample:
-    """One image of a test: noisy and clean, (H,W,C) float32, 0..1; clean and the true level (0..255 units) are None where unknown."""
+    """One image of a test: noisy and clean, (H,W,C) float32, 0..1; clean and the true level (0..255 units) are None where unknown.
+
+    white_level: the file value that is 1.0; None: 255, 65535, or 1.0 in float files.
+    """
 
     noisy: np.ndarray
     clean: np.ndarray | None = None
     level: float | None = None
+    white_level: float | None = None
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -64,17 +69,18 @@ def evaluate(opt, world: World, argv: list[str]) -> int:
     files = find_images(opt.data, opt.data_root, "--data")
     references = matching(files, find_images(opt.clean, opt.data_root, "--clean")) if opt.clean else [None] * len(files)
     channels = agreed_channels(opt, models)
+    white_level = opt.white_level or (None if opt.protocol == "published" else agreed_white_level(models))
     bad: dict[Path, str] = {}  # file -> what is wrong with it
     for file in files:
         with noting(bad, file, opt.on_bad):
-            check_file(file, opt, models, channels)
-    white_level = opt.white_level or (None if opt.protocol == "published" else agreed_white_level(models))
+            check_file(file, opt, models, channels, white_level)
     noise = Noise.from_options(opt) if opt.noise else None
     with world.main_first():
         prepare_outputs(opt, files)
     names = output_names(files)
+    shown = [f.name for f in files] if len({f.name for f in files}) == len(files) else [str(f) for f in files]
 
-    rows, seconds, tiled = {}, {}, set()
+    rows, seconds, tiled, unknown = {}, {}, set(), {}  # unknown: image -> what is said of noise that no checkpoint was trained on
     share = range(world.rank, len(files), world.size)
     for k in tqdm(share, desc="images", disable=None if world.main else True):
         file, reference, name = files[k], references[k], names[k]
@@ -95,19 +101,21 @@ def evaluate(opt, world: World, argv: list[str]) -> int:
             if max(y.shape[2:]) > (opt.tile or automatic_tile(model, y)):
                 tiled.add(str(model.file))
             images |= {method_name(method, model, models): as_image(t) for method, t in outputs_of(result, model).items()}
-            first = first or (result if model.stage == 1 else None)
-        estimated = None if first is None else 255 * first.noise_level.square().mean().sqrt().item()
-        row = {"name": file.name, "noise_level": {"true": sample.level, "estimated": estimated}}
+            if model.stage == 1:
+                first = first or result
+                check_trained_range(model, result, name, unknown)
+        estimated = None if first is None else 255 * level_of(first)
+        row = {"name": shown[k], "noise_level": {"true": sample.level, "estimated": estimated}}
         if sample.clean is not None:
             row |= {method: measure(sample.clean, image, clamp=method != "noisy") for method, image in images.items()}
         rows[k] = row
         if opt.save:
-            save_pictures(opt.save, name, file, images, sample, first, white_level)
+            save_pictures(opt.save, name, file, images, sample, first)
 
     # from here on process 0 speaks for all
     seconds = {name: total / len(rows) for name, total in seconds.items()}
-    for others in world.gather((rows, bad, tiled)):
-        rows, bad, tiled = rows | others[0], bad | others[1], tiled | others[2]
+    for others in world.gather((rows, bad, tiled, unknown)):
+        rows, bad, tiled, unknown = (mine | other for mine, other in zip((rows, bad, tiled, unknown), others))
     if not world.main:
         return 0
     rows, bad = [rows[k] for k in sorted(rows)], {file: bad[file] for file in files if file in bad}
@@ -136,6 +144,8 @@ def evaluate(opt, world: World, argv: list[str]) -> int:
     if opt.save and models:
         put_stacks_together(opt.save, [file for file in files if file not in bad], dict(zip(files, names)))
     print_table(table)
+    if unknown:
+        print("note: these results may be worse than the images:", *unknown.values(), sep="\n  ", file=sys.stderr)
     if opt.json:
         atomic_write_text(opt.json, json.dumps(table, indent=1) + "\n")
     if bad:
@@ -205,9 +215,13 @@ def agreed_channels(opt, models: list) -> int | None:
     return channels
 
 
-def check_file(file: Path, opt, models: list, channels: int | None) -> None:
+def check_file(file: Path, opt, models: list, channels: int | None, white_level: float | None) -> None:
     """UsageError where the file's header cannot be read, or it does not fit the checkpoints and --mode does not say to convert, or the baselines."""
     header = image_header(file)
+    if header.dtype == np.uint8 and white_level and white_level > 255 and not opt.white_level:
+        raise UsageError(
+            f"{file} has 8 bits, {models[0].file} was trained on files in which {white_level:g} is white: say with --white-level what is white here"
+        )
     found = header.channels
     if opt.baseline and min(header.height, header.width) < SMALLEST_SIDE:
         size = f"{header.width}x{header.height}"
@@ -242,14 +256,38 @@ def matching(files: list[Path], references: list[Path]) -> list[Path]:
 
 
 def read_sample(file: Path, reference: Path | None, mode: str | None, white_level: float | None, noise: Noise | None) -> Sample:
+    """Raises UsageError as read_image does. Noisy images that fill a small part of their file's range are brought to 0..1 by their own brightest value where
+    no white level is known: noise levels are relative to white, and the networks know those of their training alone."""
     image = to_float(read_image(file, mode=mode, white_level=white_level))
+    header = image_header(file)
+    if white_level is None and noise is None and header.dtype != np.uint8 and 0 < (white := brightest(image)) < DIM:
+        white_level = white * (65535 if header.dtype == np.uint16 else 1)
+        tqdm.write(f"note: {file} is dim: {white_level:.6g}, its brightest value, is taken for white; --white-level says another", file=sys.stderr)
+        image = to_float(read_image(file, mode=mode, white_level=white_level))
     if noise:
         x = image.transpose(2, 0, 1).astype(np.float64)
-        return Sample(noise.published(x).transpose(1, 2, 0).astype(np.float32), image, 255 * noise.level(x))
+        return Sample(noise.published(x).transpose(1, 2, 0).astype(np.float32), image, 255 * noise.level(x), white_level)
     clean = to_float(read_image(reference, mode=mode, white_level=white_level)) if reference else None
     if clean is not None and clean.shape != image.shape:
         raise UsageError(f"--clean {reference} is {clean.shape}, {file} {image.shape} (rows, columns, channels): they must show the same picture")
-    return Sample(image, clean)
+    return Sample(image, clean, white_level=white_level)
+
+
+def level_of(result: Denoised) -> float:
+    """Root mean square over the image of the noise level that stage 1 found, 0..1 units."""
+    return result.noise_level.square().mean().sqrt().item()
+
+
+def check_trained_range(model, result: Denoised, name: str, unknown: dict[str, str]) -> None:
+    """Notes an image whose noise lies outside of the levels that a stage-1 model was trained on, where that is known. Not for mg, which has no one level."""
+    facts = training_facts(model.values) or {}
+    if model.noise == "mg" or not all(facts.get(option) for option in {"awgn": ("sigma",), "hg": ("alpha", "delta")}[model.noise]):
+        return
+    low, high = facts["sigma"] if model.noise == "awgn" else (facts["delta"][0], math.hypot(facts["alpha"][1], facts["delta"][1]))
+    level = 255 * level_of(result)
+    if not 0.9 * low <= level <= 1.1 * high:
+        remedy = "; a --white-level nearer to the brightest value raises it" if level < low else ""
+        unknown[name] = f"{name}: noise of {level:.2g}, {model.name} was trained on {low:g} to {high:g} (of 255, white){remedy}"
 
 
 def means(rows: list[dict]) -> dict[str, dict[str, float | None]]:
@@ -281,6 +319,9 @@ def print_table(table: dict) -> None:
         print("  ".join([f"{'mean':{width}}", *(f"{cell(table['mean'][m]):>{c}}" for m, c in zip(methods, columns))]))
     if table["baselines"]:
         print(f"{', '.join(table['baselines'])}: told the true level of each image, which the networks are not")
+    errors = [abs(level["estimated"] / level["true"] - 1) for row in table["images"] if (level := row["noise_level"])["estimated"] and level["true"]]
+    if errors:
+        print(f"estimated levels: mean error {np.mean(errors):.1%}, within 5% on {sum(e <= 0.05 for e in errors)} of {len(errors)} images")
     for name, value in table["seconds_per_image"].items():
         print(f"{name}: {value:.2f} seconds per image")
 
@@ -297,19 +338,21 @@ def prepare_outputs(opt, files: list[Path]) -> None:
             raise RunError(f"{flag}: cannot create the folder {folder} ({error.strerror})") from error
 
 
-def save_pictures(
-    folder: Path, name: str, file: Path, images: dict[str, np.ndarray], sample: Sample, first: Denoised | None, white_level: float | None
-) -> None:
-    """NAME_all.png: everything side by side; NAME_denoised: the last checkpoint's result alone, with the input's format, depth and units; NAME_std.png:
-    the posterior's standard deviation, white at 25; NAME_level.png: the estimated noise level, white at 100 (0..255 units)."""
-    shown = images | ({"clean": sample.clean} if sample.clean is not None else {})
-    write_image(folder / f"{name}_all.png", side_by_side(shown))
+def save_pictures(folder: Path, name: str, file: Path, images: dict[str, np.ndarray], sample: Sample, first: Denoised | None) -> None:
+    """NAME_denoised: the last checkpoint's result alone, with the input's format, depth and units; NAME_all.png: everything side by side; NAME_std.png: the
+    posterior's standard deviation, white at 25; NAME_level.png: the estimated noise level, white at 100 (0..255 units). Of a page of a stack
+    the result alone."""
+    page = file_and_page(file)[1]
     if len(images) > 1:
         dtype = image_header(file).dtype
         tiff = file.suffix.lower() in TIFF_SUFFIXES
         bits = {"uint8": 8, "uint16": 16}.get(dtype.name, 32)
-        units = white_level / {8: 255, 16: 65535, 32: 1}[bits] if white_level else 1.0
-        write_image(folder / f"{name}_denoised{file.suffix.lower() if tiff else '.png'}", list(images.values())[-1] * units, bits=bits)
+        units = sample.white_level / {8: 255, 16: 65535, 32: 1}[bits] if sample.white_level else 1.0
+        target = folder / f"{name}_denoised{file.suffix.lower() if tiff else '.png'}"
+        write_image(target, list(images.values())[-1] * units, bits=bits, like=file if tiff and not page else None)
+    if page:
+        return
+    write_image(folder / f"{name}_all.png", side_by_side(images | ({"clean": sample.clean} if sample.clean is not None else {})))
     if first is not None:
         write_image(folder / f"{name}_std.png", as_map(as_image(first.std), 25 / 255))
         level = as_image(first.noise_level)
@@ -318,13 +361,16 @@ def save_pictures(
 
 def put_stacks_together(folder: Path, files: list[Path], names: dict[Path, str]) -> None:
     """NAME_denoised.tif of each stack whose pages were all denoised, in place of theirs."""
-    for stack, places in whole_stacks(files):
-        pages = [folder / f"{names[files[k]]}_denoised.tif" for k in places]
-        name = names[files[places[0]]].rpartition("_page")[0]
+    for stack, pages in stacks_of(files).items():
+        if pages != images_of(stack):
+            print(f"note: {stack}: the results stay in single pages, since not all of its pages were denoised", file=sys.stderr)
+            continue
+        results = [folder / f"{names[page]}_denoised.tif" for page in pages]
+        name = names[pages[0]].rpartition("_page")[0]
         name += "_stack" * (name in names.values())
-        write_stack(folder / f"{name}_denoised.tif", pages, like=stack)
-        for page in pages:
-            page.unlink()
+        write_stack(folder / f"{name}_denoised.tif", results, like=stack)
+        for result in results:
+            result.unlink()
 
 
 if __name__ == "__main__":

@@ -21,12 +21,26 @@ from data.crops import draw_crops, generator, generators, hashed
 from data.noise import Noise
 from data.sets import find_images
 from data.source import crop_source
-from data.training import HELD_OUT, NOISE, VALIDATION, WEIGHTS, ImageFiles, Images, add_noise_once, digest, hold_out, in_memory, look_at, warn_of_test_images
+from data.training import (
+    HELD_OUT,
+    NOISE,
+    VALIDATION,
+    WEIGHTS,
+    ImageFiles,
+    Images,
+    add_noise_once,
+    digest,
+    hold_out,
+    in_memory,
+    look_at,
+    note_conversion,
+    warn_of_test_images,
+)
 from models import BlindSpotDenoiser, Prediction, load_model, noise_level, posterior
 from models.gaussian import add, constrained_nll, envelope_loss, nll
 from models.inference import denoise
 from options.stage1 import Stage1Options
-from utils.device import choose_device, choose_dtype, denormals_as_zero, keep_freed_memory
+from utils.device import choose_device, choose_dtype, denormals_as_zero, device_name, keep_freed_memory
 from utils.distributed import World, join
 from utils.errors import EXIT_RESUME, RunError, UsageError, run_script
 from utils.logging import Board
@@ -78,6 +92,8 @@ def train(opt, options: Stage1Options, world: World) -> int:
     warn_of_test_images(opt.clean or opt.noisy, files)
     val = look_at(find_images(opt.val, opt.data_root, "--val"), opt.mode, opt.white_level, what="--val images").decode() if opt.val else None
     images = look_at(files, opt.mode, opt.white_level, opt.patch_size, "training images")
+    if opt.noisy:
+        note_conversion(images)
     noise = Noise.from_options(opt) if opt.clean else None
     redraw = noise is not None and opt.noise_draw == "fresh"
     if in_memory(opt.images, images.memory(float_copies=1 if noise and not redraw else 0), device, world):
@@ -111,8 +127,8 @@ def train(opt, options: Stage1Options, world: World) -> int:
                 step, skipped, best = (state.values[k] for k in ("step", "skipped", "best_held_out_nll"))
                 restore(model, average, optimizer, state.tensors)
             run.truncate_stats(step)
-        if step and world.main:
-            tqdm.write(f"{opt.name}: continuing after step {step} of {total}")
+        if world.main:
+            tqdm.write(f"{opt.name}: on {device_name(device)}, in {recorded['amp']}" + (f", continuing after step {step} of {total}" if step else ""))
         values = {"config": model.config, "white_level": opt.white_level, "options": plain_options(recorded)}
 
         def save() -> None:

@@ -21,12 +21,27 @@ from data.crops import DiskPool, ImagePool, generator, generators, hashed, norma
 from data.noise import Noise
 from data.sets import find_images
 from data.source import crop_source
-from data.training import LEVEL, NOISE, NOISY, SYNTHESIS, VALIDATION, WEIGHTS, Images, add_noise_once, digest, disjoint, in_memory, look_at, warn_of_test_images
+from data.training import (
+    LEVEL,
+    NOISE,
+    NOISY,
+    SYNTHESIS,
+    VALIDATION,
+    WEIGHTS,
+    Images,
+    add_noise_once,
+    digest,
+    disjoint,
+    in_memory,
+    look_at,
+    note_conversion,
+    warn_of_test_images,
+)
 from models import MWCNN, BlindSpotDenoiser, load_model, posterior_mean, synthesise
 from models.inference import denoise
 from options.stage2 import Stage2Options
 from utils.checkpoint import checksum
-from utils.device import choose_device, choose_dtype, denormals_as_zero, keep_freed_memory
+from utils.device import choose_device, choose_dtype, denormals_as_zero, device_name, keep_freed_memory
 from utils.distributed import World, join
 from utils.errors import EXIT_RESUME, RunError, UsageError, run_script
 from utils.logging import Board
@@ -66,9 +81,17 @@ def train(opt, options: Stage2Options, world: World) -> int:
     noisy_files = find_images(opt.noisy or opt.synthetic_noisy, opt.data_root, flag)
     warn_of_test_images([*opt.clean, *(opt.noisy or opt.synthetic_noisy)], [*clean_files, *noisy_files])
     clean_files, noisy_files = disjoint(clean_files, noisy_files, opt.seed, flag)
-    val = look_at(find_images(opt.val, opt.data_root, "--val"), mode, opt.clean_white_level, what="--val images").decode() if opt.val else None
-    clean = look_at(clean_files, mode, opt.clean_white_level, opt.patch_size, "--clean images")
-    noisy = look_at(noisy_files, mode, white_level if opt.noisy else opt.clean_white_level, opt.patch_size, f"{flag} images")
+    val = (
+        look_at(find_images(opt.val, opt.data_root, "--val"), mode, opt.clean_white_level, what="--val images", white_flag="--clean-white-level").decode()
+        if opt.val
+        else None
+    )
+    clean = look_at(clean_files, mode, opt.clean_white_level, opt.patch_size, "--clean images", "--clean-white-level")
+    if opt.noisy:
+        noisy = look_at(noisy_files, mode, white_level, opt.patch_size, "--noisy images")
+        note_conversion(noisy)
+    else:
+        noisy = look_at(noisy_files, mode, opt.clean_white_level, opt.patch_size, "--synthetic-noisy images", "--clean-white-level")
     noise = Noise.from_options(opt) if opt.synthetic_noisy else None
     redraw = noise is not None and opt.noise_draw == "fresh"
     before = RunFolder(opt.checkpoints_dir / opt.name).recorded_options() or {"images": "auto"}
@@ -111,8 +134,8 @@ def train(opt, options: Stage2Options, world: World) -> int:
                 step, skipped = state.values["step"], state.values["skipped"]
                 restore(student, average, optimizer, state.tensors)
             run.truncate_stats(step)
-        if step and world.main:
-            tqdm.write(f"{opt.name}: continuing after step {step} of {opt.steps}")
+        if world.main:
+            tqdm.write(f"{opt.name}: on {device_name(device)}, in {recorded['amp']}" + (f", continuing after step {step} of {opt.steps}" if step else ""))
 
         values = {"config": student.config, "white_level": white_level, "options": plain_options(recorded)}
 

@@ -33,6 +33,7 @@ from utils.files import atomic_write_bytes, shown
 TIFF_SUFFIXES = (".tif", ".tiff")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", *TIFF_SUFFIXES)
 MAX_PIXELS = 2**30  # a small file can claim a huge picture: more than this is refused unless asked for
+DIM = 1 / 8  # of full scale: images whose brightest values are below it fill a small part of their file's range
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R 601
 ORIENTATION = 0x0112  # the tag of EXIF and of TIFF
 
@@ -105,10 +106,15 @@ def to_float(image: np.ndarray) -> np.ndarray:
     return image.astype(np.float32) / np.float32(255) if image.dtype == np.uint8 else image
 
 
-def write_image(path: Path, image: np.ndarray, bits: int = 8) -> None:
+def brightest(image: np.ndarray) -> float:
+    """The greatest value of an image (H,W,C), uint8 or float32, on the scale of 0..1, single hot pixels left out."""
+    return float(to_float(cv2.medianBlur(image, 3)).max())
+
+
+def write_image(path: Path, image: np.ndarray, bits: int = 8, like: Path | None = None) -> None:
     """Writes (H,W,C), uint8 or float 0..1, as PNG or TIFF by the suffix; atomically. RunError where the disk refuses or a value is not finite.
 
-    bits: 8 or 16: floats are clipped to 0..1 and rounded; 32, TIFF only: float32 as it is.
+    bits: 8 or 16: floats are clipped to 0..1 and rounded; 32, TIFF only: float32 as it is. like: a TIFF file whose pixel sizes another one takes over.
     """
     path = Path(path)
     tiff = path.suffix.lower() in TIFF_SUFFIXES
@@ -126,7 +132,8 @@ def write_image(path: Path, image: np.ndarray, bits: int = 8) -> None:
     pixels = image[..., 0] if image.shape[2] == 1 else image
     buffer = io.BytesIO()
     if tiff:
-        tifffile.imwrite(buffer, pixels, photometric="minisblack" if pixels.ndim == 2 else "rgb", compression="zlib")
+        options = dict(photometric="minisblack" if pixels.ndim == 2 else "rgb") | (calibration(like, pixels) if like else {})
+        tifffile.imwrite(buffer, pixels, compression=None if "imagej" in options else "zlib", **options)
         data = buffer.getvalue()
     elif bits == 16:  # Pillow writes no 16-bit colour
         data = cv2.imencode(".png", pixels if pixels.ndim == 2 else pixels[..., ::-1])[1].tobytes()
@@ -134,6 +141,18 @@ def write_image(path: Path, image: np.ndarray, bits: int = 8) -> None:
         Image.fromarray(pixels).save(buffer, "PNG")
         data = buffer.getvalue()
     atomic_write_bytes(path, data)
+
+
+def calibration(path: Path, pixels: np.ndarray) -> dict:
+    """Options of tifffile.imwrite that give `pixels` the resolution of the first page of a TIFF file, and where that is ImageJ's and can be, ImageJ's form
+    with its units."""
+    with tifffile.TiffFile(path) as tiff:
+        page = tiff.pages[0]
+        options = dict(resolution=page.resolution, resolutionunit=page.resolutionunit)
+        if not tiff.is_imagej or (pixels.ndim == 3 and pixels.dtype != np.uint8):  # colour of 16 bits is nothing that ImageJ has
+            return options
+        known = tiff.imagej_metadata or {}
+        return options | dict(imagej=True, metadata={name: known[name] for name in ("unit", "spacing", "finterval") if name in known})
 
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -324,7 +343,7 @@ def tiff_page(path: Path, tiff: tifffile.TiffFile, max_pixels: int) -> tuple[tif
         others = sum(not other.is_reduced for other in tiff.pages[1:])  # thumbnails may follow
         pages = max(pages, 1 + others, tiff.series[0].size // max(page.size, 1))  # a stack can have all its pixels in one page
     if pages > 1:
-        raise bad(path, f"is a stack of {pages} pages in one; split it into one file a page")
+        raise bad(path, f"is a stack of {pages} pages that cannot be told apart: damaged, or stored as one; split it into one file a page")
 
     samples = TIFF_SAMPLES.get(page.photometric)
     if samples is None:
@@ -335,7 +354,8 @@ def tiff_page(path: Path, tiff: tifffile.TiffFile, max_pixels: int) -> tuple[tif
     dtype = np.dtype(np.uint8 if page.dtype == np.bool_ else page.dtype or "V")
     deep = (dtype == np.uint16 and page.bitspersample == 16) or (dtype.kind == "f" and page.bitspersample == 8 * dtype.itemsize)
     if dtype != np.uint8 and not (deep and page.photometric in PLAIN):
-        raise bad(path, f"holds {dtype} values of {page.bitspersample} bits; save it as gray or RGB with 8 or 16 bits, or as float")
+        table = " with a colour table" if page.photometric == PHOTOMETRIC.PALETTE else ""
+        raise bad(path, f"holds {dtype} values of {page.bitspersample} bits{table}; save it as plain gray or RGB with unsigned 8 or 16 bits, or as float")
 
     whole = len(page.dataoffsets) >= math.prod(page.chunked)
     if not whole or any(n == 0 or start + n > tiff.filehandle.size for start, n in zip(page.dataoffsets, page.databytecounts)):

@@ -83,7 +83,7 @@ class DiskSource(CropSource):
         try:
             pixels = torch.cat([crop.result() for crop in self.coming.pop(int(samples[0]))])  # B,patch,patch,C
         except UsageError as error:
-            raise RunError(f"{error} (met while training; put the file back as it was and run the same command again)") from error
+            raise RunError(f"{error} (met while training: if the file was good before, put it back and run the same command again)") from error
         if self.pool.device.type == "cuda":
             pixels = pixels.pin_memory()
         return as_images(pixels.to(self.pool.device, non_blocking=True))

@@ -6,12 +6,11 @@ results are named by it, and put together in a stack again at the end.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import tifffile
 
-from data.images import TIFF_SUFFIXES, file_and_page, is_tiff, open_file
+from data.images import TIFF_SUFFIXES, calibration, file_and_page, is_tiff, open_file
 from utils.errors import UsageError
 from utils.files import atomic_path
 
@@ -36,31 +35,33 @@ def images_of(file: Path) -> list[Path]:
     return [file / f"{file.stem}_page{k:04d}.tif" for k in numbers] if len(numbers) > 1 else [file]
 
 
-def whole_stacks(images: list[Path]) -> Iterator[tuple[Path, list[int]]]:
-    """The stacks of which every page is among the images, and where in the list their pages are."""
-    places = {image: k for k, image in enumerate(images)}
-    for stack in dict.fromkeys(file for file, page in map(file_and_page, images) if page):
-        pages = images_of(stack)
-        if all(page in places for page in pages):
-            yield stack, [places[page] for page in pages]
+def stacks_of(images: list[Path]) -> dict[Path, list[Path]]:
+    """Stack -> its pages among the images, in order."""
+    stacks: dict[Path, list[Path]] = {}
+    for image in images:
+        file, page = file_and_page(image)
+        if page:
+            stacks.setdefault(file, []).append(image)
+    return stacks
 
 
 def write_stack(path: Path, pages: list[Path], like: Path) -> None:
     """Puts TIFF files of one page together in one, in order; atomically. RunError where the disk refuses.
 
-    like: the stack whose pages they are made from. Where that is ImageJ's, so is the result, with its sections, channels, moments and pixel sizes.
+    like: the stack whose pages they are made from, and its pixel sizes. Where it is ImageJ's, so is the result, with its sections, channels and moments.
     """
     arrays = (tifffile.imread(page) for page in pages)
     first = tifffile.imread(pages[0])
-    photometric = "minisblack" if first.ndim == 2 else "rgb"
-    with tifffile.TiffFile(like) as original, atomic_path(path) as temporary:
-        series, page = original.series[0], original.pages[0]
-        if original.is_imagej and series.shape[-first.ndim :] == first.shape and series.dtype == first.dtype:
-            known = original.imagej_metadata or {}
-            metadata = {"axes": series.axes} | {name: known[name] for name in ("unit", "spacing", "finterval") if name in known}
-            pixels = dict(shape=series.shape, dtype=first.dtype, photometric=photometric, resolution=page.resolution, resolutionunit=page.resolutionunit)
-            tifffile.imwrite(temporary, arrays, imagej=True, metadata=metadata, **pixels)
+    options = calibration(like, first) | dict(photometric="minisblack" if first.ndim == 2 else "rgb")
+    with tifffile.TiffFile(like) as original:
+        series = original.series[0]
+        axes, shape = series.axes, series.shape
+    with atomic_path(path) as temporary:
+        if "imagej" in options and shape[-first.ndim :] == first.shape:
+            options["metadata"]["axes"] = axes
+            tifffile.imwrite(temporary, arrays, shape=shape, dtype=first.dtype, **options)
         else:
+            options = {name: options[name] for name in ("resolution", "resolutionunit", "photometric")}
             with tifffile.TiffWriter(temporary, bigtiff=first.nbytes * len(pages) > 2**31) as writer:
                 for array in arrays:
-                    writer.write(array, photometric=photometric, compression="zlib", metadata=None)
+                    writer.write(array, compression="zlib", metadata=None, **options)

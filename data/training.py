@@ -13,12 +13,13 @@ import torch
 from tqdm import tqdm
 
 from data.crops import DiskPool, ImagePool, generator, permutation
-from data.images import Header, file_and_page, image_header, read_image, to_float
+from data.images import DIM, Header, brightest, file_and_page, image_header, read_image, to_float
 from data.noise import Noise
 from data.sets import TEST_SETS, bsd68_names, content_hash
 from utils.device import free_memory
 from utils.distributed import World
 from utils.errors import UsageError
+from utils.files import shown
 
 # what a random stream is for, beside the run's seed
 NOISE, HELD_OUT, VALIDATION, WEIGHTS, HALVES, SYNTHESIS, NOISY, LEVEL = range(8)
@@ -48,13 +49,15 @@ class Images:
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """Images left on disk: their files and headers, and how read_image is to decode them. what: their name in messages."""
+    """Images left on disk: their files and headers, and how read_image is to decode them. what, white_flag: their name in messages, and the flag that gives
+    their white level."""
 
     files: list[Path]
     headers: list[Header]
     mode: str
     white_level: float | None
     what: str
+    white_flag: str
 
     def __len__(self) -> int:
         return len(self.files)
@@ -92,9 +95,9 @@ class ImageFiles:
     def decode(self) -> Images:
         """All of them in memory. Raises UsageError as read() does."""
         images = Images(self.files, list(self.arrays))
-        brightest = max(1.0 if array.dtype == np.uint8 else float(array.max()) for array in images.arrays)
-        if 0 < brightest < 0.125:
-            tqdm.write(f"note: the brightest of the {self.what} is {brightest:.3f} of full scale; --white-level says which file value is white")
+        highest = max(1.0 if array.dtype == np.uint8 else brightest(array) for array in images.arrays)
+        if 0 < highest < DIM:
+            tqdm.write(f"note: the brightest of the {self.what} is {highest:.3f} of full scale; {self.white_flag} says which file value is white")
         return images
 
     def pool(self, device: torch.device | str = "cpu") -> DiskPool:
@@ -102,16 +105,28 @@ class ImageFiles:
         return DiskPool(self.sizes, lambda k: ImagePool([self.read(k) if as_bytes else to_float(self.read(k))]), device)
 
 
-def look_at(files: list[Path], mode: str, white_level: float | None, smallest: int = 1, what: str = "images") -> ImageFiles:
+def look_at(files: list[Path], mode: str, white_level: float | None, smallest: int = 1, what: str = "images", white_flag: str = "--white-level") -> ImageFiles:
     """The images of the files as "gray" or "color", by their headers alone. white_level: file value that becomes 1.0 (None: 255, 65535, or 1.0 for float
-    files). smallest: least side in pixels. Raises UsageError naming the file that is no image, by its header, or is too small."""
-    headers = []
+    files). smallest: least side in pixels. Raises UsageError naming the files that are no images, by their headers, or too small."""
+    headers, bad = [], []
     for file in tqdm(files, desc=f"looking at {what}", leave=False, disable=None):
-        header = image_header(file)
-        if min(header.height, header.width) < smallest:
-            raise UsageError(f"{file} is {header.width}x{header.height} pixels, smaller than --patch-size {smallest}: use a smaller patch or leave it out")
-        headers.append(header)
-    return ImageFiles(files, headers, mode, white_level, what)
+        try:
+            headers.append(header := image_header(file))
+            if min(header.height, header.width) < smallest:
+                raise UsageError(f"{file} is {header.width}x{header.height} pixels, smaller than --patch-size {smallest}: use a smaller patch or leave it out")
+        except UsageError as error:
+            bad.append((file, error))
+    if bad:
+        others = f"; {len(bad) - 1} more cannot be used: {', '.join(shown(file) for file, _ in bad[1:6])}{' ..' if len(bad) > 6 else ''}" if bad[1:] else ""
+        raise UsageError(f"{bad[0][1]}{others}")
+    return ImageFiles(files, headers, mode, white_level, what, white_flag)
+
+
+def note_conversion(images: ImageFiles) -> None:
+    """One line where images are not as their own files have them: gray ones in a colour model, or colour ones in a gray one."""
+    others = sum(header.channels != (1 if images.mode == "gray" else 3) for header in images.headers)
+    if others:
+        tqdm.write(f"note: {others} of the {len(images)} {images.what} are {'in colour' if images.mode == 'gray' else 'gray'}, and made {images.mode}")
 
 
 def in_memory(choice: str, needed: int, device: torch.device, world: World) -> bool:

@@ -9,6 +9,7 @@ posterior(y, p).mean, posterior(y, p).std
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 
 import torch
@@ -20,21 +21,25 @@ from utils.errors import UsageError
 
 __all__ = ["MWCNN", "BlindSpotDenoiser", "Prediction", "load_model", "noise_level", "posterior", "posterior_mean", "resolve_checkpoint", "synthesise"]
 
+RELEASED = Path(__file__).resolve().parents[1] / "checkpoints"
 KINDS = {"stage1": BlindSpotDenoiser, "stage2": MWCNN}
 
 
 def resolve_checkpoint(name: str | Path, checkpoints_dir: str | Path = "checkpoints") -> Path:
-    """A checkpoint file from its path, the name of its run, or the name of released weights. UsageError that lists what was looked for, or where a run has
-    the name of released weights."""
+    """A checkpoint file from its path, the name of its run in checkpoints_dir, or the name of released weights, there or in the project's own folder. UsageError
+    that lists what was looked for, or where a run has the name of released weights."""
     given, root = Path(name), Path(checkpoints_dir)
-    released, run = root / f"{name}.safetensors", root / given / "last.safetensors"
-    candidates = [given, released, run, given / "last.safetensors"]
+    run = root / given / "last.safetensors"
+    released = [folder / f"{name}.safetensors" for folder in (root, RELEASED)]
+    candidates = [given, *released, run, given / "last.safetensors"]
     for candidate in candidates:
         if candidate.is_file():
-            if candidate == released and run.is_file():
-                raise UsageError(f"{str(name)!r} is the name of released weights and of a run: give the file, {released} or {run}")
+            if candidate in released and run.is_file():
+                raise UsageError(f"{str(name)!r} is the name of released weights and of a run: give the file, {candidate} or {run}")
             return candidate
-    raise UsageError(f"no checkpoint {str(name)!r}: looked for " + ", ".join(str(c) for c in candidates))
+    near = difflib.get_close_matches(str(name), [file.stem for file in RELEASED.glob("*.safetensors")], n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise UsageError(f"no checkpoint {str(name)!r}: looked for {', '.join(str(c) for c in dict.fromkeys(candidates))}{hint}")
 
 
 def load_model(name: str | Path, device: str | torch.device = "cpu", checkpoints_dir: str | Path = "checkpoints") -> BlindSpotDenoiser | MWCNN:

@@ -59,7 +59,8 @@ class BaseOptions:
     stage = None  # which part of a --recipe is meant; scripts that do not train have none
 
     # Options that say where and how long a run works, not what comes out of it: they may change when a run is resumed.
-    may_change = frozenset({"name", "recipe", "checkpoints_dir", "device", "data_root", "max_minutes", "save_every"})
+    # Images may be found in another place, or named in another way: a digest of what they are is compared instead.
+    may_change = frozenset("name recipe checkpoints_dir device data_root max_minutes save_every clean noisy synthetic_noisy teacher".split())
 
     def __init__(self):
         self.parser = Parser(prog=self.prog, description=self.description, formatter_class=Formatter, allow_abbrev=False)

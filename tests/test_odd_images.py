@@ -126,7 +126,7 @@ UNREADABLE = {
     "unspecified fourth channel": (tiff(opaque(COLOUR), photometric="rgb", extrasamples=["unspecified"]), "4 channels"),
     "complex": (tiff(np.zeros((4, 4), np.complex64)), "complex64"),
     "signed": (tiff(np.zeros((4, 4), np.int8)), "int8"),
-    "palette of 16 bits": (with_tag(tiff(GRAY16[..., 0]), 262, 3), "save it as gray or RGB"),
+    "palette of 16 bits": (with_tag(tiff(GRAY16[..., 0]), 262, 3), "with a colour table; save it as plain gray or RGB"),
     "logarithmic": (with_tag(tiff(GRAY16[..., 0]), 262, 32844), "save it as gray or RGB"),
     "too large for float32": (tiff(np.full((4, 4), 1e300)), "not finite"),
     "transparent tiff": (tiff(np.dstack([COLOUR16, GRAY16]), photometric="rgb"), "transparent"),

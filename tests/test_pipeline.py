@@ -246,7 +246,8 @@ def test_changed_option_is_refused(run, pictures):
         code, _, err = run("train_dbsn", f"{line} {change}")
         assert code == 2 and name in err and "was" in err
     code, _, err = run("train_dbsn", line.replace("/gray", "/gray/[1-9].png"))
-    assert code == 2 and "--clean was" in err and "; training images are others than before" in err
+    assert code == 2 and "training images are others than before" in err
+    ok(run("train_dbsn", line.replace("/gray", "/gray/")))  # the same images
     ok(run("train_dbsn", f"{line} --max-minutes 5"))
 
 
@@ -414,6 +415,63 @@ def test_bad_images_are_skipped_on_request(run, models, pictures, tmp_path):
     assert code == 1 and "none of the 1 images" in err
 
 
+def test_all_bad_training_images_are_named_at_once(run, pictures, tmp_path):
+    shutil.copytree(pictures / "gray", tmp_path / "images")
+    (tmp_path / "images" / "3.png").write_text("no picture")
+    (tmp_path / "images" / "7.png").write_text("no picture")
+    code, _, err = run("train_dbsn", f"--name a --clean {tmp_path}/images {LEVELS['awgn']} {TINY} --steps 1")
+    assert code == 2 and "3.png is no PNG" in err and "; 1 more cannot be used" in err and "7.png" in err and err.count("\n") == 1
+
+
+def test_dim_images_are_brought_to_the_networks_range(run, models, tmp_path):
+    """The same picture at full scale, in a small part of 16 bits, and as small floats: one result, each in its own units."""
+    picture = np.random.default_rng(0).uniform(0.3, 0.7, (40, 40))
+    picture[20:30, 20:30] = 1.0
+    files = {"full": (picture * 65535).astype(np.uint16), "dim": (picture * 600).astype(np.uint16), "float": (picture * 0.01).astype(np.float32)}
+    files["dim"][5, 5] = 65535  # a hot pixel
+    (tmp_path / "in").mkdir()
+    for name, pixels in files.items():
+        tifffile.imwrite(tmp_path / "in" / f"{name}.tif", pixels)
+    code, _, err = run("test", f"--checkpoint {models}/s1/last.safetensors --data {tmp_path}/in --save {tmp_path}/out")
+    assert code == 0 and err.count("is dim") == 2 and "dim.tif is dim: 600, its brightest value" in err and "float.tif is dim: 0.01," in err
+    full, dim, small = (tifffile.imread(tmp_path / "out" / f"{name}_denoised.tif").astype(float) for name in files)
+    far = np.ones((40, 40), bool)
+    far[:12, :12] = False  # from the hot pixel
+    np.testing.assert_allclose(dim[far] / 600, full[far] / 65535, atol=0.02)
+    np.testing.assert_allclose(small / 0.01, full / 65535, atol=4e-3)
+    code, _, err = run("test", f"--checkpoint {models}/s1/last.safetensors --data {tmp_path}/in/dim.tif --save {tmp_path}/out2 --white-level 1200")
+    assert code == 0 and "is dim" not in err
+
+
+def test_noise_that_a_checkpoint_was_not_trained_on_is_told(run, tmp_path):
+    rng = np.random.default_rng(0)
+    notes = {}
+    for level in (2, 25, 80):
+        tifffile.imwrite(tmp_path / "a.tif", (0.45 + rng.normal(0, level / 255, (60, 60))).clip(-0.4, 1.4).astype(np.float32))
+        code, _, notes[level] = run("test", f"--checkpoint gray-awgn-blind --data {tmp_path}/a.tif --save {tmp_path}/out")
+        assert code == 0
+    assert "a: noise of 1." in notes[2] and "gray-awgn-blind was trained on 5 to 55 (of 255, white); a --white-level" in notes[2]
+    assert "trained on" not in notes[25] and "a: noise of 7" in notes[80] and "--white-level" not in notes[80]
+
+
+def test_images_of_the_same_name_are_told_apart(run, pictures, tmp_path):
+    for folder in "ab":
+        (tmp_path / folder).mkdir()
+        shutil.copy(pictures / "gray" / "0.png", tmp_path / folder / "0.png")
+    ok(run("test", f"--data {tmp_path}/a {tmp_path}/b {LEVELS['awgn']} --json {tmp_path}/r.json"))
+    assert [row["name"] for row in json.loads((tmp_path / "r.json").read_text())["images"]] == [f"{tmp_path}/{f}/0.png" for f in "ab"]
+
+
+def test_eight_bits_do_not_take_a_deep_checkpoints_white_level(run, pictures, tmp_path):
+    (tmp_path / "in").mkdir()
+    for file in (pictures / "gray").iterdir():
+        tifffile.imwrite(tmp_path / "in" / f"{file.stem}.tif", np.asarray(Image.open(file)).astype(np.uint16) * 16)
+    ok(run("train_dbsn", f"--name a --noisy {tmp_path}/in --noise awgn --white-level 4095 {TINY} --steps 1"))
+    code, _, err = run("test", f"--checkpoint a --data {pictures}/gray --save {tmp_path}/out")
+    assert code == 2 and "--white-level" in err and "4095" in err
+    ok(run("test", f"--checkpoint a --data {pictures}/gray --save {tmp_path}/out --white-level 255"))
+
+
 def test_outputs_that_cannot_be_created(run, pictures, tmp_path):
     (tmp_path / "file").touch()
     for flag in (f"--json {tmp_path}/file/r.json", f"--save {tmp_path}/file/out"):
@@ -467,6 +525,10 @@ def test_released_weights_load_by_name(run, pictures, models, tmp_path):
     with pytest.raises(UsageError, match=r"released weights and of a run.*s1-half\.safetensors or .*last\.safetensors"):
         load_model("s1-half", checkpoints_dir=tmp_path)
     assert load_model(tmp_path / "s1-half.safetensors").stage == 1
+    # the project's own are found from everywhere, and a slip of the pen is seen
+    assert load_model("gray-awgn-blind", checkpoints_dir=tmp_path).channels == 1
+    with pytest.raises(UsageError, match="did you mean gray-awgn-blind"):
+        load_model("gray-awgn-blnd", checkpoints_dir=tmp_path)
 
 
 def test_clean_images_of_stage_2_have_a_white_level_of_their_own(run, pictures, models, tmp_path):

@@ -97,7 +97,7 @@ def test_training_on_stacks_and_denoising_them(run, pictures, tmp_path):
 
     out = {f.name for f in (tmp_path / "out").iterdir()}
     assert {name for name in out if name.endswith(".tif")} == {"cells_denoised.tif", "movie_denoised.tif", "one_denoised.tif"}
-    assert {"cells_page0008_all.png", "movie_page0003_std.png"} <= out
+    assert {name for name in out if name.endswith(".png")} == {"one_all.png", "one_std.png", "one_level.png"}  # not three for each page
     assert [row["name"] for row in json.loads((tmp_path / "r.json").read_text())["images"]][7:9] == ["cells_page0008.tif", "movie_page0001.tif"]
     with tifffile.TiffFile(tmp_path / "out" / "cells_denoised.tif") as cells:
         assert cells.is_imagej and cells.series[0].axes == "ZCYX" and cells.series[0].shape == (4, 2, 37, 37) and cells.series[0].dtype == np.uint16
@@ -115,7 +115,7 @@ def test_a_stack_with_a_bad_page_stays_in_pages(run, models, tmp_path):
     (tmp_path / "in").mkdir()
     tifffile.imwrite(tmp_path / "in" / "a.tif", np.stack([np.full((20, 20), v, np.float32) for v in (0.5, np.nan, 0.4)]), photometric="minisblack")
     code, _, err = run("test", f"--checkpoint {models}/s2/last.safetensors --data {tmp_path}/in --save {tmp_path}/out --on-bad skip")
-    assert code == 1 and "a_page0002.tif" in err
+    assert code == 1 and "a_page0002.tif" in err and "a.tif: the results stay in single pages" in err
     assert sorted(f.name for f in (tmp_path / "out").glob("*.tif")) == ["a_page0001_denoised.tif", "a_page0003_denoised.tif"]
 
 
@@ -124,6 +124,17 @@ def test_a_colour_stack_made_gray(run, models, tmp_path):
     tifffile.imwrite(tmp_path / "in" / "a.tif", COLOUR, imagej=True)
     ok(run("test", f"--checkpoint {models}/s1/last.safetensors --data {tmp_path}/in --mode gray {LEVELS['awgn']} --save {tmp_path}/out"))
     assert tifffile.imread(tmp_path / "out" / "a_denoised.tif").shape == (4, 20, 30)
+
+
+def test_a_single_image_keeps_its_pixel_sizes(run, models, tmp_path):
+    (tmp_path / "in").mkdir()
+    pixels = np.full((20, 20), 30000, np.uint16)
+    tifffile.imwrite(tmp_path / "in" / "a.tif", pixels, imagej=True, resolution=(9.7, 9.7), metadata={"unit": "um"})
+    tifffile.imwrite(tmp_path / "in" / "b.tif", pixels, resolution=(300, 300), resolutionunit="inch")
+    ok(run("test", f"--checkpoint {models}/s2/last.safetensors --data {tmp_path}/in --save {tmp_path}/out"))
+    with tifffile.TiffFile(tmp_path / "out" / "a_denoised.tif") as a, tifffile.TiffFile(tmp_path / "out" / "b_denoised.tif") as b:
+        assert a.is_imagej and a.imagej_metadata["unit"] == "um" and a.pages[0].resolution == pytest.approx((9.7, 9.7))
+        assert b.pages[0].resolution == (300, 300) and b.pages[0].resolutionunit == 2
 
 
 def test_folder_of_the_stack_is_not_written_to(run, models, tmp_path):
