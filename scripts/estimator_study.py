@@ -2,12 +2,12 @@
 
     python scripts/estimator_study.py                                   train and measure; the same command goes on where it stopped
     python scripts/estimator_study.py --noises awgn --steps 900         a part of it, into the same file
-    python scripts/estimator_study.py --blind gray-awgn-blind           measure a model of a range of levels too
+    python scripts/estimator_study.py --blind gray-awgn-blind --data bsd68 --evaluation 24        measure a model of a range of levels too
     python scripts/estimator_study.py --render                          tables and figure of docs/estimator.md from what was measured
 
 Models of one noise and length differ in the loss alone: same images, noise, crops, first weights and number of steps. They are measured on photographs of
---data that none is trained on; no published test set is touched, because a default chosen on test images would be fitted to them. Each model and length is
-one row of the results:
+--data that none is trained on; no published test set is touched, because a default chosen on test images would be fitted to them (--blind chooses nothing).
+Each model and length is one row of the results:
 
     psnr            dB, mean over the photographs, of the noisy input, mu, the posterior mean, and the posterior mean with the oracle split: same mu and same
                     predictive covariance V, but the true Sigma_n where the estimate stood; hg: the true one at mu, which is what CNN_est sees (at the clean
@@ -81,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
         return run(opt)
     if opt.blind:
         results, (_, evaluation) = load(opt), photographs(opt)
-        results["blind"] = {"checkpoint": opt.blind, "rows": measure_blind(opt, evaluation)}
+        results["blind"] = {"checkpoint": opt.blind, "images": [file.name for file in evaluation], "rows": measure_blind(opt, evaluation)}
         save(opt, results)
     if opt.render:
         results = load(opt)
@@ -109,7 +109,9 @@ def parse(argv: list[str] | None) -> Namespace:
     parser.add_argument("--amp", choices=("auto", "bf16", "off"), default="auto", help="as in train_dbsn.py")
     parser.add_argument("--checkpoints-dir", type=Path, default=Path("checkpoints/study"), help="folder of the run folders")
     parser.add_argument("--json", type=Path, default=Path("results/estimator-study.json"), metavar="FILE", help="the results, read and written")
-    parser.add_argument("--blind", default=None, metavar="CHECKPOINT", help="no training: measure this gray AWGN model at levels 5 to 55")
+    parser.add_argument(
+        "--blind", default=None, metavar="CHECKPOINT", help="no training: measure this gray AWGN model at levels 5 to 55, on --evaluation images of --data"
+    )
     parser.add_argument("--render", action="store_true", help="no training: write the tables into --doc and the figure beside it")
     parser.add_argument("--doc", type=Path, default=Path("docs/estimator.md"), metavar="FILE", help="page that --render fills in")
     return parser.parse_args(argv)

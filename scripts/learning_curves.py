@@ -66,6 +66,7 @@ STUDENTS = {
     "student": {},
     "student, muon": dict(optimizer="muon"),
     "student, muon, lr 4e-3": dict(optimizer="muon", lr=4e-3),
+    "student, muon, 1200 steps": dict(optimizer="muon", steps=1200, warmup=150),
 }
 ALL = VARIANTS | STUDENTS
 
