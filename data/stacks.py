@@ -6,6 +6,7 @@ results are named by it, and put together in a stack again at the end.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import tifffile
@@ -52,16 +53,16 @@ def write_stack(path: Path, pages: list[Path], like: Path) -> None:
     """
     arrays = (tifffile.imread(page) for page in pages)
     first = tifffile.imread(pages[0])
-    options = calibration(like, first) | dict(photometric="minisblack" if first.ndim == 2 else "rgb")
+    options = calibration(like, first)
+    kind = lambda array: "minisblack" if array.ndim == 2 else "rgb"  # noqa: E731
     with tifffile.TiffFile(like) as original:
-        series = original.series[0]
-        axes, shape = series.axes, series.shape
+        axes, shape = original.series[0].axes, original.series[0].shape
     with atomic_path(path) as temporary:
-        if "imagej" in options and shape[-first.ndim :] == first.shape:
+        if options.pop("imagej", False) and shape[-first.ndim :] == first.shape and math.prod(shape) == len(pages) * first.size:
             options["metadata"]["axes"] = axes
-            tifffile.imwrite(temporary, arrays, shape=shape, dtype=first.dtype, **options)
+            tifffile.imwrite(temporary, arrays, shape=shape, dtype=first.dtype, photometric=kind(first), imagej=True, **options)
         else:
-            options = {name: options[name] for name in ("resolution", "resolutionunit", "photometric")}
+            options["metadata"] = None
             with tifffile.TiffWriter(temporary, bigtiff=first.nbytes * len(pages) > 2**31) as writer:
                 for array in arrays:
-                    writer.write(array, compression="zlib", metadata=None, **options)
+                    writer.write(array, photometric=kind(array), compression="zlib", **options)
