@@ -123,13 +123,13 @@ def test_the_codes_version(tmp_path):
     assert len(clean) >= 7 and set(clean) <= set("0123456789abcdef")
     (tmp_path / "other").write_text("untracked files do not count")
     assert code_version(tmp_path) == clean
-    for name in ("results/a.json", "docs/a.png", "page.md"):
+    for name in ("results/a.json", "docs/a.png", "checkpoints/a.safetensors", "page.md"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("one")
     git("add", ".")
     git("commit", "-qm", "two")
     clean = code_version(tmp_path)
-    for name in ("results/a.json", "docs/a.png", "page.md"):
+    for name in ("results/a.json", "docs/a.png", "checkpoints/a.safetensors", "page.md"):
         (tmp_path / name).write_text("measured")
     assert code_version(tmp_path) == clean
     (tmp_path / "file").write_text("two")

@@ -16,7 +16,7 @@ NO_FACTS = frozenset(
 
 
 def code_version(root: Path = ROOT) -> str | None:
-    """The commit of the code at root, with "-dirty" after it where tracked files other than results and pages differ; None where root is no git checkout
+    """The commit of the code at root, with "-dirty" after it where tracked files other than results, pages and weights differ; None where root is no git checkout
     of its own, or git is missing."""
 
     def git(*arguments: str) -> str:
@@ -25,7 +25,7 @@ def code_version(root: Path = ROOT) -> str | None:
     if not (root / ".git").exists():  # a folder, or a file in a linked work tree
         return None
     try:
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!results", ":!docs", ":!*.md")
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!results", ":!docs", ":!checkpoints", ":!*.md")
         return git("rev-parse", "--short", "HEAD") + ("-dirty" if changed else "")
     except (OSError, subprocess.SubprocessError):
         return None
