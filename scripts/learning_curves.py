@@ -64,6 +64,7 @@ VARIANTS = {
 # .. and from STUDENT
 STUDENTS = {
     "student": {},
+    "student, lr 5e-4": dict(lr=5e-4),
     "student, muon": dict(optimizer="muon"),
     "student, muon, lr 4e-3": dict(optimizer="muon", lr=4e-3),
     "student, muon, 1200 steps": dict(optimizer="muon", steps=1200, warmup=150),
