@@ -107,7 +107,8 @@ def evaluate(opt, world: World, argv: list[str]) -> int:
             images |= {method_name(method, model, models): as_image(t) for method, t in outputs_of(result, model).items()}
             if model.stage == 1:
                 first = first or result
-                check_trained_range(model, result, name, unknown)
+                if words := noise_not_trained_on(model, result):
+                    unknown[name] = f"{name}: {words}"
         estimated = None if first is None else 255 * level_of(first)
         row = {"name": shown[k], "noise_level": {"true": sample.level, "estimated": estimated}}
         if sample.clean is not None:
@@ -262,11 +263,11 @@ def matching(files: list[Path], references: list[Path]) -> list[Path]:
 def read_sample(file: Path, reference: Path | None, mode: str | None, white_level: float | None, noise: Noise | None) -> Sample:
     """Raises UsageError as read_image does. Noisy images that fill a small part of their file's range are brought to 0..1 by their own brightest value where
     no white level is known: noise levels are relative to white, and the networks know those of their training alone."""
-    image = to_float(read_image(file, mode=mode, white_level=white_level))
-    header = image_header(file)
-    if white_level is None and noise is None and header.dtype != np.uint8 and 0 < (white := brightest(image)) < DIM:
-        white_level = white * (65535 if header.dtype == np.uint16 else 1)
-        image = np.minimum(to_float(read_image(file, mode=mode, white_level=white_level)), HOT)
+    image = read_image(file, mode=mode, white_level=white_level)
+    if white_level is None and noise is None and image.dtype != np.uint8 and 0 < (white := brightest(image)) < DIM:
+        image = np.minimum(image / white, HOT)
+        white_level = white * (65535 if image_header(file).dtype == np.uint16 else 1)
+    image = to_float(image)
     if noise:
         x = image.transpose(2, 0, 1).astype(np.float64)
         return Sample(noise.published(x).transpose(1, 2, 0).astype(np.float32), image, 255 * noise.level(x), white_level)
@@ -288,17 +289,19 @@ def note(what: str, images: dict[str, str]) -> None:
         print(f"note: {what}:", *[*images.values()][:5], *more, sep="\n  ", file=sys.stderr)
 
 
-def check_trained_range(model, result: Denoised, name: str, unknown: dict[str, str]) -> None:
-    """Notes an image whose noise lies outside of the levels that a stage-1 model was trained on, where that is known. Not for mg, which has no one level."""
+def noise_not_trained_on(model, result: Denoised) -> str | None:
+    """What is to be said where the noise that a stage-1 model finds lies outside of the levels it was trained on, as far as they are known. Not for mg, which
+    has no one level."""
     facts = training_facts(model.values) or {}
     if model.noise == "mg" or not all(facts.get(option) for option in {"awgn": ("sigma",), "hg": ("alpha", "delta")}[model.noise]):
-        return
+        return None
     low, high = facts["sigma"] if model.noise == "awgn" else (facts["delta"][0], math.hypot(facts["alpha"][1], facts["delta"][1]))
     level = 255 * level_of(result)
-    if not 0.8 * low <= level <= 1.25 * high:  # what an estimate may be off
-        remedy = "; a --white-level nearer to the brightest value raises it" if level < low else ""
-        trained = f"{low:g} to {high:g}" if low < high else f"{low:g}"
-        unknown[name] = f"{name}: noise of {level:.2g}, {model.name} was trained on {trained} (of 255, white){remedy}"
+    if 0.8 * low <= level <= 1.25 * high:  # what an estimate may be off
+        return None
+    remedy = "; a --white-level nearer to the brightest value raises it" if level < low else ""
+    trained = f"{low:g} to {high:g}" if low < high else f"{low:g}"
+    return f"noise of {level:.2g}, {model.name} was trained on {trained} (of 255, white){remedy}"
 
 
 def means(rows: list[dict]) -> dict[str, dict[str, float | None]]:

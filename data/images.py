@@ -145,14 +145,20 @@ def write_image(path: Path, image: np.ndarray, bits: int = 8, like: Path | None 
 
 def calibration(path: Path, pixels: np.ndarray) -> dict:
     """Options of tifffile.imwrite that give `pixels` the resolution of the first page of a TIFF file, and where that is ImageJ's and can be, ImageJ's form
-    with its units."""
-    with tifffile.TiffFile(path) as tiff:
-        page = tiff.pages[0]
-        options = dict(resolution=page.resolution, resolutionunit=page.resolutionunit)
-        if not tiff.is_imagej or (pixels.ndim == 3 and pixels.dtype != np.uint8):  # colour of 16 bits is nothing that ImageJ has
-            return options
-        known = tiff.imagej_metadata or {}
-        return options | dict(imagej=True, metadata={name: known[name] for name in ("unit", "spacing", "finterval") if name in known})
+    with its units. Empty for a file that is no TIFF, whatever its name says, or whose tags make no sense."""
+    with open_file(path) as file:
+        if not is_tiff(file):
+            return {}
+    try:
+        with tifffile.TiffFile(path) as tiff:
+            page = tiff.pages[0]
+            options = dict(resolution=page.resolution, resolutionunit=page.resolutionunit)
+            if not tiff.is_imagej or (pixels.ndim == 3 and pixels.dtype != np.uint8):  # colour of 16 bits is nothing that ImageJ has
+                return options
+            known = tiff.imagej_metadata or {}
+            return options | dict(imagej=True, metadata={name: known[name] for name in ("unit", "spacing", "finterval") if name in known})
+    except Exception:  # tags that make no sense, which are not worth a result
+        return {}
 
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -248,10 +254,10 @@ def from_pillow(image: Image.Image, channels: int) -> np.ndarray:
     return pixels[..., None] if pixels.ndim == 2 else pixels
 
 
-def from_opencv(file: BinaryIO, page: int = 1) -> np.ndarray:
-    """OpenCV's decoding as (H,W,C) in RGB order, for the deep formats that neither Pillow nor tifffile decodes. page: of a TIFF, from 1."""
+def from_opencv(file: BinaryIO, page: int = 0) -> np.ndarray:
+    """OpenCV's decoding as (H,W,C) in RGB order, for the deep formats that neither Pillow nor tifffile decodes. page: of a TIFF, from 0."""
     file.seek(0)
-    _, pages = cv2.imdecodemulti(np.frombuffer(file.read(), np.uint8), cv2.IMREAD_UNCHANGED, range=(page - 1, page))
+    _, pages = cv2.imdecodemulti(np.frombuffer(file.read(), np.uint8), cv2.IMREAD_UNCHANGED, range=(page, page + 1))
     if not pages:
         raise ValueError("OpenCV cannot decode it")
     pixels = np.atleast_3d(pages[0])
@@ -381,7 +387,6 @@ def decode_tiff(path: Path, file: BinaryIO, max_pixels: int) -> np.ndarray:
     """tifffile decodes what it can alone, libtiff in Pillow (8 bits) or OpenCV (more) the other compressions and colour spaces."""
     with tifffile.TiffFile(file) as tiff:
         page, header = tiff_page(path, tiff, max_pixels)
-        number = file_and_page(path)[1] or 1
         if page.compression in TIFFFILE_CODECS and page.predictor in (1, 2) and page.photometric in PLAIN and page.bitspersample % 8 == 0:
             check_strips(path, file, page)
             pixels = page.asarray()
@@ -390,11 +395,11 @@ def decode_tiff(path: Path, file: BinaryIO, max_pixels: int) -> np.ndarray:
         elif header.dtype == np.uint8:
             file.seek(0)
             image = Image.open(file, formats=("TIFF",))
-            image.seek(number - 1)
+            image.seek(page.index)
             image.load()
             return without_alpha(path, from_pillow(image, header.channels))  # Pillow has rotated and inverted it
         else:
-            pixels = from_opencv(file, number)  # rotated, not inverted
+            pixels = from_opencv(file, page.index)  # rotated, not inverted
             if pixels.dtype != header.dtype or pixels.shape[2] != page.samplesperpixel:
                 raise ValueError(f"compression {page.compression} of {page.samplesperpixel} x {header.dtype}; save it without compression")
     pixels = without_alpha(path, pixels)

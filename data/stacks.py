@@ -12,7 +12,6 @@ from pathlib import Path
 import tifffile
 
 from data.images import TIFF_SUFFIXES, calibration, file_and_page, is_tiff, open_file
-from utils.errors import UsageError
 from utils.files import atomic_path
 
 
@@ -29,8 +28,6 @@ def images_of(file: Path) -> list[Path]:
                 return [file]
             with tifffile.TiffFile(opened) as tiff:
                 numbers = [k for k, page in enumerate(tiff.pages, 1) if not page.is_reduced]
-    except UsageError:
-        return [file]
     except Exception:  # what tifffile raises on a damaged file has nothing in common
         return [file]
     return [file / f"{file.stem}_page{k:04d}.tif" for k in numbers] if len(numbers) > 1 else [file]

@@ -122,6 +122,7 @@ def automatic_tile(model: BlindSpotDenoiser | MWCNN, y: Tensor) -> int:
 
 
 def working_set(device: torch.device) -> float:
+    """Bytes of activations that may be taken on the device."""
     most = WORKING_SET[device.type]
     if device.type != "cuda":
         return most

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's mo
 from models import resolve_checkpoint
 from options.base import Parser
 from utils.checkpoint import load_checkpoint, save_checkpoint
-from utils.errors import run_script
+from utils.errors import UsageError, run_script
 from utils.provenance import training_facts
 
 
@@ -31,6 +31,8 @@ def main(argv: list[str] | None = None) -> int:
     opt = parser.parse_args(argv)
     source = load_checkpoint(resolve_checkpoint(opt.run, opt.checkpoints_dir), kind=("stage1", "stage2"))
     target = opt.checkpoints_dir / f"{opt.name}.safetensors"
+    if (opt.checkpoints_dir / opt.name / "last.safetensors").is_file():
+        raise UsageError(f"--as {opt.name}: a run has that name, and checkpoints are found by name; give another, or rename the run's folder")
     values = {key: source.values[key] for key in ("config", "white_level", "step")}
     facts = {**(training_facts(source.values) or {}), **({"trained_on": opt.trained_on} if opt.trained_on else {})}
     values["training"] = facts or None

@@ -524,6 +524,8 @@ def test_released_weights_load_by_name(run, pictures, models, tmp_path):
             torch.testing.assert_close(half[key], whole[key], atol=1e-3, rtol=1e-3)
     ok(run("test", f"--checkpoint s1-half s2-half --data {pictures}/gray/0.png {LEVELS['awgn']}"))
     shutil.copytree(models / "s1", tmp_path / "s1-half")
+    with pytest.raises(UsageError, match="--as s1-half: a run has that name"):
+        release.main(["--run", str(models / "s1"), "--as", "s1-half", "--checkpoints-dir", str(tmp_path)])
     with pytest.raises(UsageError, match=r"released weights and of a run.*s1-half\.safetensors or .*last\.safetensors"):
         load_model("s1-half", checkpoints_dir=tmp_path)
     assert load_model(tmp_path / "s1-half.safetensors").stage == 1

@@ -10,7 +10,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from data.images import image_header, read_image
+from data.images import image_header, read_image, write_image
 from data.sets import content_hash, find_images
 from tests.conftest import LEVELS, TINY, TINY2, ok
 from utils.errors import UsageError
@@ -135,6 +135,24 @@ def test_a_single_image_keeps_its_pixel_sizes(run, models, tmp_path):
     with tifffile.TiffFile(tmp_path / "out" / "a_denoised.tif") as a, tifffile.TiffFile(tmp_path / "out" / "b_denoised.tif") as b:
         assert a.is_imagej and a.imagej_metadata["unit"] == "um" and a.pages[0].resolution == pytest.approx((9.7, 9.7))
         assert b.pages[0].resolution == (300, 300) and b.pages[0].resolutionunit == 2
+
+
+def test_a_resolution_that_makes_no_sense_costs_no_result(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", GRAY16[0], resolution=(300, 300))
+    with tifffile.TiffFile(tmp_path / "a.tif") as file:
+        unit = file.pages[0].tags[296].valueoffset
+    data = bytearray((tmp_path / "a.tif").read_bytes())
+    data[unit : unit + 2] = b"\x4d\0"
+    (tmp_path / "a.tif").write_bytes(data)
+    write_image(tmp_path / "b.tif", read_image(tmp_path / "a.tif"), 16, like=tmp_path / "a.tif")
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "b.tif"), GRAY16[0])
+
+
+def test_a_png_that_is_called_tif(run, models, tmp_path):
+    (tmp_path / "in").mkdir()
+    Image.fromarray(GRAY16[0]).save(tmp_path / "in" / "a.tif", "PNG")
+    ok(run("test", f"--checkpoint {models}/s2/last.safetensors --data {tmp_path}/in --save {tmp_path}/out"))
+    assert tifffile.imread(tmp_path / "out" / "a_denoised.tif").dtype == np.uint16
 
 
 def test_folder_of_the_stack_is_not_written_to(run, models, tmp_path):
