@@ -25,7 +25,7 @@ import cv2
 import numpy as np
 import tifffile
 from PIL import Image, UnidentifiedImageError
-from tifffile import COMPRESSION, EXTRASAMPLE, PHOTOMETRIC
+from tifffile import COMPRESSION, EXTRASAMPLE, PHOTOMETRIC, RESUNIT
 
 from utils.errors import RunError, UsageError
 from utils.files import atomic_write_bytes, shown
@@ -152,7 +152,7 @@ def calibration(path: Path, pixels: np.ndarray) -> dict:
     try:
         with tifffile.TiffFile(path) as tiff:
             page = tiff.pages[0]
-            options = dict(resolution=page.resolution, resolutionunit=page.resolutionunit)
+            options = dict(resolution=page.resolution, resolutionunit=RESUNIT(page.resolutionunit))
             if not tiff.is_imagej or (pixels.ndim == 3 and pixels.dtype != np.uint8):  # colour of 16 bits is nothing that ImageJ has
                 return options
             known = tiff.imagej_metadata or {}
