@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from models.layers import Conv2d
@@ -14,19 +15,48 @@ from models.layers import Conv2d
 MULTIPLE = 8  # three halvings
 
 
+class Haar(torch.autograd.Function):
+    """Orthonormal Haar transform, and with `inverse` its inverse. The one's gradient is the other, for the transform is a rotation."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, inverse: bool) -> Tensor:
+        ctx.inverse = inverse
+        return from_bands(x) if inverse else to_bands(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):
+        return (to_bands(grad) if ctx.inverse else from_bands(grad)), None
+
+
 def dwt(x: Tensor) -> Tensor:
     """Orthonormal Haar transform, (N,C,H,W) -> (N,4C,H/2,W/2): bands LL, LH, HL, HH, each of C channels. H and W must be even."""
-    a, b = x[:, :, 0::2] / 2, x[:, :, 1::2] / 2
-    a0, a1, b0, b1 = a[..., 0::2], a[..., 1::2], b[..., 0::2], b[..., 1::2]
-    return torch.cat([a0 + a1 + b0 + b1, a1 + b1 - a0 - b0, b0 + b1 - a0 - a1, a0 + b1 - a1 - b0], 1)
+    return Haar.apply(x, False)
 
 
 def iwt(x: Tensor) -> Tensor:
     """Inverse of dwt, (N,4C,H,W) -> (N,C,2H,2W)."""
+    return Haar.apply(x, True)
+
+
+def to_bands(x: Tensor) -> Tensor:
+    a, b = x[:, :, 0::2], x[:, :, 1::2]
+    top, top_difference = a[..., 0::2] + a[..., 1::2], a[..., 1::2] - a[..., 0::2]
+    bottom, bottom_difference = b[..., 0::2] + b[..., 1::2], b[..., 1::2] - b[..., 0::2]
+    return torch.cat([top + bottom, top_difference + bottom_difference, bottom - top, bottom_difference - top_difference], 1).div_(2)
+
+
+def from_bands(x: Tensor) -> Tensor:
     ll, lh, hl, hh = (x / 2).chunk(4, dim=1)
-    top = torch.stack([ll - lh - hl + hh, ll + lh - hl - hh], -1).flatten(-2)  # N,C,H,2W
-    bottom = torch.stack([ll - lh + hl - hh, ll + lh + hl + hh], -1).flatten(-2)
-    return torch.stack([top, bottom], -2).flatten(-3, -2)
+    batch, channels, height, width = ll.shape
+    last = x.is_contiguous(memory_format=torch.channels_last)
+    out = torch.empty(
+        (batch, channels, 2 * height, 2 * width), dtype=x.dtype, device=x.device, memory_format=torch.channels_last if last else torch.contiguous_format
+    )
+    for row, total, difference in ((0, ll - hl, lh - hh), (1, ll + hl, lh + hh)):
+        out[:, :, row::2, 0::2] = total - difference
+        out[:, :, row::2, 1::2] = total + difference
+    return out
 
 
 def pad_to_multiple(x: Tensor) -> Tensor:

@@ -174,6 +174,17 @@ def test_wavelets_are_orthonormal_and_inverse():
     basis = dwt(torch.eye(16, dtype=torch.float64).view(16, 1, 4, 4)).flatten(1)
     torch.testing.assert_close(basis @ basis.T, torch.eye(16, dtype=torch.float64))
     torch.testing.assert_close(dwt(torch.ones(1, 1, 2, 2))[0, :, 0, 0], torch.tensor([2.0, 0, 0, 0]))
+    assert torch.autograd.gradcheck(dwt, x.requires_grad_()) and torch.autograd.gradcheck(iwt, bands.requires_grad_())
+
+
+def test_wavelets_keep_channels_last(rng):
+    """Convolutions are slow otherwise, and bands in the wrong order would go unnoticed by the inverse."""
+    x = torch.randn(2, 3, 8, 12, generator=rng).to(memory_format=torch.channels_last)
+    bands = dwt(x)
+    assert bands.is_contiguous(memory_format=torch.channels_last) and iwt(bands).is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(bands, dwt(x.contiguous())) and torch.equal(iwt(bands), iwt(bands.contiguous()))
+    horizontal = torch.tensor([0.0, 1, 2, 3]).expand(1, 1, 4, 4)
+    assert torch.equal(dwt(horizontal)[0, :, 0], torch.tensor([[1.0, 5], [1, 1], [0, 0], [0, 0]]))
 
 
 def test_mwcnn_is_the_published_size_and_takes_any_image():
