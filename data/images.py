@@ -16,7 +16,7 @@ import stat
 import struct
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -143,20 +143,30 @@ def write_image(path: Path, image: np.ndarray, bits: int = 8, like: Path | None 
     atomic_write_bytes(path, data)
 
 
-def calibration(path: Path, pixels: np.ndarray) -> dict:
-    """Options of tifffile.imwrite that give `pixels` the resolution of the first page of a TIFF file, and where that is ImageJ's and can be, ImageJ's form
-    with its units. Empty for a file that is no TIFF, whatever its name says, or whose tags make no sense."""
+def calibration(path: Path, pixels: np.ndarray, pages: int = 1) -> dict:
+    """Options of tifffile.imwrite that give `pages` arrays like `pixels` the resolution of a TIFF file, and where that is ImageJ's or OME's and can be, its form
+    with its axes and what it says of pixel sizes, channels and moments. Empty for a file that is no TIFF, whatever its name says, or whose tags make no sense."""
     with open_file(path) as file:
         if not is_tiff(file):
             return {}
     try:
         with tifffile.TiffFile(path) as tiff:
-            page = tiff.pages[0]
+            page, series = tiff.pages[0], tiff.series[0]
             options = dict(resolution=page.resolution, resolutionunit=RESUNIT(page.resolutionunit))
-            if not tiff.is_imagej or (pixels.ndim == 3 and pixels.dtype != np.uint8):  # colour of 16 bits is nothing that ImageJ has
-                return options
-            known = tiff.imagej_metadata or {}
-            return options | dict(imagej=True, metadata={name: known[name] for name in ("unit", "spacing", "finterval") if name in known})
+            fits = series.shape[-pixels.ndim :] == pixels.shape and math.prod(series.shape) == pages * pixels.size
+            axes = {"axes": series.axes} if fits else {}
+            if tiff.is_imagej and (fits or pages == 1) and (pixels.ndim == 2 or pixels.dtype == np.uint8):  # it has no colour of 16 bits
+                known = tiff.imagej_metadata or {}
+                return options | dict(imagej=True, metadata=axes | {name: known[name] for name in ("unit", "spacing", "finterval") if name in known})
+            if tiff.is_ome and fits:
+                with suppress(Exception):  # what tifffile would not write again
+                    image = tifffile.xml2dict(tiff.ome_metadata)["OME"]["Image"]
+                    metadata = axes | (image[0] if isinstance(image, list) else image)
+                    metadata["Pixels"].pop("Type", None)  # the result of float64 is float32
+                    samples = pixels.shape[2] if pixels.ndim == 3 else 1
+                    tifffile.OmeXml().addimage(pixels.dtype, series.shape, (pages, 1, 1, *pixels.shape[:2], samples), **metadata)
+                    return options | dict(ome=True, metadata=metadata)
+            return options
     except Exception:  # tags that make no sense, which are not worth a result
         return {}
 

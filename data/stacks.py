@@ -6,7 +6,6 @@ results are named by it, and put together in a stack again at the end.
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import tifffile
@@ -46,20 +45,19 @@ def stacks_of(images: list[Path]) -> dict[Path, list[Path]]:
 def write_stack(path: Path, pages: list[Path], like: Path) -> None:
     """Puts TIFF files of one page together in one, in order; atomically. RunError where the disk refuses.
 
-    like: the stack whose pages they are made from, and its pixel sizes. Where it is ImageJ's, so is the result, with its sections, channels and moments.
+    like: the stack whose pages they are made from, and its pixel sizes. Where it is ImageJ's or OME's, so is the result, with its sections, channels and moments.
     """
     arrays = (tifffile.imread(page) for page in pages)
     first = tifffile.imread(pages[0])
-    options = calibration(like, first)
+    options = calibration(like, first, len(pages))
     kind = lambda array: "minisblack" if array.ndim == 2 else "rgb"  # noqa: E731
-    with tifffile.TiffFile(like) as original:
-        axes, shape = original.series[0].axes, original.series[0].shape
     with atomic_path(path) as temporary:
-        if options.pop("imagej", False) and shape[-first.ndim :] == first.shape and math.prod(shape) == len(pages) * first.size:
-            options["metadata"]["axes"] = axes
-            tifffile.imwrite(temporary, arrays, shape=shape, dtype=first.dtype, photometric=kind(first), imagej=True, **options)
+        if "metadata" in options:
+            with tifffile.TiffFile(like) as original:
+                shape = original.series[0].shape
+            compression = "zlib" if "ome" in options else None  # ImageJ reads no compressed stacks of its own form
+            tifffile.imwrite(temporary, arrays, shape=shape, dtype=first.dtype, photometric=kind(first), compression=compression, **options)
         else:
-            options["metadata"] = None
             with tifffile.TiffWriter(temporary, bigtiff=first.nbytes * len(pages) > 2**31) as writer:
                 for array in arrays:
-                    writer.write(array, photometric=kind(array), compression="zlib", **options)
+                    writer.write(array, photometric=kind(array), compression="zlib", metadata=None, **options)

@@ -68,6 +68,8 @@ STUDENTS = {
     "student, muon": dict(optimizer="muon"),
     "student, muon, lr 4e-3": dict(optimizer="muon", lr=4e-3),
     "student, muon, 1200 steps": dict(optimizer="muon", steps=1200, warmup=150),
+    "student, muon, 2400 steps of batch 4": dict(optimizer="muon", steps=2400, warmup=300, batch_size=4),
+    "student, muon, width 96, 600 steps": dict(optimizer="muon", student_width=96, steps=600, warmup=75),
 }
 ALL = VARIANTS | STUDENTS
 

@@ -137,6 +137,50 @@ def test_a_single_image_keeps_its_pixel_sizes(run, models, tmp_path):
         assert b.pages[0].resolution == (300, 300) and b.pages[0].resolutionunit == 2
 
 
+OME = {
+    "axes": "ZCYX",
+    "Name": "embryo",
+    "PhysicalSizeX": 0.1,
+    "PhysicalSizeXUnit": "µm",
+    "PhysicalSizeZ": 0.5,
+    "Channel": {"Name": ["DAPI", "GFP"], "EmissionWavelength": [460, 510]},
+    "Plane": {"DeltaT": [0.5 * k for k in range(6)], "PositionZ": [0.1] * 6},
+}
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32, np.float64], ids=lambda t: t.__name__)
+def test_ome_metadata_is_kept(dtype, run, models, tmp_path):
+    (tmp_path / "in").mkdir()
+    stack = (GRAY16 / 65535 if np.dtype(dtype).kind == "f" else GRAY16 % 256).astype(dtype)
+    tifffile.imwrite(tmp_path / "in" / "a.ome.tif", stack.reshape(3, 2, 20, 30), ome=True, photometric="minisblack", metadata=OME)
+    tifffile.imwrite(tmp_path / "in" / "b.ome.tif", stack[0], ome=True, photometric="minisblack", metadata={"PhysicalSizeX": 0.2, "Name": "one"})
+    tifffile.imwrite(tmp_path / "in" / "c.ome.tif", COLOUR, ome=True, photometric="rgb", metadata={"axes": "TYXS", "TimeIncrement": 2.0})
+    white = [] if np.dtype(dtype).kind == "f" else ["--white-level", "255"]
+    ok(run("test", f"--checkpoint {models}/s2/last.safetensors --mode gray --data {tmp_path}/in --save {tmp_path}/out " + " ".join(white)))
+
+    def described(path):
+        with tifffile.TiffFile(path) as tiff:
+            image = tifffile.xml2dict(tiff.ome_metadata)["OME"]["Image"] if tiff.is_ome else None
+            return image, tiff.series[0].axes, tiff.series[0].shape, tiff.series[0].dtype
+
+    for name in ("a", "b"):
+        (before, axes, shape, _), (after, *rest) = (described(tmp_path / folder / f"{name}.ome{end}.tif") for folder, end in (("in", ""), ("out", "_denoised")))
+        assert rest == [axes, shape, np.float32 if dtype == np.float64 else dtype]
+        assert before["Pixels"].pop("Type") == after["Pixels"].pop("Type").replace("float", "double" if dtype == np.float64 else "float")
+        assert after == before
+    assert described(tmp_path / "out" / "c.ome_denoised.tif") == (None, "IYX", (4, 20, 30), np.uint8)  # colour made gray is no longer what the metadata says
+
+
+def test_ome_metadata_that_makes_no_sense_costs_no_result(run, models, tmp_path):
+    (tmp_path / "in").mkdir()
+    text = '<OME><Image><Pixels DimensionOrder="XYCZT" SizeX="30" SizeY="20" SizeZ="1" SizeC="9" SizeT="1" Type="uint16"><Channel/></Pixels></Image></OME>'
+    for name, description in (("a", text), ("b", text[:40]), ("c", text.replace('"9"', '"6"'))):
+        tifffile.imwrite(tmp_path / "in" / f"{name}.tif", GRAY16, photometric="minisblack", description=description, metadata=None)
+    ok(run("test", f"--checkpoint {models}/s2/last.safetensors --data {tmp_path}/in --save {tmp_path}/out"))
+    for name in "abc":
+        assert tifffile.imread(tmp_path / "out" / f"{name}_denoised.tif").size == GRAY16.size
+
+
 def test_a_resolution_that_makes_no_sense_costs_no_result(tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", GRAY16[0], resolution=(300, 300))
     with tifffile.TiffFile(tmp_path / "a.tif") as file:
