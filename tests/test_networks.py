@@ -187,6 +187,17 @@ def test_wavelets_keep_channels_last(rng):
     assert torch.equal(dwt(horizontal)[0, :, 0], torch.tensor([[1.0, 5], [1, 1], [0, 0], [0, 0]]))
 
 
+def test_mwcnn_and_its_gradient_compile_to_one_graph(rng):
+    torch.manual_seed(0)
+    model, x = MWCNN(1, width=8), torch.rand(1, 1, 16, 24, generator=rng)
+    gradients = []
+    for _ in range(2):
+        out = model(x)
+        gradients.append([out, *torch.autograd.grad(out.square().sum(), list(model.parameters()))])
+        model.compile(fullgraph=True, backend="aot_eager")  # fails where the graph would break
+    torch.testing.assert_close(gradients[1], gradients[0])
+
+
 def test_mwcnn_is_the_published_size_and_takes_any_image():
     with torch.device("meta"):
         assert 16.0e6 < sum(p.numel() for p in MWCNN(1).parameters()) < 16.3e6
