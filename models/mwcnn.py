@@ -40,6 +40,7 @@ def iwt(x: Tensor) -> Tensor:
 
 
 def to_bands(x: Tensor) -> Tensor:
+    """dwt without its gradient; a and b are the even and the odd rows."""
     a, b = x[:, :, 0::2], x[:, :, 1::2]
     top, top_difference = a[..., 0::2] + a[..., 1::2], a[..., 1::2] - a[..., 0::2]
     bottom, bottom_difference = b[..., 0::2] + b[..., 1::2], b[..., 1::2] - b[..., 0::2]
@@ -47,6 +48,7 @@ def to_bands(x: Tensor) -> Tensor:
 
 
 def from_bands(x: Tensor) -> Tensor:
+    """iwt without its gradient; the result lies in memory as x does (channels last or not), for the convolution after it."""
     ll, lh, hl, hh = (x / 2).chunk(4, dim=1)
     batch, channels, height, width = ll.shape
     last = x.is_contiguous(memory_format=torch.channels_last)

@@ -27,8 +27,8 @@ def orthogonalise(x: Tensor) -> Tensor:
     are no less than a hundredth of the Frobenius norm end between 0.6 and 1.25, which serves as well as 1. A row or column of zeros stays zero, exactly.
 
     All five are polynomials of the same X X^T and leave its eigenvectors alone, so they are taken on that R x R matrix, and X is multiplied but twice: less than
-    half the arithmetic for a 3x3 convolution, whose K is 9 R (Gram Newton-Schulz, tridao.me/blog/2026/gram-newton-schulz). It wants products in true float32: the rounding of a
-    shorter format makes eigenvalues near zero negative, and the steps after that blow them up.
+    half the arithmetic where K is 9 R, as for a 3x3 convolution (Gram Newton-Schulz, tridao.me/blog/2026/gram-newton-schulz). It wants products in true
+    float32: the rounding of a shorter format makes eigenvalues near zero negative, and the steps after that blow them up.
     """
     if x.shape[1] > x.shape[2]:
         return orthogonalise(x.mT).mT
