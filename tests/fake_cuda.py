@@ -138,7 +138,9 @@ class Generator(torch._C.Generator):
 def pytest_configure(config) -> None:
     gib = 2**30
     torch.Generator = Generator
-    answers = dict(is_available=True, device_count=1, current_device=0, get_device_name="an emulated GPU", is_bf16_supported=True, mem_get_info=(40 * gib, 80 * gib))
+    answers = dict(
+        is_available=True, device_count=1, current_device=0, get_device_name="an emulated GPU", is_bf16_supported=True, mem_get_info=(40 * gib, 80 * gib)
+    )
     for name, answer in (answers | dict.fromkeys(("memory_reserved", "memory_allocated"), 0) | dict.fromkeys(("set_device", "synchronize"))).items():
         setattr(torch.cuda, name, lambda *_, answer=answer, **__: answer)
     torch.__future__.set_overwrite_module_params_on_conversion(True)  # a moved parameter is another tensor

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+from argparse import Namespace
 
 import numpy as np
 import pytest
@@ -73,7 +74,7 @@ def test_trains_measures_resumes_and_renders(study, command, tmp_path, monkeypat
     page = (tmp_path / "page.md").read_text()
     assert page.startswith("a\n") and page.endswith("b\n") and page.count("| envelope-0.05 | 3 |") == 3 and "| true level |" in page
     blind = json.loads(file.read_text())["blind"]["rows"]
-    assert [r["level"] for r in blind] == list(range(5, 60, 5)) and all(len(r["estimated"]) == 2 for r in blind)
+    assert [r["level"] for r in blind] == list(range(5, 60, 5)) and all(len(r["estimated"]) == 4 for r in blind)
     assert (tmp_path / "page.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(UsageError, match="a gray AWGN model"):
         study.main([*command, "--blind", str(tmp_path / "runs" / "hg-reward-3")])
@@ -96,6 +97,18 @@ def test_measures_of_a_model_that_knows_the_noise(study, noise, monkeypatch):
     assert wrong["level"] == pytest.approx(2 * right["level"]) and wrong["psnr"]["oracle"] == right["psnr"]["oracle"]
     if noise != "hg":
         assert right["level"] == pytest.approx(right["true_level"]) and wrong["error"] == pytest.approx({"awgn": 1, "mg": 3}[noise], rel=1e-5)
+
+
+def test_blind_levels_are_measured_on_draws_of_their_own(study, tmp_path, monkeypatch):
+    """The same picture twice is two measurements, and the same two when they are made again."""
+    Image.fromarray(np.full((64, 64), 128, np.uint8)).save(tmp_path / "flat.png")
+    model = BlindSpotDenoiser(1, "awgn", width=4, blocks=1, estimator="residual").eval()
+    monkeypatch.setattr(study, "load_model", lambda *_: model)
+    monkeypatch.setattr(study, "BLIND_LEVELS", (20,))
+    options = Namespace(device="cpu", amp="off", blind="any", seed=0)
+    (row,) = study.measure_blind(options, [tmp_path / "flat.png"] * 2)
+    assert row["estimated"][0] != row["estimated"][1]
+    assert study.measure_blind(options, [tmp_path / "flat.png"] * 2) == [row]
 
 
 def test_error_of_a_matrix_is_that_of_the_whole_matrix(study):

@@ -30,7 +30,13 @@ MISTAKES = {
     "generator of the GPU": "torch.rand(3, generator=torch.Generator('cuda'))",
     "a buffer that stays behind": "torch.nn.BatchNorm1d(3).eval()(gpu[None])",
 }
-SOUND = ["gpu + 1", "gpu + gpu.new_tensor([1.0, 2, 3])", "gpu[torch.tensor([0])]", "gpu.cpu() + torch.ones(3)", "torch.nn.Linear(3, 2).to('cuda')(gpu).sum().backward()"]
+SOUND = [
+    "gpu + 1",
+    "gpu + gpu.new_tensor([1.0, 2, 3])",
+    "gpu[torch.tensor([0])]",
+    "gpu.cpu() + torch.ones(3)",
+    "torch.nn.Linear(3, 2).to('cuda')(gpu).sum().backward()",
+]
 
 
 def test_the_emulated_device_refuses_what_cuda_refuses():
