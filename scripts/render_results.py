@@ -40,7 +40,7 @@ PUBLISHED = ("BM3D", "CBM3D", "N2V", "Laine19", "D-BSN", "full")  # those of the
 MISSING = "not measured"
 LEGEND = """PSNR in dB, mean over the images, by the published protocol: the noise of each image drawn with seed 0, the output clamped and not rounded. mu: the blind-spot
 prediction; posterior: the stage-1 result; distilled: the stage-2 result; x8: averaged over the eight flips and rotations. Asterisk: told the true noise level (HG, MG:
-its root mean square over each image), which the networks are not. Right of the measured columns, in italics: what the paper published."""
+its root mean square over each image), which the networks are not; BM3D in colour is CBM3D. Right of the measured columns, in italics: what the paper published."""
 NOTES = """The paper's HG noise is taken to be two independent draws, which its figures fit; its MG covariance is not published, so that row differs in its noise
 (`--mg-seed`). A measured figure is a fact about the code and the weights named below, a published one about the paper's."""
 
