@@ -208,8 +208,8 @@ def curve(model: BlindSpotDenoiser, noise: Noise) -> dict[str, list[float]]:
 def measure_blind(opt: Namespace, files: list[Path]) -> list[dict]:
     """Of a gray AWGN model of a range of levels: the level that it finds in each photograph, made noisy with each level.
 
-    Every photograph and level has a draw of its own. The published one, the same for every picture of a size, is not even: with it many pictures' smooth
-    parts, such as skies, get the same noise, whose chance excess would look like an error of the estimator.
+    Every photograph and level has a draw of its own. The published draw is one for all pictures of a size: what chance has put into it does not average
+    out over them, and would look like an error of the estimator.
     """
     device = choose_device(opt.device)
     model = load_model(opt.blind, device)
