@@ -12,11 +12,12 @@ from models import gaussian
 from models.dbsn import DBSN
 from models.gaussian import Covariance, Posterior, mahalanobis, triangle
 from models.layers import PointwiseNet
-from models.noise_estimator import ESTIMATORS, HIDDEN, SHARE, lower_factor, quietest, sampled
+from models.noise_estimator import ESTIMATORS, HIDDEN, lower_factor, quietest, sampled
 
 HEADS = ("mu", "total")
 SHAKE = 0.5  # noise added to measure the gain, relative to what was estimated
 GAIN_SIDE = 512  # greatest side of the part of an image on which the gain is measured
+GAIN_SHARE = 0.1  # of its pixels: those that are predicted best
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ class BlindSpotDenoiser(nn.Module):
 
     @torch.no_grad()
     def gain(self, y: Tensor, mu: Tensor, cov_head: Covariance) -> Tensor:
-        """The variance that noise causes in mu, relative to that of the noise, in the pixels that are predicted best; (N,1,1,1).
+        """The variance that noise causes in mu, relative to that of the noise, in the pixels that are predicted best for their noise; (N,1,1,1).
 
         Measured by adding known noise: mu moves by its share of it. Squared residuals there are too large by this share.
         """
@@ -120,7 +121,8 @@ class BlindSpotDenoiser(nn.Module):
         z = torch.randn(y.shape, generator=torch.Generator().manual_seed(0)).to(y)
         moved, _ = self.context((y + SHAKE * cov_n.sample(z)).to(device))
         share = mahalanobis(moved.to(mu) - mu, cov_n) / (self.channels * SHAKE**2)
-        return sampled(share).gather(3, quietest(y, cov_head, SHARE[self.noise])).mean(3, keepdim=True)
+        _, best = quietest(y, sampled(cov_head.log_det() - cov_n.log_det()) / self.channels, GAIN_SHARE)
+        return sampled(share).gather(3, best).mean(3, keepdim=True)
 
     def forward(self, y: Tensor) -> Prediction:
         """y: noisy images (N,C,H,W), float32, 0..1, any size."""

@@ -30,12 +30,13 @@ FLOOR = 1e-3  # least standard deviation, 0..1 units: a quarter of a level of 25
 STRIP = 2**20  # pixels that CNN_est takes at once
 # ResidualEstimator's
 SAMPLE = 2**22  # pixels that suffice for the statistics of an image
-SHARE = {"awgn": 0.02, "mg": 0.02, "hg": 0.05}  # of the pixels, those with the lowest covariance
+SHARE = 0.02  # of the pixels, those with the lowest covariance, where the noise is read
+FITTED = 0.3  # of the pixels, those through which a line is laid for it
+STEEPEST = 2.0  # the greatest slope of that line; 1 where V is right
 BINS = 16  # ranges of intensity
 BLOCK = 16  # side of the blocks in which clipped pixels are counted
-AVOID = 30  # what a share of clipped pixels counts against log|V|: three in a hundred as much as a V 2.5 times larger
+AVOID = 30  # what a share of clipped pixels counts against log V: three in a hundred as much as a V 2.5 times larger
 CLEAR = 0.02  # share of clipped pixels that takes no more than a few hundredths off the noise's variance
-ABOVE = 0.2  # weight of a range whose mean square lies above the polynomial, relative to one below it: texture only ever adds
 
 
 def positive(raw: Tensor, shift: float) -> Tensor:
@@ -81,14 +82,13 @@ class NoiseEstimator(nn.Module):
 class ResidualEstimator(nn.Module):
     """Sigma_n of each image by itself, from the residual r = y - mu of the pixels that their context predicts best. Nothing in it is learned.
 
-    D-BSN's covariance at a pixel does not depend on the pixel's own value, so choosing pixels by it leaves their noise as it was: where it is least, the mean of
-    r r^T is Sigma_n and the little that mu errs there. (The covariance itself will not do: the least of many uncertain values is too low.)
+    D-BSN's covariance V at a pixel does not depend on the pixel's own value, so choosing pixels by it leaves their noise as it was: where it is least, the mean
+    of r r^T is Sigma_n and the little that mu errs there. (V itself will not do: the least of many uncertain values is too low.)
 
-        awgn    mean of r^2 over the channels and the SHARE of pixels whose log|V| is lowest;  K = 1
-        mg      mean of r r^T over the same;  K = C (C + 1) / 2
-        hg      the same share in each of BINS ranges of intensity, and through their mean squares, for each channel, the polynomial
-                a + b mu + c mu^2, none of the three negative;  K = 5 C: a, b, c, and the intensities between which it was fitted and beyond which it is
-                constant
+        awgn    mean of r^2 over the channels where V is lowest, see `at_lowest`;  K = 1
+        mg      mean of r r^T over the SHARE of pixels whose |V| is lowest;  K = C (C + 1) / 2
+        hg      as awgn, for each channel in each of BINS ranges of intensity, and through the results the polynomial a + b mu + c mu^2, none of the three
+                negative;  K = 5 C: a, b, c, and the intensities between which it was fitted and beyond which it is constant
 
     Where a file's range clips the noise, as at black in most pictures of 8 bits, there is less of it than elsewhere: such places are avoided.
     """
@@ -109,8 +109,13 @@ class ResidualEstimator(nn.Module):
         r = planes(sampled(y) - sampled(mu))
         if self.noise == "hg":
             return self.polynomial(sampled(mu), cov.map(sampled).variance, torch.cat(r, 1).square() / (1 + gain), share_clipped(y))
-        squares = torch.cat([r[i] * r[j] for i, j in triangle(self.channels)], 1) if self.noise == "mg" else sum(e * e for e in r) / self.channels
-        return squares.gather(3, quietest(y, cov, SHARE[self.noise]).expand(-1, squares.shape[1], -1, -1)).mean(3, keepdim=True) / (1 + gain)
+        cov = cov.map(sampled)
+        uncertainty, chosen = quietest(y, cov.log_det() / self.channels, SHARE if self.noise == "mg" else FITTED)
+        if self.noise == "mg":
+            squares = torch.cat([(r[i] * r[j]).gather(3, chosen) for i, j in triangle(self.channels)], 1)
+            return squares.mean(3, keepdim=True) / (1 + gain)
+        squares, variance = (t.gather(3, chosen) for t in (sum(e * e for e in r) / self.channels, cov.variance.mean(1, keepdim=True)))
+        return at_lowest(squares, variance, uncertainty).float() / (1 + gain)
 
     def polynomial(self, mu: Tensor, variance: Tensor, squares: Tensor, clipped: Tensor) -> Tensor:
         """(N,C,1,n) each, clipped (N,1,1,n) -> (N,5C,1,1)."""
@@ -119,18 +124,15 @@ class ResidualEstimator(nn.Module):
         bins = min(BINS, n)
         order = mu.argsort(1)[:, : n // bins * bins].unflatten(1, (bins, -1))  # NC,bins,pixels
         in_bins = lambda t, index: t.gather(1, index.flatten(1)).view(index.shape)  # noqa: E731
-        uncertainty = in_bins(variance.log() + AVOID * clipped, order)
-        chosen = order.gather(2, uncertainty.topk(max(1, round(SHARE["hg"] * order.shape[2])), dim=2, largest=False).indices)
-        share = in_bins(clipped, chosen).mean(2)  # NC,bins
+        uncertainty, chosen = in_bins(variance.log() + AVOID * clipped, order).topk(max(1, round(FITTED * order.shape[2])), dim=2, largest=False)
+        chosen = order.gather(2, chosen)
+        s = at_lowest(in_bins(squares, chosen), in_bins(variance, chosen), uncertainty)[..., 0].clamp_min(FLOOR**2)  # NC,bins
+        lowest = chosen[..., : count_lowest(chosen)]
+        m, share = in_bins(mu, lowest).double().mean(2), in_bins(clipped, lowest).mean(2)
         clear = share <= share.amin(1, keepdim=True).clamp_min(CLEAR)
-        m = in_bins(mu, chosen).double().mean(2)  # NC,bins
-        s = in_bins(squares, chosen).double().mean(2).clamp_min(FLOOR**2)
-        powers = torch.stack([torch.ones_like(m), m, m * m], 2)
-        weight = torch.ones_like(s)
-        for _ in range(6):  # weights change sides a few times and then no more
-            abc = least_squares(powers, s, clear * weight / s.square(), self.sets)
-            weight = torch.where(s > (powers @ abc[..., None])[..., 0], ABOVE, 1.0)
-        low, high = m.masked_fill(~clear, torch.inf).amin(1, keepdim=True), m.masked_fill(~clear, -torch.inf).amax(1, keepdim=True)
+        abc = least_squares(torch.stack([torch.ones_like(m), m, m * m], 2), s, clear / s.square(), self.sets)
+        ends = in_bins(mu, order[..., [0, -1]]).double()
+        low, high = ends[..., 0].masked_fill(~clear, torch.inf).amin(1, keepdim=True), ends[..., 1].masked_fill(~clear, -torch.inf).amax(1, keepdim=True)
         return torch.cat([abc, low, high], 1).float().view(images, 5 * channels, 1, 1)
 
     def covariance(self, level: Tensor, image: Tensor) -> Covariance:
@@ -155,10 +157,32 @@ def spacing(t: Tensor) -> int:
     return -(-t[0, 0].numel() // SAMPLE)
 
 
-def quietest(y: Tensor, cov: Covariance, share: float) -> Tensor:
-    """Of the sampled pixels of y (N,C,H,W), the indices of the share whose log|V| is lowest and whose surroundings are not clipped, (N,1,1,k)."""
-    uncertainty = cov.map(sampled).log_det() + AVOID * share_clipped(y)
-    return uncertainty.topk(max(1, round(share * uncertainty.shape[3])), dim=3, largest=False).indices
+def quietest(y: Tensor, log_v: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    """The share of the sampled pixels of y (N,C,H,W) with the lowest uncertainty: log V, (N,1,1,n), and what clipped surroundings count against it.
+
+    Their uncertainty and their indices, (N,1,1,k) each, lowest first.
+    """
+    uncertainty = log_v + AVOID * share_clipped(y)
+    return uncertainty.topk(max(1, round(share * uncertainty.shape[3])), dim=3, largest=False)
+
+
+def at_lowest(squares: Tensor, variance: Tensor, uncertainty: Tensor) -> Tensor:
+    """What r^2 is on average where V is lowest: r^2, V and the uncertainty of the FITTED pixels, lowest first, (...,n) each -> (...,1), float64.
+
+    A mean over the SHARE alone would be over few pixels. Since the mean of r^2 is V as far as V is right, the line through r^2 over V, each weighted by its
+    inverse variance, tells it from all of them. Texture adds to r^2, by what V says or so: the slope is between 0 and STEEPEST.
+    """
+    s, v = squares.double(), variance.double()
+    weight = (-2 * uncertainty.double()).softmax(-1)
+    centre = (weight * v).sum(-1, keepdim=True)
+    apart = weight * (v - centre)
+    slope = (apart * s).sum(-1, keepdim=True) / (apart * v).sum(-1, keepdim=True).clamp_min(torch.finfo(v.dtype).tiny)
+    return (weight * s).sum(-1, keepdim=True) + slope.clamp(0, STEEPEST) * (v[..., : count_lowest(v)].mean(-1, keepdim=True) - centre)
+
+
+def count_lowest(t: Tensor) -> int:
+    """How many of the FITTED pixels in the last dimension are in the SHARE."""
+    return max(1, round(SHARE / FITTED * t.shape[-1]))
 
 
 def share_clipped(y: Tensor) -> Tensor:

@@ -282,6 +282,32 @@ def test_residual_estimator_finds_the_noise_of_quiet_pixels(channels, noise, rng
         torch.testing.assert_close(half, estimator.level(y, mu, Diagonal(uncertain)) / 2)
 
 
+def test_residual_estimator_of_intensities_that_few_pixels_have(rng):
+    """Noise that grows with the signal, in an image that is dark but for a little: what is bright has as much noise as the polynomial says there."""
+    size = (1, 1, 200, 300)
+    mu = torch.rand(size, generator=rng) ** 4
+    cov_n = Diagonal(0.02**2 + (0.3 * mu).square())
+    y = mu + cov_n.sample(torch.randn(size, generator=rng))
+    estimator = ResidualEstimator(1, "hg")
+    found = estimator.covariance(estimator.level(y, mu, cov_n), mu)
+    bright = mu > 0.9
+    assert 0 < bright.float().mean() < 0.03
+    torch.testing.assert_close(found.variance[bright].sqrt(), cov_n.variance[bright].sqrt(), rtol=0.03, atol=0)
+
+
+@pytest.mark.parametrize("texture", [0, 0.3])
+def test_residual_estimator_uses_more_than_the_quietest_pixels(texture, rng):
+    """Over 64 small images the estimate scatters less than a mean over the lowest fiftieth could, with texture or without, and is not biased by it."""
+    size = (64, 1, 64, 96)
+    mu = torch.full(size, 0.5)
+    variance = 0.1**2 + (texture * torch.rand(size, generator=rng)).square()
+    y = mu + variance.sqrt() * torch.randn(size, generator=rng)
+    variance = variance * torch.exp(0.05 * torch.randn(size, generator=rng))  # not known exactly
+    error = ResidualEstimator(1, "awgn").level(y, mu, Diagonal(variance)).sqrt().flatten() / 0.1 - 1
+    assert abs(error.mean().item()) < 0.02
+    assert error.std().item() < 0.7 / (2 * 0.02 * 64 * 96) ** 0.5
+
+
 @pytest.mark.parametrize(("channels", "noise"), [(1, "awgn"), (3, "mg"), (1, "hg")])
 def test_residual_estimator_avoids_clipped_places(channels, noise, rng):
     """A third is black, where the file's range cuts half of the noise off and the context is the surest; nothing of it may count."""
