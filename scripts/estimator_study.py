@@ -82,7 +82,7 @@ def main(argv: list[str] | None = None) -> int:
         return run(opt)
     if opt.blind:
         results, files = load(opt), find_images(opt.data, opt.data_root, "--data")
-        results["blind"] = {"checkpoint": opt.blind, "images": [file.name for file in files], "rows": measure_blind(opt, files)}
+        results["blind"] = {"checkpoint": opt.blind, "seed": opt.seed, "images": [file.name for file in files], "rows": measure_blind(opt, files)}
         save(opt, results)
     if opt.render:
         results = load(opt)
