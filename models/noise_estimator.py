@@ -86,7 +86,7 @@ class ResidualEstimator(nn.Module):
     of r r^T is Sigma_n and the little that mu errs there. (V itself will not do: the least of many uncertain values is too low.)
 
         awgn    mean of r^2 over the channels where V is lowest, see `at_lowest`;  K = 1
-        mg      mean of r r^T over the SHARE of pixels whose |V| is lowest;  K = C (C + 1) / 2
+        mg      mean of r r^T where V is lowest, entry by entry in the same way;  K = C (C + 1) / 2
         hg      as awgn, for each channel in each of BINS ranges of intensity, and through the results the polynomial a + b mu + c mu^2, none of the three
                 negative;  K = 5 C: a, b, c, and the intensities between which it was fitted and beyond which it is constant
 
@@ -110,12 +110,14 @@ class ResidualEstimator(nn.Module):
         if self.noise == "hg":
             return self.polynomial(sampled(mu), cov.map(sampled).variance, torch.cat(r, 1).square() / (1 + gain), share_clipped(y))
         cov = cov.map(sampled)
-        uncertainty, chosen = quietest(y, cov.log_det() / self.channels, SHARE if self.noise == "mg" else FITTED)
-        if self.noise == "mg":
-            squares = torch.cat([(r[i] * r[j]).gather(3, chosen) for i, j in triangle(self.channels)], 1)
-            return squares.mean(3, keepdim=True) / (1 + gain)
-        squares, variance = (t.gather(3, chosen) for t in (sum(e * e for e in r) / self.channels, cov.variance.mean(1, keepdim=True)))
-        return at_lowest(squares, variance, uncertainty).float() / (1 + gain)
+        uncertainty, chosen = quietest(y, cov.log_det() / self.channels, FITTED)
+        if self.noise == "awgn":
+            squares, variance = (t.gather(3, chosen) for t in (sum(e * e for e in r) / self.channels, cov.variance.mean(1, keepdim=True)))
+            return at_lowest(squares, variance, uncertainty).float() / (1 + gain)
+        squares = torch.cat([(r[i] * r[j]).gather(3, chosen) for i, j in triangle(self.channels)], 1)
+        found = at_lowest(squares, cov.full().entries().gather(3, chosen.expand_as(squares)), uncertainty).float()
+        mean = squares[..., : count_lowest(squares)].mean(3, keepdim=True)  # cannot be indefinite
+        return torch.where(indefinite(found, self.channels), mean, found) / (1 + gain)
 
     def polynomial(self, mu: Tensor, variance: Tensor, squares: Tensor, clipped: Tensor) -> Tensor:
         """(N,C,1,n) each, clipped (N,1,1,n) -> (N,5C,1,1)."""
@@ -178,6 +180,14 @@ def at_lowest(squares: Tensor, variance: Tensor, uncertainty: Tensor) -> Tensor:
     apart = weight * (v - centre)
     slope = (apart * s).sum(-1, keepdim=True) / (apart * v).sum(-1, keepdim=True).clamp_min(torch.finfo(v.dtype).tiny)
     return (weight * s).sum(-1, keepdim=True) + slope.clamp(0, STEEPEST) * (v[..., : count_lowest(v)].mean(-1, keepdim=True) - centre)
+
+
+def indefinite(entries: Tensor, channels: int) -> Tensor:
+    """Whether matrices with the lower triangles `entries` (N,T,1,1) have an eigenvalue that is not positive, (N,1,1,1)."""
+    matrix = entries.new_zeros(len(entries), channels, channels)
+    for k, (i, j) in enumerate(triangle(channels)):
+        matrix[:, i, j] = entries[:, k, 0, 0]
+    return (torch.linalg.cholesky_ex(matrix).info > 0).view(-1, 1, 1, 1)  # reads the lower triangle
 
 
 def count_lowest(t: Tensor) -> int:

@@ -8,7 +8,7 @@ from skimage.data import camera
 
 from models import MWCNN, BlindSpotDenoiser, load_model, posterior, synthesise
 from models.dbsn import DBSN
-from models.gaussian import Diagonal, Full
+from models.gaussian import Diagonal, Full, triangle
 from models.inference import denoise, inverse_symmetry, symmetry
 from models.mwcnn import dwt, iwt
 from models.noise_estimator import ResidualEstimator
@@ -306,6 +306,19 @@ def test_residual_estimator_uses_more_than_the_quietest_pixels(texture, rng):
     error = ResidualEstimator(1, "awgn").level(y, mu, Diagonal(variance)).sqrt().flatten() / 0.1 - 1
     assert abs(error.mean().item()) < 0.02
     assert error.std().item() < 0.7 / (2 * 0.02 * 64 * 96) ** 0.5
+
+
+def test_residual_estimator_of_a_matrix_is_one_of_a_covariance(rng):
+    """Where the lines through the entries do not meet in a covariance, as they may in an image of few pixels, the mean over the lowest pixels is."""
+    size = (200, 3, 6, 6)
+    mu = torch.zeros(size)
+    cov = Diagonal(torch.rand(size, generator=rng) + 0.5)
+    y = torch.randn(size[0], 1, *size[2:], generator=rng) * torch.tensor([1.0, 0.9, -0.5]).view(3, 1, 1) + 0.05 * torch.randn(size, generator=rng)
+    level = ResidualEstimator(3, "mg").level(y, mu, cov).flatten(1)
+    matrix = torch.zeros(200, 3, 3)
+    for k, (i, j) in enumerate(triangle(3)):
+        matrix[:, i, j] = matrix[:, j, i] = level[:, k]
+    assert torch.linalg.eigvalsh(matrix).min() > -1e-6
 
 
 @pytest.mark.parametrize(("channels", "noise"), [(1, "awgn"), (3, "mg"), (1, "hg")])
