@@ -350,9 +350,9 @@ def test_released_weights_on_a_clipped_photograph(sigma):
 
 
 def test_residual_estimator_of_flat_and_tiny_images():
-    for noise in ("awgn", "hg"):
-        estimator = ResidualEstimator(1, noise)
-        for size in ((1, 1, 1, 1), (2, 1, 3, 5), (1, 1, 40, 40)):
+    for channels, noise in ((1, "awgn"), (1, "hg"), (3, "mg")):
+        estimator = ResidualEstimator(channels, noise)
+        for size in ((1, channels, 1, 1), (2, channels, 3, 5), (1, channels, 40, 40)):
             y = torch.full(size, 0.5)
             cov = estimator.covariance(estimator.level(y, y, Diagonal(torch.ones(size))), y)
             assert torch.isfinite(cov.variance).all() and (cov.variance > 0).all()
