@@ -106,10 +106,9 @@ class ResidualEstimator(nn.Module):
 
         gain: the share of the noise's variance that mu has taken over from the pixels around, (N,1,1,1), see BlindSpotDenoiser.gain.
         """
-        r = planes(sampled(y) - sampled(mu))
+        r, cov = planes(sampled(y) - sampled(mu)), cov.map(sampled)
         if self.noise == "hg":
-            return self.polynomial(sampled(mu), cov.map(sampled).variance, torch.cat(r, 1).square() / (1 + gain), share_clipped(y))
-        cov = cov.map(sampled)
+            return self.polynomial(sampled(mu), cov.variance, torch.cat(r, 1).square() / (1 + gain), share_clipped(y))
         uncertainty, chosen = quietest(y, cov.log_det() / self.channels, FITTED)
         if self.noise == "awgn":
             squares, variance = (t.gather(3, chosen) for t in (sum(e * e for e in r) / self.channels, cov.variance.mean(1, keepdim=True)))
