@@ -88,7 +88,7 @@ class ResidualEstimator(nn.Module):
         awgn    mean of r^2 over the channels where V is lowest, see `at_lowest`;  K = 1
         mg      mean of r r^T where V is lowest, entry by entry in the same way;  K = C (C + 1) / 2
         hg      as awgn, for each channel in each of BINS ranges of intensity, and through the results the polynomial a + b mu + c mu^2, none of the three
-                negative;  K = 5 C: a, b, c, and the intensities between which it was fitted and beyond which it is constant
+                negative;  K = 5 C: a, b, c, and the intensities beyond which it is constant, the ends of the ranges that are not clipped
 
     Where a file's range clips the noise, as at black in most pictures of 8 bits, there is less of it than elsewhere: such places are avoided.
     """
@@ -114,7 +114,7 @@ class ResidualEstimator(nn.Module):
             squares, variance = (t.gather(3, chosen) for t in (sum(e * e for e in r) / self.channels, cov.variance.mean(1, keepdim=True)))
             return at_lowest(squares, variance, uncertainty).float() / (1 + gain)
         squares = torch.cat([(r[i] * r[j]).gather(3, chosen) for i, j in triangle(self.channels)], 1)
-        found = at_lowest(squares, cov.full().entries().gather(3, chosen.expand_as(squares)), uncertainty).float()
+        found = at_lowest(squares, cov.entries().gather(3, chosen.expand_as(squares)), uncertainty).float()
         mean = squares[..., : count_lowest(squares)].mean(3, keepdim=True)  # cannot be indefinite
         return torch.where(indefinite(found, self.channels), mean, found) / (1 + gain)
 

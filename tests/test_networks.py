@@ -308,7 +308,7 @@ def test_residual_estimator_uses_more_than_the_quietest_pixels(texture, rng):
     assert error.std().item() < 0.7 / (2 * 0.02 * 64 * 96) ** 0.5
 
 
-def test_residual_estimator_of_a_matrix_is_one_of_a_covariance(rng):
+def test_residual_estimator_of_mg_gives_a_covariance(rng):
     """Where the lines through the entries do not meet in a covariance, as they may in an image of few pixels, the mean over the lowest pixels is."""
     size = (200, 3, 6, 6)
     mu = torch.zeros(size)
@@ -374,3 +374,20 @@ def test_gain_is_the_variance_that_mu_takes_over():
         assert model.gain(y, mu, cov).item() == pytest.approx(0.25, rel=0.15)
         level = model.level(y, mu, cov).item()
         assert level == pytest.approx(0.01, rel=0.1)  # and without the gain a quarter more
+
+
+def test_gain_is_that_of_the_pixels_predicted_best_for_their_noise(rng, monkeypatch):
+    """The dark half has the lower covariance but, relative to its little noise, the poorer context, which takes over half of the noise; the bright half a quarter."""
+    model = small(noise="hg", estimator="residual")
+    bright = (torch.arange(200) >= 100).expand(1, 1, 200, 200)
+    two, four = (torch.tensor(k).view(1, 1, 3, 3) for k in ([[0.0, 0, 0], [0.5, 0, 0.5], [0, 0, 0]], [[0, 0.25, 0], [0.25, 0, 0.25], [0, 0.25, 0]]))
+
+    def context(y):
+        mu = torch.where(bright, *(torch.nn.functional.conv2d(y, kernel, padding=1) for kernel in (four, two)))
+        return mu, Full(torch.where(bright, 0.045, 0.02))
+
+    noise = Diagonal(torch.where(bright, 0.04, 0.01).square())
+    model.context = context
+    monkeypatch.setattr(model.noise_estimator, "covariance", lambda *seen: noise)
+    y = 0.5 + noise.sample(torch.randn(bright.shape, generator=rng))
+    assert model.gain(y, *context(y)).item() == pytest.approx(0.25, rel=0.15)
