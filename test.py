@@ -9,7 +9,6 @@ python test.py --baseline wavelet nlm bm3d --data bsd68 --noise awgn --sigma 25 
 from __future__ import annotations
 
 import json
-import math
 import sys
 import time
 from collections.abc import Iterator
@@ -22,12 +21,13 @@ import torch
 from tqdm import tqdm
 
 from data.images import DIM, TIFF_SUFFIXES, brightest, file_and_page, image_header, read_image, to_float, write_image
-from data.noise import Noise
 from data.pictures import as_map, output_names, side_by_side
 from data.sets import content_hash, find_images
 from data.stacks import images_of, stacks_of, write_stack
 from models import load_model
 from models.inference import Denoised, automatic_tile, denoise
+from models.noise import NOISES, NoiseModel
+from options.base import noise_of
 from options.test import TestOptions
 from utils.baselines import SMALLEST_SIDE, check_baselines, denoise_classically, describe_baseline
 from utils.device import choose_device, choose_dtype, device_name
@@ -75,7 +75,7 @@ def evaluate(opt, world: World, argv: list[str]) -> int:
     for file in files:
         with noting(bad, file, opt.on_bad):
             check_file(file, opt, models, channels, white_level)
-    noise = Noise.from_options(opt) if opt.noise else None
+    noise = noise_of(opt) if opt.noise else None
     with world.main_first():
         prepare_outputs(opt, files)
     names = output_names(files)
@@ -173,8 +173,8 @@ def noise_record(opt) -> dict | None:
     """The noise of --protocol published: the model, and its levels in 0..255 units."""
     if opt.noise is None:
         return None
-    levels = {name: getattr(opt, name)[0] for name in ("sigma", "alpha", "delta") if getattr(opt, name)}
-    return {"model": opt.noise, **levels} | ({"mg_seed": opt.mg_seed} if opt.noise == "mg" else {})
+    values = {level.name: getattr(opt, level.name) for level in NOISES[opt.noise].levels}
+    return {"model": opt.noise} | {name: value[0] if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 def model_record(model, models: list) -> dict:
@@ -210,8 +210,8 @@ def agreed_channels(opt, models: list) -> int | None:
     """1, 3 or None (as stored). UsageError where checkpoints, --mode and --noise do not go together."""
     wanted = {model.channels for model in models}
     given = {"gray": 1, "color": 3}.get(opt.mode)
-    if opt.noise == "mg" and given == 1:
-        raise UsageError("--noise mg describes correlated colour channels and makes no sense with --mode gray")
+    if opt.noise and NOISES[opt.noise].needs_color and given == 1:
+        raise UsageError(f"--noise {opt.noise} describes correlated colour channels and makes no sense with --mode gray")
     if len(wanted) > 1:
         raise UsageError("--checkpoint: gray and colour checkpoints together; test them one after the other")
     channels = wanted.pop() if wanted else given
@@ -231,8 +231,8 @@ def check_file(file: Path, opt, models: list, channels: int | None, white_level:
     if opt.baseline and min(header.height, header.width) < SMALLEST_SIDE:
         size = f"{header.width}x{header.height}"
         raise UsageError(f"--baseline {opt.baseline[0]}: {file} is {size}; images of {SMALLEST_SIDE}x{SMALLEST_SIDE} or more are needed")
-    if opt.noise == "mg" and (channels or found) != 3:
-        raise UsageError(f"--noise mg describes correlated colour channels, but {file} is gray: give colour images")
+    if opt.noise and NOISES[opt.noise].needs_color and (channels or found) != 3:
+        raise UsageError(f"--noise {opt.noise} describes correlated colour channels, but {file} is gray: give colour images")
     if not opt.mode and channels and found != channels:
         kind = {1: "gray", 3: "color"}
         raise UsageError(
@@ -260,7 +260,7 @@ def matching(files: list[Path], references: list[Path]) -> list[Path]:
     return references
 
 
-def read_sample(file: Path, reference: Path | None, mode: str | None, white_level: float | None, noise: Noise | None) -> Sample:
+def read_sample(file: Path, reference: Path | None, mode: str | None, white_level: float | None, noise: NoiseModel | None) -> Sample:
     """Raises UsageError as read_image does. Noisy images that fill a small part of their file's range are brought to 0..1 by their own brightest value where
     no white level is known: noise levels are relative to white, and the networks know those of their training alone."""
     image = read_image(file, mode=mode, white_level=white_level)
@@ -270,7 +270,7 @@ def read_sample(file: Path, reference: Path | None, mode: str | None, white_leve
     image = to_float(image)
     if noise:
         x = image.transpose(2, 0, 1).astype(np.float64)
-        return Sample(noise.published(x).transpose(1, 2, 0).astype(np.float32), image, 255 * noise.level(x), white_level)
+        return Sample(noise.published(x).transpose(1, 2, 0).astype(np.float32), image, 255 * noise.rms(x), white_level)
     clean = to_float(read_image(reference, mode=mode, white_level=white_level)) if reference else None
     if clean is not None and clean.shape != image.shape:
         raise UsageError(f"--clean {reference} is {clean.shape}, {file} {image.shape} (rows, columns, channels): they must show the same picture")
@@ -293,9 +293,10 @@ def noise_not_trained_on(model, result: Denoised) -> str | None:
     """What is to be said where the noise that a stage-1 model finds lies outside of the levels it was trained on, as far as they are known. Not for mg, which
     has no one level."""
     facts = training_facts(model.values) or {}
-    if model.noise == "mg" or not all(facts.get(option) for option in {"awgn": ("sigma",), "hg": ("alpha", "delta")}[model.noise]):
+    kind = NOISES[model.noise]
+    if not all(facts.get(level.name) for level in kind.levels if not level.whole) or not (trained := kind.trained_range(facts)):
         return None
-    low, high = facts["sigma"] if model.noise == "awgn" else (facts["delta"][0], math.hypot(facts["alpha"][1], facts["delta"][1]))
+    low, high = trained
     level = 255 * level_of(result)
     if 0.8 * low <= level <= 1.25 * high:  # what an estimate may be off
         return None

@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from data.crops import draw_crops, generator, generators, hashed
-from data.noise import Noise
+from data.crops import draw_crops
 from data.sets import find_images
 from data.source import crop_source
 from data.training import (
@@ -39,6 +38,8 @@ from data.training import (
 from models import BlindSpotDenoiser, Prediction, load_model, noise_level, posterior
 from models.gaussian import add, constrained_nll, envelope_loss, nll
 from models.inference import denoise
+from models.noise import NoiseModel
+from options.base import noise_of
 from options.stage1 import Stage1Options
 from utils.device import choose_device, choose_dtype, denormals_as_zero, device_name, keep_freed_memory
 from utils.distributed import World, join
@@ -46,6 +47,7 @@ from utils.errors import EXIT_RESUME, RunError, UsageError, run_script
 from utils.logging import Board
 from utils.optim import make_optimizer
 from utils.run import FollowedRun, RunFolder, StopRequest
+from utils.random import generator, generators, hashed
 from utils.schedule import learning_rate, update_average
 from utils.training import COMPILE_MODES, plain_options, restore, training_tensors
 
@@ -94,7 +96,7 @@ def train(opt, options: Stage1Options, world: World) -> int:
     images = look_at(files, opt.mode, opt.white_level, opt.patch_size, "training images")
     if opt.noisy:
         note_conversion(images)
-    noise = Noise.from_options(opt) if opt.clean else None
+    noise = noise_of(opt) if opt.clean else None
     redraw = noise is not None and opt.noise_draw == "fresh"
     if in_memory(opt.images, images.memory(float_copies=1 if noise and not redraw else 0), device, world):
         images = images.decode()
@@ -230,7 +232,7 @@ def starting_model(opt, channels: int) -> BlindSpotDenoiser:
     return model
 
 
-def held_out_batch(held_out: Images | ImageFiles, noise: Noise | None, patch: int, seed: int) -> Tensor:
+def held_out_batch(held_out: Images | ImageFiles, noise: NoiseModel | None, patch: int, seed: int) -> Tensor:
     """Noisy crops (B,C,P,P) that are never trained on, the same at every evaluation; their noise is drawn once."""
     pool = held_out.pool()
     if noise:
@@ -239,7 +241,7 @@ def held_out_batch(held_out: Images | ImageFiles, noise: Noise | None, patch: in
 
 
 @torch.no_grad()
-def evaluate(model: BlindSpotDenoiser, held_out: Tensor | None, val: Images | None, noise: Noise | None, seed: int) -> dict[str, float]:
+def evaluate(model: BlindSpotDenoiser, held_out: Tensor | None, val: Images | None, noise: NoiseModel | None, seed: int) -> dict[str, float]:
     """Held-out likelihood (what models are chosen by) and, for watching only, PSNR on clean images made noisy."""
     row = {}
     if held_out is not None:

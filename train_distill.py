@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from data.crops import DiskPool, ImagePool, generator, generators, hashed, normal, uniform
-from data.noise import Noise
+from data.crops import DiskPool, ImagePool
 from data.sets import find_images
 from data.source import crop_source
 from data.training import (
@@ -39,6 +38,8 @@ from data.training import (
 )
 from models import MWCNN, BlindSpotDenoiser, load_model, posterior_mean, synthesise
 from models.inference import denoise
+from models.noise import NOISES, NoiseModel
+from options.base import noise_of
 from options.stage2 import Stage2Options
 from utils.checkpoint import checksum
 from utils.device import choose_device, choose_dtype, denormals_as_zero, device_name, keep_freed_memory
@@ -47,6 +48,7 @@ from utils.errors import EXIT_RESUME, RunError, UsageError, run_script
 from utils.logging import Board
 from utils.optim import make_optimizer
 from utils.run import FollowedRun, RunFolder, StopRequest
+from utils.random import generator, generators, hashed, normal, uniform
 from utils.schedule import learning_rate, update_average
 from utils.training import COMPILE_MODES, plain_options, restore, training_tensors
 
@@ -72,8 +74,8 @@ def train(opt, options: Stage2Options, world: World) -> int:
         raise UsageError(f"--teacher {teacher.file} is a stage-2 checkpoint (MWCNN); the teacher is a stage-1 one, made by train_dbsn.py")
     teacher.dtype = dtype
     mode = {1: "gray", 3: "color"}[teacher.channels]
-    if opt.noise == "mg" and teacher.channels == 1:
-        raise UsageError(f"--noise mg describes correlated colour channels; the teacher {teacher.file} is a gray one")
+    if opt.noise and NOISES[opt.noise].needs_color and teacher.channels == 1:
+        raise UsageError(f"--noise {opt.noise} describes correlated colour channels; the teacher {teacher.file} is a gray one")
     white_level = opt.white_level or teacher.values["white_level"]
 
     clean_files = find_images(opt.clean, opt.data_root, "--clean")
@@ -92,7 +94,7 @@ def train(opt, options: Stage2Options, world: World) -> int:
         note_conversion(noisy)
     else:
         noisy = look_at(noisy_files, mode, opt.clean_white_level, opt.patch_size, "--synthetic-noisy images", "--clean-white-level")
-    noise = Noise.from_options(opt) if opt.synthetic_noisy else None
+    noise = noise_of(opt) if opt.synthetic_noisy else None
     redraw = noise is not None and opt.noise_draw == "fresh"
     before = RunFolder(opt.checkpoints_dir / opt.name).recorded_options() or {"images": "auto"}
     if opt.images == "auto":  # it decides what the targets are, see below: a run keeps what it began with
@@ -148,7 +150,7 @@ def train(opt, options: Stage2Options, world: World) -> int:
             # The teacher is frozen and the noisy images stay as they are: each is denoised once, whole, and never again. From disk that would need a whole
             # image for every crop: as with fresh noise, the crop is denoised, which lacks the surroundings at its borders.
             targets, levels = posterior_means(teacher, noisy_pool)
-        if teacher.estimator == "cnn":
+        if teacher.noise_estimator.learned:
             levels = None  # it finds the level of a clean image as it does that of a noisy one
         elif levels is None and step < opt.steps:
             levels = noise_levels(teacher, noisy_pool, noise if redraw else None, opt.seed)
@@ -167,8 +169,8 @@ def train(opt, options: Stage2Options, world: World) -> int:
                 x, where = clean_source.crops(samples)  # B,C,P,P
                 names |= {clean.files[k].name for k in where.image}
                 with torch.no_grad():
-                    level = teacher.noise_estimator.level(x) if levels is None else one_for_each(levels, samples, opt.seed)
-                    cov_n = teacher.noise_estimator.covariance(level, x)
+                    theta = teacher.noise_estimator.estimate(x) if levels is None else one_for_each(levels, samples, opt.seed)
+                    cov_n = teacher.noise_estimator.covariance(theta, x)
                 random = generators(device, opt.seed, SYNTHESIS, samples)
                 scale = 1 + opt.level_jitter * (2 * uniform(1, x, random) - 1)
                 inputs.append(synthesise(x, cov_n, normal(x, random), scale))
@@ -256,7 +258,7 @@ def posterior_means(teacher: BlindSpotDenoiser, noisy: ImagePool) -> tuple[Image
     def one(_: int, y: Tensor) -> Tensor:
         bar.update()
         found = denoise(teacher, y)
-        levels.append(found.level)
+        levels.append(found.theta)
         return found.image.to(y.device)
 
     return noisy.map(one), torch.cat(levels).to(noisy.device)
@@ -268,7 +270,7 @@ def taught(teacher: BlindSpotDenoiser, y: Tensor) -> Tensor:
     return posterior_mean(y, teacher(y))
 
 
-def noise_levels(teacher: BlindSpotDenoiser, noisy: ImagePool | DiskPool, noise: Noise | None, seed: int) -> Tensor:
+def noise_levels(teacher: BlindSpotDenoiser, noisy: ImagePool | DiskPool, noise: NoiseModel | None, seed: int) -> Tensor:
     """What the noise estimator finds on noisy images, (M,K,1,1), M at most MAX_LEVELS evenly spaced ones: pairs are made with the noise of one of them.
 
     noise: to be added first, where the images are still clean.
@@ -279,7 +281,7 @@ def noise_levels(teacher: BlindSpotDenoiser, noisy: ImagePool | DiskPool, noise:
         y = noisy.image(k)
         if noise:
             y = noise.add(y.cpu(), [generator("cpu", seed, NOISE, k)])
-        found.append(denoise(teacher, y).level)
+        found.append(denoise(teacher, y).theta)
     return torch.cat(found).to(next(teacher.parameters()).device)
 
 
@@ -289,7 +291,7 @@ def one_for_each(levels: Tensor, samples: np.ndarray, seed: int) -> Tensor:
     return levels[torch.from_numpy(index.astype(np.int64)).to(levels.device)]
 
 
-def validation_psnr(student: MWCNN, val: Images, noise: Noise, seed: int) -> float:
+def validation_psnr(student: MWCNN, val: Images, noise: NoiseModel, seed: int) -> float:
     """Mean PSNR in dB on clean images made noisy; for watching only."""
     pool, found = val.pool(), []
     for k in range(len(pool)):

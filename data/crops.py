@@ -8,50 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from data.images import to_float
-
-
-def hashed(*keys: int | np.ndarray) -> np.ndarray:
-    """64 well mixed bits from integer keys, elementwise: SplitMix64's finaliser over each key in turn."""
-    state = np.uint64(0)
-    with np.errstate(over="ignore"):
-        for key in keys:
-            state = (state ^ np.asarray(key).astype(np.uint64)) + np.uint64(0x9E3779B97F4A7C15)
-            state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-            state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-            state = state ^ (state >> np.uint64(31))
-    return state
-
-
-def generator(device: torch.device | str, *keys: int) -> torch.Generator:
-    """A generator on the device whose state is a function of the keys."""
-    return torch.Generator(device).manual_seed(int(hashed(*keys) >> np.uint64(1)))
-
-
-def generators(device: torch.device | str, seed: int, stream: int, samples: np.ndarray) -> list[torch.Generator]:
-    """A generator for each sample: its noise does not depend on the batch or the process it is made in."""
-    return [generator(device, seed, stream, int(sample)) for sample in samples]
-
-
-def normal(like: Tensor, random: list[torch.Generator]) -> Tensor:
-    """Standard normal values in the shape of `like` (N,..), image k drawn from generator k, on like's device."""
-    return torch.cat([torch.randn((1, *like.shape[1:]), generator=g, device=like.device, dtype=like.dtype) for g in random])
-
-
-def uniform(count: int, like: Tensor, random: list[torch.Generator]) -> Tensor:
-    """(N,count) uniform values in 0..1, row k drawn from generator k, on like's device."""
-    return torch.cat([torch.rand(1, count, generator=g, device=like.device, dtype=like.dtype) for g in random])
-
-
-@lru_cache(maxsize=4)
-def permutation(count: int, *keys: int) -> np.ndarray:
-    return np.random.Generator(np.random.Philox(key=int(hashed(*keys)))).permutation(count)
+from utils.random import hashed, permutation
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,15 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data.crops import DiskPool, ImagePool, generator, permutation
+from data.crops import DiskPool, ImagePool
 from data.images import DIM, Header, brightest, file_and_page, image_header, read_image, to_float
-from data.noise import Noise
 from data.sets import TEST_SETS, bsd68_names, content_hash
+from models.noise import NoiseModel
 from utils.device import free_memory
 from utils.distributed import World
 from utils.errors import UsageError
 from utils.files import shown
+from utils.random import generator, permutation
 
 # what a random stream is for, beside the run's seed
 NOISE, HELD_OUT, VALIDATION, WEIGHTS, HALVES, SYNTHESIS, NOISY, LEVEL = range(8)
@@ -178,7 +179,7 @@ def hold_out(images: Images | ImageFiles, share: float, seed: int) -> tuple[Imag
     return images.subset(np.sort(order[count:])), images.subset(np.sort(order[:count]))
 
 
-def add_noise_once(pool: ImagePool | DiskPool, noise: Noise, seed: int, stream: int = NOISE) -> ImagePool | DiskPool:
+def add_noise_once(pool: ImagePool | DiskPool, noise: NoiseModel, seed: int, stream: int = NOISE) -> ImagePool | DiskPool:
     """The pool with each image's noise drawn once, a function of (seed, image); drawn on the CPU, so that every device sees the same.
 
     From disk the same draw is made again, over the whole image, at every visit: a fixed draw costs memory there or time, and it is memory that is short.

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from models import gaussian
 from models.dbsn import DBSN
 from models.gaussian import Covariance, Posterior, mahalanobis, triangle
 from models.layers import PointwiseNet
-from models.noise_estimator import ESTIMATORS, HIDDEN, lower_factor, quietest, sampled
+from models.noise import ESTIMATORS, NOISES, lower_factor
+from models.noise.residual import AVOID, lowest, sampled, share_clipped, spacing
 
-HEADS = ("mu", "total")
 SHAKE = 0.5  # noise added to measure the gain, relative to what was estimated
-GAIN_SIDE = 512  # greatest side of the part of an image on which the gain is measured
-GAIN_SHARE = 0.1  # of its pixels: those that are predicted best
+GAIN_SIDE = 152  # side of the part of an image on which the gain is measured, the receptive field around it included
+GAIN_SHARE = 0.1  # share of the image's pixels that count for the gain: those predicted best for their noise
 
 
 @dataclass(frozen=True)
@@ -25,25 +27,30 @@ class Prediction:
     """What stage 1 says of images y (N,C,H,W).
 
     mu: mean of the clean pixel given the pixels around it, (N,C,H,W), 0..1.
-    cov_n: Sigma_n, covariance of the noise.
-    cov_head: what the covariance head gives, blind as mu is: Sigma_mu where head is "mu"; V = Sigma_mu + Sigma_n, the total predictive covariance of the
-        noisy pixel, where it is "total".
+    v: what the covariance head gives, blind as mu is. Where head is "total": V = Sigma_mu + Sigma_n, the covariance of the
+        noisy pixel given the pixels around it. Where head is "mu": Sigma_mu.
+    estimate: computes Sigma_n. It is called when cov_n is first asked for.
     """
 
     mu: Tensor
-    cov_n: Covariance
-    cov_head: Covariance
+    v: Covariance
     head: str
+    estimate: Callable[[], Covariance]
+
+    @cached_property
+    def cov_n(self) -> Covariance:
+        """Sigma_n, covariance of the noise."""
+        return self.estimate()
 
     @cached_property
     def cov_mu(self) -> Covariance:
         """Sigma_mu, covariance of the clean pixel given the pixels around it."""
-        return self.cov_head if self.head == "mu" else gaussian.excess(self.cov_head, self.cov_n)
+        return self.v if self.head == "mu" else gaussian.excess(self.v, self.cov_n)
 
     @cached_property
     def cov_total(self) -> Covariance:
         """Covariance of the noisy pixel given the pixels around it."""
-        return gaussian.add(self.cov_head, self.cov_n) if self.head == "mu" else self.cov_head
+        return gaussian.add(self.v, self.cov_n) if self.head == "mu" else self.v
 
 
 def posterior(y: Tensor, p: Prediction) -> Posterior:
@@ -70,63 +77,94 @@ def synthesise(x: Tensor, cov_n: Covariance, z: Tensor, scale: Tensor) -> Tensor
 
 
 class BlindSpotDenoiser(nn.Module):
-    """channels: 1 gray or 3 colour. noise: "awgn", "hg" or "mg". width, blocks, mdc: see DBSN. head: what the covariance head gives, see Prediction.
-    estimator: of the noise, "cnn" or "residual", see noise_estimator.py; "residual" needs head "total".
+    """channels: 1 gray or 3 colour. noise: a name in models.noise.NOISES. width, blocks, mdc: see DBSN. head: see Prediction.
+    estimator: "cnn", the paper's CNN_est, or "residual", which is not trained and needs head "total".
 
-    Attributes to set freely: `path` (see dbsn.py) and `dtype`, float32 or bfloat16, in which D-BSN is computed; the last layer of each head, the noise
-    estimator and all covariance algebra are float32 always.
+    Attributes to set freely: `path` (see dbsn.py) and `dtype`, float32 or bfloat16, in which D-BSN is computed. The last
+    layer of each head, the noise estimator and all covariance algebra are float32 always.
     """
 
     stage = 1
 
-    def __init__(self, channels: int, noise: str, width: int = 96, blocks: int = 8, mdc: str = "release", head: str = "total", estimator: str = "cnn"):
+    def __init__(
+        self,
+        channels: int,
+        noise: str,
+        width: int = 96,
+        blocks: int = 8,
+        mdc: str = "release",
+        head: str = "total",
+        estimator: str = "cnn",
+    ):
         super().__init__()
-        if noise == "mg" and channels == 1:
-            raise ValueError("multivariate noise needs more than one channel")
+        model = NOISES[noise]
+        if model.needs_color and channels == 1:
+            raise ValueError(f"{noise} noise needs more than one channel")
         if estimator == "residual" and head != "total":
-            raise ValueError("the residual estimator is not trained, and Sigma_mu alone has no loss without Sigma_n: use head 'total'")
+            raise ValueError("the residual estimator is not trained, so Sigma_mu alone has no loss: use head 'total'")
         self.config = dict(channels=channels, noise=noise, width=width, blocks=blocks, mdc=mdc, head=head, estimator=estimator)
         self.channels, self.noise, self.head, self.estimator = channels, noise, head, estimator
         self.dbsn = DBSN(channels, width, blocks, mdc)
-        self.cov_head = PointwiseNet(width, HIDDEN[noise], len(triangle(channels)), depth=3)
+        self.cov_head = PointwiseNet(width, model.hidden, len(triangle(channels)), depth=3)
         nn.init.zeros_(self.cov_head.last.weight)  # starts at one covariance everywhere: std softplus(-3), 12 of 255
-        self.noise_estimator = ESTIMATORS[estimator](channels, noise)
+        self.noise_estimator = ESTIMATORS[estimator](channels, model)
         self.receptive_radius = self.dbsn.receptive_radius
         self.path, self.dtype = "auto", torch.float32
 
+    def forward(self, y: Tensor) -> Prediction:
+        """y: noisy images (N,C,H,W), float32, 0..1, any size. Sigma_n is not computed before it is asked for."""
+        mu, v = self.context(y)
+        seen = mu.detach()  # estimating the noise must not bend mu
+        return Prediction(mu, v, self.head, lambda: self.noise_estimator.covariance(self.theta(y, seen, v), seen))
+
     def context(self, y: Tensor) -> tuple[Tensor, Covariance]:
-        """What the pixels around each pixel say of it: mu (N,C,H,W) and the head's covariance, float32. y (N,C,H,W) float32 0..1."""
+        """What the pixels around each pixel say of it: mu (N,C,H,W) and the head's covariance, float32. y as in forward."""
         mu, features = self.dbsn(y.to(self.dtype), self.path)
         return mu, lower_factor(self.cov_head(features), self.channels, shift=3)
 
-    def level(self, y: Tensor, mu: Tensor, cov_head: Covariance) -> Tensor:
-        """What the noise estimator says of images y (N,C,H,W), given their context; (N,K,1,1), see noise_estimator.py. On any device."""
-        if self.estimator == "cnn":
-            return self.noise_estimator.level(y)
-        gain = 0.0 if self.training else self.gain(y, mu, cov_head).to(y.device)
-        return self.noise_estimator.level(y, mu, cov_head, gain)
+    def theta(self, y: Tensor, mu: Tensor, v: Covariance) -> Tensor:
+        """What the noise estimator finds on noisy images y (N,C,H,W), given their context: (N,K,1,1). On any device.
+
+        In training mode the gain is left out: it would cost a pass of the network for a number that is only watched.
+        """
+        gain = 0.0 if self.noise_estimator.learned or self.training else self.gain(y, mu, v).to(y.device)
+        return self.noise_estimator.estimate(y, mu, v, gain)
 
     @torch.no_grad()
-    def gain(self, y: Tensor, mu: Tensor, cov_head: Covariance) -> Tensor:
-        """The variance that noise causes in mu, relative to that of the noise, in the pixels that are predicted best for their noise; (N,1,1,1).
+    def gain(self, y: Tensor, mu: Tensor, v: Covariance) -> Tensor:
+        """The share of the noise's variance that mu carries in the pixels predicted best for their noise, (N,1,1,1).
 
-        Measured by adding known noise: mu moves by its share of it. Squared residuals there are too large by this share.
+        Measured by adding known noise n to a part of each image, where most of those pixels are:
+
+            gain = E [ (mu(y + n) - mu(y))^T Sigma_n^-1 (mu(y + n) - mu(y)) ] / (C E |n|^2 / Sigma_n)
+
+        The part is a square of GAIN_SIDE, so the gain costs a fraction of a pass.
         """
-        device = next(self.parameters()).device
-        if max(y.shape[2:]) > GAIN_SIDE:
-            top, left = ((size - min(size, GAIN_SIDE)) // 2 for size in y.shape[2:])
-            y = y[:, :, top : top + GAIN_SIDE, left : left + GAIN_SIDE].to(device)
-            mu, cov_head = self.context(y)
-        cov_n = self.noise_estimator.covariance(self.noise_estimator.level(y, mu, cov_head), mu)
-        z = torch.randn(y.shape, generator=torch.Generator().manual_seed(0)).to(y)
-        moved, _ = self.context((y + SHAKE * cov_n.sample(z)).to(device))
-        share = mahalanobis(moved.to(mu) - mu, cov_n) / (self.channels * SHAKE**2)
-        _, best = quietest(y, sampled(cov_head.log_det() - cov_n.log_det()) / self.channels, GAIN_SHARE)
-        return sampled(share).gather(3, best).mean(3, keepdim=True)
+        cov_n = self.noise_estimator.covariance(self.noise_estimator.estimate(y, mu, v), mu)
+        uncertainty = sampled(v.log_det() - cov_n.log_det()) / self.channels + AVOID * share_clipped(y)
+        best = lowest(uncertainty, GAIN_SHARE)[1].flatten(1)  # N,k
+        size, radius = y.shape[2:], self.receptive_radius
+        inner = [min(length, max(GAIN_SIDE - 2 * radius, 32)) for length in size]
+        gains = []
+        for k in range(len(y)):
+            counted = torch.zeros(size, device=y.device).flatten().index_fill_(0, best[k] * spacing(y), 1.0).view(size)
+            top, left = densest(counted, *inner)
+            rows, columns = slice(top, top + inner[0]), slice(left, left + inner[1])
+            around = slice(max(0, top - radius), rows.stop + radius), slice(max(0, left - radius), columns.stop + radius)
+            part = y[k : k + 1, :, around[0], around[1]]
+            here = cov_n.map(lambda t, k=k, around=around: t[k : k + 1] if t.shape[2:] == (1, 1) else t[k : k + 1, :, around[0], around[1]])
+            z = torch.randn(part.shape, generator=torch.Generator().manual_seed(0)).to(y)
+            moved = self.context((part + SHAKE * here.sample(z)).to(self.dbsn.tail.weight.device))[0].to(mu)
+            share = mahalanobis(moved - mu[k : k + 1, :, around[0], around[1]], here) / (self.channels * SHAKE**2)
+            weight = torch.zeros_like(counted)
+            weight[rows, columns] = counted[rows, columns]
+            weight = weight[around]
+            gains.append((share * weight).sum() / weight.sum())
+        return torch.stack(gains).view(-1, 1, 1, 1)
 
-    def forward(self, y: Tensor) -> Prediction:
-        """y: noisy images (N,C,H,W), float32, 0..1, any size."""
-        mu, cov_head = self.context(y)
-        seen = mu.detach()  # estimating the noise must not bend mu
-        cov_n = self.noise_estimator.covariance(self.level(y, seen, cov_head), seen)
-        return Prediction(mu, cov_n, cov_head, self.head)
+
+def densest(counted: Tensor, height: int, width: int) -> tuple[int, int]:
+    """Top and left of the rectangle that holds the most of a map (H,W), to about eight pixels."""
+    sums = F.avg_pool2d(counted[None, None], (height, width), stride=8, ceil_mode=True, divisor_override=1)[0, 0]
+    top, left = divmod(int(sums.argmax()), sums.shape[1])
+    return min(8 * top, counted.shape[0] - height), min(8 * left, counted.shape[1] - width)

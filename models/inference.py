@@ -22,14 +22,14 @@ class Denoised:
     """Images (N,C,H,W), float32, on the CPU. A stage-1 model fills all; a stage-2 model only `image`.
 
     image: the denoised image: posterior mean or student's output. mu: what the surroundings alone say. std: standard deviation of the posterior.
-    noise_level: standard deviation of the noise (N,1,H,W) or (N,1,1,1), 0..1 units. level: what the noise estimator found, (N,K,1,1).
+    noise_level: standard deviation of the noise (N,1,H,W) or (N,1,1,1), 0..1 units. theta: what the noise estimator found, (N,K,1,1).
     """
 
     image: Tensor
     mu: Tensor | None = None
     std: Tensor | None = None
     noise_level: Tensor | None = None
-    level: Tensor | None = None
+    theta: Tensor | None = None
 
 
 @torch.no_grad()
@@ -66,18 +66,19 @@ def run(model: BlindSpotDenoiser | MWCNN, y: Tensor, tile: int | None, progress:
     # the network tile by tile, the noise over the whole image, and what is left is pixel by pixel
     mu, factor = in_tiles(context, model, y, tile, progress)
     y = y.to(mu.device)
-    level = model.level(y, mu, Full(factor))
+    theta = model.theta(y, mu, Full(factor))
     image, maps = torch.empty_like(mu), []
     std = factor[:, : model.channels]  # strips of the factor are not needed again once they are used
     for top, bottom in spans(y.shape[2], max(1, STRIP // (y.shape[0] * y.shape[3]))):
         rows = slice(top, bottom)
         part, part_mu, part_factor = (t[:, :, rows].to(device) for t in (y, mu, factor))
-        p = Prediction(part_mu, model.noise_estimator.covariance(level.to(device), part_mu), Full(part_factor), model.head)
+        cov_n = model.noise_estimator.covariance(theta.to(device), part_mu)
+        p = Prediction(part_mu, Full(part_factor), model.head, lambda cov_n=cov_n: cov_n)
         x = posterior(part, p)
         image[:, :, rows], std[:, :, rows] = x.mean.to(image), x.std.to(std)
-        maps.append(noise_level(p.cov_n).cpu())
+        maps.append(noise_level(cov_n).cpu())
     noise = maps[0] if maps[0].shape[2:] == (1, 1) else torch.cat(maps, 2)
-    return Denoised(image.cpu(), mu.cpu(), std.cpu(), noise, level.cpu())
+    return Denoised(image.cpu(), mu.cpu(), std.cpu(), noise, theta.cpu())
 
 
 def in_tiles(f: Callable[[Tensor], tuple[Tensor, ...]], model, y: Tensor, tile: int, progress: bool) -> tuple[Tensor, ...]:

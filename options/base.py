@@ -1,6 +1,6 @@
 """Flags that every script has, and how their values are checked.
 
-An option class builds an argument parser and turns a command line into a namespace. Parsing reads no file, creates nothing and imports no torch. A wrong
+An option class builds an argument parser and turns a command line into a namespace. Parsing reads no file and creates nothing. A wrong
 value ends with one line that names the flag, exit code 2. Levels stay in 0..255 units here; scripts divide by 255 where options become arguments.
 """
 
@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from models.noise import NOISES, Level, NoiseModel
 from options.recipes import RECIPES, arguments
 
 
@@ -49,6 +50,23 @@ def number(kind: type, low: float | None = None, high: float | None = None, abov
         return value
 
     return convert
+
+
+def noise_levels() -> dict[str, list[Level]]:
+    """Flag -> what it means in each noise model that has it."""
+    found: dict[str, list[Level]] = {}
+    for kind in NOISES.values():
+        for level in kind.levels:
+            found.setdefault(level.name, []).append(level)
+    return found
+
+
+def noise_of(opt: argparse.Namespace) -> NoiseModel:
+    """The noise that the options describe. Levels are divided by their units here, and nowhere else."""
+    levels = NOISES[opt.noise].levels
+    given = {level.name: getattr(opt, level.name) for level in levels}
+    units = {level.name: level.unit for level in levels}
+    return NOISES[opt.noise](**{k: tuple(x / units[k] for x in v) if isinstance(v, tuple) else v for k, v in given.items()})
 
 
 class BaseOptions:
@@ -109,17 +127,15 @@ class BaseOptions:
     # ------------------------------------------------------------------------------------------------- flags that scripts share
 
     def add_noise(self, required: bool) -> None:
-        level = number(float, 0, 255)
         noise = self.parser.add_argument_group("noise", "levels in units of 0..255; two values are a range")
-        noise.add_argument(
-            "--noise", choices=("awgn", "hg", "mg"), required=required, default=None, help="AWGN, Poisson-Gaussian (HG) or correlated channels (MG)"
-        )
-        noise.add_argument("--sigma", type=level, nargs="+", default=None, metavar="S", help="awgn: standard deviation; mg: the greatest one (75 by default)")
-        noise.add_argument("--alpha", type=level, nargs="+", default=None, metavar="A", help="hg: the part that grows with the signal")
-        noise.add_argument("--delta", type=level, nargs="+", default=None, metavar="D", help="hg: the constant part")
-        noise.add_argument(
-            "--mg-seed", type=number(int, 0, 2**32 - 1), default=None, help="mg: seed of the covariance's directions and proportions; default: 0"
-        )
+        titles = ", ".join(f"{name}: {kind.title}" for name, kind in NOISES.items())
+        noise.add_argument("--noise", choices=tuple(NOISES), required=required, default=None, help=titles)
+        for name, levels in noise_levels().items():
+            first = levels[0]
+            kind = number(int if first.whole else float, first.low, first.high)
+            several = {} if first.whole else dict(nargs="+", metavar=name[0].upper())
+            flag = f"--{name.replace('_', '-')}"
+            noise.add_argument(flag, type=kind, default=None, help="; ".join(level.meaning for level in levels), **several)
 
     def add_noise_draw(self, group: argparse._ArgumentGroup, images: str) -> None:
         group.add_argument(
@@ -133,25 +149,27 @@ class BaseOptions:
                 self.parser.error(f"--{name.replace('_', '-')} {why}")
 
     def check_levels(self, opt: argparse.Namespace, ranges: bool = True) -> None:
-        """Levels fit the noise model; `sigma`, `alpha`, `delta` become (low, high) pairs where they are given."""
-        if opt.noise == "mg" and opt.sigma is None:
-            opt.sigma = [75.0]
-        needed = {"awgn": ("sigma",), "hg": ("alpha", "delta"), "mg": ("sigma",), None: ()}[opt.noise]
-        for name in ("sigma", "alpha", "delta"):
+        """Levels fit the noise model. Those that are given become (low, high) pairs."""
+        own = {level.name: level for level in NOISES[opt.noise].levels} if opt.noise else {}
+        for name in noise_levels():
+            if getattr(opt, name) is None and name in own and own[name].default is not None:
+                setattr(opt, name, own[name].default if own[name].whole else [own[name].default])
             value = getattr(opt, name)
             if value is None:
-                if name in needed:
+                if name in own:
                     self.parser.error(f"--noise {opt.noise} needs --{name}")
                 continue
-            if name not in needed:
-                self.parser.error(f"--{name} has no meaning with " + (f"--noise {opt.noise}" if opt.noise else "no --noise"))
+            if name not in own:
+                meaning = f"has no meaning with --noise {opt.noise}" if opt.noise else "has no meaning with no --noise"
+                self.parser.error(f"--{name.replace('_', '-')} {meaning}")
+            if own[name].whole:
+                continue
             if len(value) > 2 or (len(value) == 2 and value[0] > value[1]):
-                self.parser.error(f"--{name} {' '.join(f'{v:g}' for v in value)}: give one level, or a range as its low and high end")
+                given = " ".join(f"{v:g}" for v in value)
+                self.parser.error(f"--{name} {given}: give one level, or a range as its low and high end")
             if len(value) == 2 and not ranges:
                 self.parser.error(f"--{name} {value[0]:g} {value[1]:g}: a test needs one level, not a range")
             setattr(opt, name, (value[0], value[-1]))
-        if opt.noise != "mg":
-            self.refuse(opt, "mg_seed", "is for --noise mg")
 
     def add_training(self, steps: int, batch_size: int, patch_size: int, muon_lr: float, adam_lr: float, clip: float) -> None:
         train = self.parser.add_argument_group("training")

@@ -5,6 +5,8 @@ A recipe is a value for each flag it sets, for either stage. Flags on the comman
 
 from __future__ import annotations
 
+from models.noise import NOISES
+
 LEVELS = {
     "awgn15": dict(noise="awgn", sigma=[15]),
     "awgn25": dict(noise="awgn", sigma=[25]),
@@ -13,7 +15,11 @@ LEVELS = {
     "hg": dict(noise="hg", alpha=[40], delta=[10]),
     "hg-blind": dict(noise="hg", alpha=[10, 60], delta=[2, 20]),
     "mg": dict(noise="mg", sigma=[75]),
+    "poisson30": dict(noise="poisson", lam=[30]),
+    "poisson-blind": dict(noise="poisson", lam=[5, 50]),
 }
+
+PAPER = ("awgn15", "awgn25", "awgn50", "hg", "mg")  # the rows of its tables
 
 # what the flavours share: sizes of the networks and crops, fresh noise, the make-up of stage 2's batches
 COMMON = {
@@ -93,7 +99,7 @@ RECIPES = {
     for mode in ("gray", "color")
     for row in LEVELS
     for flavour in FLAVOURS
-    if (mode, row) != ("gray", "mg") and not (row.endswith("blind") and flavour == "paper")  # the paper's noise estimator learns one level
+    if (mode, row) != ("gray", "mg") and (flavour != "paper" or row in PAPER)
 }
 
 
@@ -104,7 +110,8 @@ def arguments(name: str, stage: str, really_noisy: bool = False, optimizer: str 
     if optimizer not in (None, values["optimizer"]):
         values.pop("lr")
     if really_noisy:
-        for option in ("sigma", "alpha", "delta", "noise_draw", *(("clean",) if stage == "stage1" else ("synthetic_noisy", "noise"))):
+        levels = [level.name for level in NOISES[values["noise"]].levels]
+        for option in (*levels, "noise_draw", *(("clean",) if stage == "stage1" else ("synthetic_noisy", "noise"))):
             values.pop(option, None)
     line = []
     for option, value in values.items():

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import argparse
 
-from options.base import BaseOptions, number
+from models.noise import NOISES
+from options.base import BaseOptions, noise_levels, number
 
 
 class Stage1Options(BaseOptions):
@@ -57,18 +58,25 @@ class Stage1Options(BaseOptions):
         self.add_training(steps=100_000, batch_size=8, patch_size=96, muon_lr=2e-3, adam_lr=3e-4, clip=10.0)
 
     def check(self, opt: argparse.Namespace) -> None:
-        if opt.noise == "mg" and opt.mode == "gray":
-            self.parser.error("--noise mg describes correlated colour channels and makes no sense with --mode gray: use --mode color or another noise model")
+        if NOISES[opt.noise].needs_color and opt.mode == "gray":
+            self.parser.error(
+                f"--noise {opt.noise} describes correlated colour channels and makes no sense with --mode gray: "
+                "use --mode color or another noise model"
+            )
         if opt.noisy:
-            self.refuse(opt, "sigma alpha delta", "is for synthetic noise on --clean images; with --noisy the level is estimated")
-            self.refuse(opt, "noise_draw mg_seed", "is for synthetic noise on --clean images; leave it out with --noisy")
+            self.refuse(
+                opt,
+                " ".join(noise_levels()) + " noise_draw",
+                "is for synthetic noise on --clean images; with --noisy the level is estimated, so leave it out",
+            )
             self.refuse(opt, "val", "takes clean images and makes them noisy as --clean images are, which says nothing of --noisy ones; leave it out")
         else:
             self.check_levels(opt)
         if opt.estimator == "auto":
-            ranges = any(low < high for low, high in (getattr(opt, n) or (0, 0) for n in ("sigma", "alpha", "delta")))
-            own = ranges or opt.noise == "mg" or (opt.noisy and opt.noise == "awgn")
-            opt.estimator = "residual" if own and opt.loss == "envelope" else "cnn"
+            given = [getattr(opt, name) for name in noise_levels()]
+            ranges = any(isinstance(level, tuple) and level[0] < level[1] for level in given)
+            wanted = NOISES[opt.noise].estimator(ranges, noisy=bool(opt.noisy))
+            opt.estimator = wanted if opt.loss == "envelope" else "cnn"
         if opt.estimator == "residual" and opt.loss != "envelope":
             self.parser.error(f"--loss {opt.loss} trains a noise estimator, and --estimator residual learns nothing: leave one of them out")
         if opt.estimator == "residual" or opt.loss != "envelope":

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import argparse
 
-from options.base import BaseOptions, number
+from options.base import BaseOptions, noise_levels, number
 
 
 class Stage2Options(BaseOptions):
@@ -50,7 +50,7 @@ class Stage2Options(BaseOptions):
             self.check_levels(opt)
             self.refuse(opt, "white_level", "is for --noisy files; of --clean and --synthetic-noisy ones --clean-white-level says which value is white")
         else:
-            self.refuse(opt, "noise sigma alpha delta noise_draw mg_seed", "is for --synthetic-noisy; with --noisy the teacher's estimate is used")
+            self.refuse(opt, "noise noise_draw " + " ".join(noise_levels()), "is for --synthetic-noisy; with --noisy the teacher's estimate is used")
             self.refuse(opt, "val", "takes clean images and makes them noisy as --synthetic-noisy ones are, which says nothing of --noisy ones; leave it out")
         opt.noise_draw, opt.mg_seed = opt.noise_draw or "fixed", opt.mg_seed or 0
         if opt.steps == 0:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from options.base import BaseOptions, number
+from options.base import BaseOptions, noise_levels, number
 
 
 class TestOptions(BaseOptions):
@@ -66,7 +66,7 @@ class TestOptions(BaseOptions):
             if opt.clean:
                 self.parser.error("--clean is for --protocol none; under the published protocol --data are the clean images")
         else:
-            self.refuse(opt, "noise sigma alpha delta mg_seed", "is for --protocol published; with --protocol none the images are noisy already")
+            self.refuse(opt, "noise " + " ".join(noise_levels()), "is for --protocol published; with --protocol none the images are noisy already")
             if opt.baseline:
                 self.parser.error(f"--baseline {opt.baseline[0]} is told the true noise level, which is known under --protocol published only: leave it out")
         opt.baseline = list(dict.fromkeys(opt.baseline))

@@ -37,21 +37,22 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's modules, from wherever this is run
 
 import train_dbsn
-from data.crops import generator, permutation
 from data.images import read_image, to_float
-from data.noise import Noise
 from data.sets import find_images
 from data.training import NOISE
 from models import BlindSpotDenoiser, gaussian, load_model, noise_level, posterior_mean
 from models.gaussian import Covariance
 from models.inference import denoise
-from models.noise_estimator import ResidualEstimator
-from options.base import Parser, number
+from models.noise import NOISES as MODELS
+from models.noise import NoiseModel, ResidualEstimator
+from models.noise.awgn import Awgn
+from options.base import Parser, noise_of, number
 from options.stage1 import Stage1Options
 from utils.device import choose_device, choose_dtype
 from utils.errors import RunError, UsageError, run_script
 from utils.files import atomic_path, atomic_write_text
 from utils.metrics import psnr
+from utils.random import generator, permutation
 
 NOISES = {
     "awgn": "--noise awgn --sigma 25 --mode gray",
@@ -158,22 +159,22 @@ def training_argv(noise: str, method: str, steps: int, opt: Namespace, files: li
 def measure(argv: list[str], method: str, opt: Namespace, files: list[Path]) -> dict:
     """The figures of the model that train_dbsn.py left for this command line: see the head of this file."""
     trained = Stage1Options().parse(argv)
-    device, noise = choose_device(opt.device), Noise.from_options(trained)
+    device, noise = choose_device(opt.device), noise_of(trained)
     model = load_model(trained.name, device, opt.checkpoints_dir)
     model.dtype = choose_dtype(opt.amp, device)
     if method == "residual":
-        model.noise_estimator, model.estimator = ResidualEstimator(model.channels, model.noise).to(device), "residual"
+        model.noise_estimator, model.estimator = ResidualEstimator(model.channels, MODELS[model.noise]).to(device), "residual"
     found = [measure_image(model, to_float(read_image(file, mode=trained.mode)).transpose(2, 0, 1), noise) for file in tqdm(files, leave=False, disable=None)]
     row = {
         "psnr": {name: float(np.mean([f["psnr"][name] for f in found])) for name in found[0]["psnr"]},
         **{name: float(np.mean([f[name] for f in found])) for name in ("true_level", "level", "error", "floor")},
         "largest_error": max(f["error"] for f in found),
     }
-    return row | ({"curve": curve(model, noise)} if noise.model == "hg" and method != "residual" else {})
+    return row | ({"curve": curve(model, noise)} if not noise.image_wide and method != "residual" else {})
 
 
 @torch.no_grad()
-def measure_image(model: BlindSpotDenoiser, x: np.ndarray, noise: Noise) -> dict:
+def measure_image(model: BlindSpotDenoiser, x: np.ndarray, noise: NoiseModel) -> dict:
     """PSNR in dB, level and error on one clean image x (C,H,W), 0..1, with the published test noise."""
     device = next(model.parameters()).device
     clean = torch.from_numpy(np.ascontiguousarray(x, np.float32))[None].to(device)  # 1,C,H,W
@@ -197,11 +198,11 @@ def relative_error(estimate: Covariance, truth: Covariance) -> float:
 
 
 @torch.no_grad()
-def curve(model: BlindSpotDenoiser, noise: Noise) -> dict[str, list[float]]:
+def curve(model: BlindSpotDenoiser, noise: NoiseModel) -> dict[str, list[float]]:
     """HG: estimated and true standard deviation where the image has a given intensity, which is what CNN_est sees there."""
     ramp = INTENSITIES.view(1, 1, 1, -1).expand(-1, model.channels, -1, -1).to(next(model.parameters()).device)
     levels = lambda cov: [round(255 * v, 3) for v in noise_level(cov).flatten().tolist()]  # noqa: E731
-    estimated = levels(model.noise_estimator.covariance(model.noise_estimator.level(ramp), ramp))
+    estimated = levels(model.noise_estimator.covariance(model.noise_estimator.estimate(ramp), ramp))
     return {"intensity": [round(255 * v, 3) for v in INTENSITIES.tolist()], "estimated": estimated, "true": levels(noise.covariance(ramp, torch.zeros(1, 2)))}
 
 
@@ -218,7 +219,7 @@ def measure_blind(opt: Namespace, files: list[Path]) -> list[dict]:
     model.dtype = choose_dtype(opt.amp, device)
     rows = []
     for level in tqdm(BLIND_LEVELS, desc="levels", disable=None):
-        noise, estimated = Noise("awgn", sigma=(level / 255, level / 255)), []
+        noise, estimated = Awgn(sigma=(level / 255, level / 255)), []
         for k, file in enumerate(files):
             x = torch.from_numpy(to_float(read_image(file, mode="gray")).transpose(2, 0, 1))[None]
             y = noise.add(x, [generator("cpu", opt.seed, NOISE, level, k)])

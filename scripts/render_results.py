@@ -19,11 +19,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's modules, from wherever this is run
 
 from data.sets import content_hash
+from models.noise import NOISES
 from options.base import Parser
 from utils.errors import EXIT_FAILURE, RunError, run_script
 from utils.files import atomic_write_text
 
 ROOT = Path(__file__).resolve().parents[1]
+LEVELS = list(dict.fromkeys(level.name for kind in NOISES.values() for level in kind.levels if not level.whole))
 MARKERS = ("<!-- results -->", "<!-- /results -->")
 MEASURED = {  # key in a row -> head of its column
     "noisy": "noisy",
@@ -126,9 +128,7 @@ def model_name(file: str) -> str:
 
 
 def noise_label(noise: dict) -> str:
-    levels = ",".join(f"{noise[name]:g}" for name in ("sigma", "alpha", "delta") if name in noise)
-    seed = f", seed {noise['mg_seed']}" if noise.get("mg_seed") else ""
-    return noise["model"].upper() + ("" if noise["model"] == "mg" and levels == "75" else f" {levels}") + seed
+    return NOISES[noise["model"]].label(noise)
 
 
 def read_results(root: Path) -> list[Result]:
@@ -191,7 +191,7 @@ def models_table(root: Path, results: list[Result]) -> str:
         ]  # a student's may be its teacher's
         unknown = "see card" if cards else "not recorded"
         images = "; ".join(f"{flag.replace('_', ' ')} {' '.join(facts[flag])}" for flag in ("clean", "noisy", "synthetic_noisy") if facts.get(flag))
-        levels = [f"{n} " + "..".join(f"{v:g}" for v in dict.fromkeys(facts[n])) for n in ("sigma", "alpha", "delta") if facts.get(n)]
+        levels = [f"{n} " + "..".join(f"{v:g}" for v in dict.fromkeys(facts[n])) for n in LEVELS if facts.get(n)]
         noise = " ".join([facts["noise"], *levels]) if facts.get("noise") else "" if not facts else "-"
         crops = f" of {facts['batch_size']} crops, {facts['patch_size']}x{facts['patch_size']}" if "batch_size" in facts else ""
         network = ", ".join(f"{k} {v}" for k, v in model["config"].items() if k in ("width", "blocks", "mdc"))

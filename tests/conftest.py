@@ -19,7 +19,7 @@ torch.set_num_threads(2)
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"
 SCRIPTS = {"train_dbsn": train_dbsn, "train_distill": train_distill, "test": test_script}
-LEVELS = {"awgn": "--noise awgn --sigma 25", "hg": "--noise hg --alpha 40 --delta 10", "mg": "--noise mg"}
+LEVELS = {"awgn": "--noise awgn --sigma 25", "hg": "--noise hg --alpha 40 --delta 10", "mg": "--noise mg", "poisson": "--noise poisson --lam 30"}
 TINY = "--width 4 --blocks 1 --patch-size 16 --batch-size 2 --log-every 1 --warmup 2 --amp off"
 TINY2 = "--student-width 4 --patch-size 16 --batch-size 8 --log-every 1 --warmup 2 --amp off"
 

@@ -17,9 +17,9 @@ import data.training
 import train_dbsn
 from data.crops import DiskPool, ImagePool, draw_crops
 from data.images import read_image, to_float, write_image
-from data.noise import Noise
 from data.source import AHEAD, CropSource, DiskSource, crop_source, thread_count
 from data.training import add_noise_once, digest, look_at
+from models.noise.hg import Hg
 from tests.conftest import LEVELS, TINY, TINY2, ok, read_tensors
 from tests.test_distributed import assert_same_course, torchrun
 from utils import device
@@ -115,7 +115,7 @@ def test_pools_agree(mode, white_level, kind, mixed):
     where = draw_crops(images.sizes, np.arange(40), 16, seed=3)
     pools = [held.pool(), images.pool()]
     assert isinstance(pools[0], ImagePool) and isinstance(pools[1], DiskPool) and len(pools[0]) == len(pools[1]) == len(files)
-    for memory, disk in (pools, [add_noise_once(pool, Noise("hg", alpha=(0.1, 0.2), delta=(0, 0.1)), seed=1) for pool in pools]):
+    for memory, disk in (pools, [add_noise_once(pool, Hg(alpha=(0.1, 0.2), delta=(0, 0.1)), seed=1) for pool in pools]):
         for one, two in ((memory.cut(where, 16), disk.cut(where, 16)), (memory.crops(where, 16), disk.crops(where, 16)), (memory.image(2), disk.image(2))):
             assert torch.equal(one, two) and one.dtype == two.dtype and one.stride() == two.stride()
 

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from skimage.data import astronaut
 
-from data.noise import Noise
 from models import BlindSpotDenoiser, gaussian
+from models.noise import NOISES
 from tests.conftest import ROOT
 from utils.errors import UsageError
 
@@ -84,13 +84,13 @@ def test_trains_measures_resumes_and_renders(study, command, tmp_path, monkeypat
 def test_measures_of_a_model_that_knows_the_noise(study, noise, monkeypatch):
     """Told the truth, a model has no error but that of looking it up at mu, and its own posterior is the oracle's; told twice the truth, the error is there."""
     levels = {"awgn": {"sigma": (0.1, 0.1)}, "hg": {"alpha": (0.2, 0.2), "delta": (0.05, 0.05)}, "mg": {"sigma": (0.3, 0.3)}}[noise]
-    model, added = BlindSpotDenoiser(3, noise, width=4, blocks=1), Noise(noise, **levels)
+    model, added = BlindSpotDenoiser(3, noise, width=4, blocks=1), NOISES[noise](**levels)
     x = np.random.default_rng(0).random((3, 16, 17))
     told = lambda level, image: added.covariance(image, torch.zeros(1, 2))  # noqa: E731
     monkeypatch.setattr(model.noise_estimator, "covariance", told)
     right = study.measure_image(model, x, added)
     assert right["error"] == right["floor"] and (right["floor"] > 0.01 if noise == "hg" else right["floor"] < 1e-6)
-    assert right["true_level"] == pytest.approx(255 * added.level(x), rel=1e-5)
+    assert right["true_level"] == pytest.approx(255 * added.rms(x), rel=1e-5)
     assert right["psnr"]["posterior"] == pytest.approx(right["psnr"]["oracle"], abs=1e-4)
     monkeypatch.setattr(model.noise_estimator, "covariance", lambda *seen: told(*seen).scale(2.0))
     wrong = study.measure_image(model, x, added)

@@ -23,18 +23,19 @@ from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data.crops import ImagePool, draw_crops, generator
+from data.crops import ImagePool, draw_crops
 from data.images import image_header, read_image
-from data.noise import Noise
 from models import MWCNN, BlindSpotDenoiser
 from models.dbsn import PhaseGrid
 from models.gaussian import Diagonal, Full, add, cholesky, excess, nll, posterior, triangle
 from models.inference import denoise
+from models.noise import NOISES
 from options.stage1 import Stage1Options
 from options.stage2 import Stage2Options
 from options.test import TestOptions
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.errors import RunError, UsageError
+from utils.random import generator
 
 
 def budget(examples: int) -> settings:
@@ -473,7 +474,7 @@ LEVEL = st.tuples(st.floats(0, 1, width=32), st.floats(0, 1, width=32)).map(lamb
 
 @budget(100)
 @given(
-    model=st.sampled_from(["awgn", "hg", "mg"]),
+    model=st.sampled_from(list(NOISES)),
     levels=st.tuples(LEVEL, LEVEL, LEVEL),
     mg_seed=st.integers(0, 2**32 - 1),
     shape=st.tuples(st.integers(1, 3), st.sampled_from([1, 3]), st.integers(1, 9), st.integers(1, 9)),
@@ -481,13 +482,15 @@ LEVEL = st.tuples(st.floats(0, 1, width=32), st.floats(0, 1, width=32)).map(lamb
 )
 def test_noise_is_finite_and_a_function_of_its_keys(model, levels, mg_seed, shape, keys):
     shape = (shape[0], 3, *shape[2:]) if model == "mg" else shape
-    noise = Noise(model, *levels, mg_seed=mg_seed)
+    ranges = iter(levels)
+    kind = NOISES[model]
+    noise = kind(**{level.name: mg_seed if level.whole else tuple(max(level.low / level.unit, v) for v in next(ranges)) for level in kind.levels})
     x = torch.rand(shape, generator=generator("cpu", 1))
     y = noise.add(x, [generator("cpu", *keys)] * len(x))
     assert y.shape == x.shape and y.dtype == x.dtype and torch.isfinite(y).all()
     assert torch.equal(y, noise.add(x, [generator("cpu", *keys)] * len(x)))
     other = noise.add(x, [generator("cpu", *keys[:2], keys[2] + 1)] * len(x))
-    assert not torch.equal(y, other) or max(levels[0]) < 1e-3 or model == "hg"
+    assert not torch.equal(y, other) or max(levels[0]) < 1e-3 or model in ("hg", "poisson")
 
 
 # -------------------------------------------------------------------------------------------------------------------------- phases

@@ -6,18 +6,23 @@ import numpy as np
 import pytest
 import torch
 
-from data.crops import Crops, ImagePool, draw_crops, generator, generators, hashed
+from data.crops import Crops, ImagePool, draw_crops
 from data.images import read_image, to_float
-from data.noise import Noise, multivariate_covariance
 from data.training import Images, add_noise_once, disjoint, hold_out
+from models.noise.awgn import Awgn
+from models.noise.hg import Hg
+from models.noise.mg import Mg, multivariate_covariance
+from models.noise.poisson import Poisson
 from tests.conftest import real_data
 from utils.errors import UsageError
 from utils.metrics import measure
+from utils.random import generator, generators, hashed
 
 LEVELS = {
-    "awgn": Noise("awgn", sigma=(25 / 255,) * 2),
-    "hg": Noise("hg", alpha=(40 / 255,) * 2, delta=(10 / 255,) * 2),
-    "mg": Noise("mg", sigma=(75 / 255,) * 2),
+    "awgn": Awgn(sigma=(25 / 255,) * 2),
+    "hg": Hg(alpha=(40 / 255,) * 2, delta=(10 / 255,) * 2),
+    "mg": Mg(sigma=(75 / 255,) * 2),
+    "poisson": Poisson(lam=(30.0, 30.0)),
 }
 
 
@@ -28,16 +33,17 @@ def test_moments_and_covariance(model, how, rng):
     x = colour.view(1, 3, 1, 1).expand(1, 3, 300, 300)
     y = noise.add(x, [rng]) if how == "add" else torch.from_numpy(noise.published(x[0].double().numpy()))[None]
     n = (y - x)[0].flatten(1).double()
-    if model == "mg":
-        expected = (75 / 255) ** 2 * torch.from_numpy(multivariate_covariance(0))
-    else:
-        expected = torch.diag(
-            (noise.alpha[0] * colour.double()) ** 2 + noise.delta[0] ** 2 if model == "hg" else torch.full((3,), noise.sigma[0] ** 2).double()
-        )
+    x64 = colour.double()
+    expected = {
+        "awgn": torch.eye(3).double() * (25 / 255) ** 2,
+        "hg": torch.diag((40 / 255 * x64) ** 2 + (10 / 255) ** 2),
+        "mg": (75 / 255) ** 2 * torch.from_numpy(multivariate_covariance(0)),
+        "poisson": torch.diag(x64 / 30),
+    }[model]
     scale = expected.max().item()
     assert n.mean(1).abs().max() < 0.02 * scale**0.5
     torch.testing.assert_close(torch.cov(n), expected, atol=0.02 * scale, rtol=0.02)
-    assert noise.level(x[0].numpy()) == pytest.approx(expected.diagonal().mean().sqrt().item())
+    assert noise.rms(x[0].numpy()) == pytest.approx(expected.diagonal().mean().sqrt().item())
 
 
 def test_multivariate_covariance_keeps_its_negative_correlations():
@@ -48,7 +54,7 @@ def test_multivariate_covariance_keeps_its_negative_correlations():
 
 
 def test_levels_of_a_range_differ_between_images(rng):
-    y = Noise("awgn", sigma=(5 / 255, 55 / 255)).add(torch.zeros(40, 1, 64, 64), [rng] * 40)
+    y = Awgn(sigma=(5 / 255, 55 / 255)).add(torch.zeros(40, 1, 64, 64), [rng] * 40)
     levels = 255 * y.flatten(1).std(1)
     assert 4.5 < levels.min() < 12 and 45 < levels.max() < 56
 

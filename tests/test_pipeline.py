@@ -27,7 +27,7 @@ from utils.errors import UsageError
 from utils.logging import Board
 
 
-@pytest.mark.parametrize(("mode", "noise"), [("gray", "awgn"), ("gray", "hg"), ("color", "awgn"), ("color", "hg"), ("color", "mg")])
+@pytest.mark.parametrize(("mode", "noise"), [("gray", "awgn"), ("gray", "hg"), ("color", "awgn"), ("color", "hg"), ("color", "mg"), ("gray", "poisson")])
 def test_both_stages_and_the_test(mode, noise, run, pictures, tmp_path):
     images, levels = pictures / mode, LEVELS[noise]
     ok(run("train_dbsn", f"--name s1 --mode {mode} --clean {images} {levels} {TINY} --mu-steps 2 --sigma-steps 2 --steps 4 --val {images}/0.png --val-every 4"))
@@ -71,7 +71,7 @@ def test_losses_that_steer_the_split(loss, rng):
     n = torch.tensor([0.01, 0.04]).view(2, 1, 1, 1).requires_grad_()
     gradients = {}
     for name in ("exact", "constrained", loss):
-        p = Prediction(mu, Diagonal(n), Diagonal(m), "mu")
+        p = Prediction(mu, Diagonal(m), "mu", lambda: Diagonal(n))
         gradients[name] = torch.autograd.grad(sum(train_dbsn.objective(p, y, "joint", name, 0.05).values()), (mu, m, n))
     expected = list(gradients["exact"])
     expected[2] = gradients["constrained"][2] if loss == "split" else expected[2] - 0.1 / (2 * 2 * n.detach().sqrt())  # a mean over two images
