@@ -22,7 +22,6 @@ def test_every_released_model_has_an_entry_point():
     for name, entry_point in entry_points.items():
         stage, color = ("Stage 2" if name.endswith("_full") else "Stage 1"), ("RGB" if name.startswith("color") else "gray")
         assert entry_point.__doc__.startswith(f"{stage}, {color} images, ")
-        assert torch.hub.help(str(ROOT), name, source="local") == entry_point.__doc__
 
 
 @pytest.mark.parametrize("name", RELEASED)
