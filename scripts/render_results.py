@@ -40,11 +40,57 @@ MEASURED = {  # key in a row -> head of its column
 }
 PUBLISHED = ("BM3D", "CBM3D", "N2V", "Laine19", "D-BSN", "full")  # those of the published methods that are shown
 MISSING = "not measured"
-LEGEND = """PSNR in dB, mean over the images, by the published protocol: the noise of each image drawn with seed 0, the output clamped and not rounded. mu: the blind-spot
-prediction; posterior: the stage-1 result; distilled: the stage-2 result; x8: averaged over the eight flips and rotations. Asterisk: told the true noise level (HG, MG:
-its root mean square over each image), which the networks are not; BM3D in colour is CBM3D. Right of the measured columns, in italics: what the paper published."""
-NOTES = """The paper's HG noise is taken to be two independent draws, which its figures fit; its MG covariance is not published, so that row differs in its noise
-(`--mg-seed`). A measured figure is a fact about the code and the weights named below, a published one about the paper's."""
+README_COLUMNS = {  # head of a column -> where its figure comes from: the paper, or the key of a measured one
+    "noisy": "noisy",
+    "paper: D-BSN": ("paper", "D-BSN"),
+    "ours: stage 1": "posterior",
+    "paper: full": ("paper", "full"),
+    "ours: student": "distilled",
+    "BM3D": "bm3d",
+}
+README_LEGEND = """PSNR in dB. The columns "paper" are the published figures. This code measured all the others.
+"Ours" are the released weights. They are small: stage 1 has a fifth of the published size, the
+student a third. One pair of them serves all AWGN levels. They are not told the noise level. BM3D
+is told the true one. In colour it is CBM3D."""
+README_MG = "The paper does not give its MG covariance, so in the row MG its figures are for other noise."
+README_END = """The weights, the commands and more methods are in [docs/results.md](docs/results.md), with
+[what has not been measured yet](docs/results.md#not-yet-measured)."""
+LEGEND = """PSNR in dB, mean over the images. The protocol is the published one: the noise of each image is
+drawn with seed 0, and the output is clamped but not rounded.
+
+- mu is the blind-spot prediction. posterior is the result of stage 1, distilled that of stage 2.
+- x8 is the average over the eight flips and rotations.
+- An asterisk marks a method that is told the true noise level. For HG and MG this is the root mean
+  square over each image. The networks are not told. BM3D in colour is CBM3D.
+- Columns in italics are what the paper published."""
+NOTES = """The paper's HG noise is taken to be two independent draws, which fits its figures. Its MG covariance
+is not published, so that row is for other noise (`--mg-seed`). The measured figures depend on the
+code and on the weights named below."""
+NOT_MEASURED = """- **The published size.** The released weights are small and were trained on a CPU. No network of
+  the published size has been trained with this code. The recipes for one GPU are `fast`, the
+  paper's own settings are `paper` ([recipes.md](recipes.md)). Their learning rates are scaled from
+  small networks. Muon has not been tried at the published width and depth. A run that diverges
+  stops with a message.
+- **Real GPUs.** The tests that need a GPU pass on an emulated one
+  ([tests/fake_cuda.py](../tests/fake_cuda.py)). It finds tensors on the wrong device, but it has
+  none of CUDA's kernels or its speed.
+- **Several machines.** Two processes on one CPU were tested
+  ([performance.md](performance.md#many-processes)).
+- **The self-ensemble** at AWGN 15 and 50.
+- **DND and SIDD**, the benchmarks of camera noise.
+
+On a machine with a GPU:
+
+```
+bash scripts/test.sh -m gpu
+python scripts/benchmark.py --device cuda --json results/benchmark-gpu.json
+FLAVOUR=fast SIGMA=25 bash scripts/gray_awgn.sh      # both stages and the test; also SIGMA=15, SIGMA=50
+BLIND=1 bash scripts/gray_awgn.sh                    # one model for levels 5 to 55
+FLAVOUR=fast bash scripts/gray_hg.sh
+FLAVOUR=fast SIGMA=25 bash scripts/color_awgn.sh
+FLAVOUR=fast bash scripts/color_hg.sh
+FLAVOUR=fast bash scripts/color_mg.sh
+```"""
 
 
 @dataclass
@@ -93,6 +139,23 @@ class Section:
                     raise RunError(
                         f"results/{before[2]} and results/{result.name} give {before[0]:.2f} and {psnr:.2f} dB for {column}, {label}: keep one of them"
                     )
+
+    def render_narrow(self) -> str:
+        """The table of the README: a row for each noise that was measured, and one for each pair of models where there are several."""
+        lines = []
+        for label, groups in self.rows.items():
+            names = [name for name in groups if name]
+            for name in names or [""] * bool(groups):
+                cells = groups.get("", {}) | groups.get(name, {})
+                figures = []
+                for source in README_COLUMNS.values():
+                    if isinstance(source, tuple):
+                        figures.append(self.published.get(label, {}).get(source[1]))
+                    else:
+                        figures.append(cells[source][0] if source in cells else None)
+                first = label if len(names) < 2 else f"{label}, {name}"
+                lines.append([first, *("-" if figure is None else f"{figure:.2f}" for figure in figures)])
+        return markdown([self.first, *README_COLUMNS], lines)
 
     def render(self, brief: bool = False, ssim: bool = False) -> str:
         """brief: only rows and columns in which something was measured."""
@@ -211,8 +274,10 @@ def runs_table(results: list[Result]) -> str:
         tiled = [model_name(model["file"]) for model in t["models"] if model["tiled"]]
         seconds = ", ".join(f"{model_name(name)} {value:.2f}" for name, value in t["seconds_per_image"].items())
         rows.append([f"[{result.name}]({'../results/' + result.name})", t["protocol"], len(t["images"]), t["code"] or "unknown", t["torch"]])
-        rows[-1] += [f"{t['device']}, {t['threads']} thread{'s' * (t['threads'] > 1)}", seconds or "-", ", ".join(tiled) or "no"]
-    return markdown(["file", "protocol", "images", "commit", "PyTorch", "device", "seconds per image", "in tiles"], rows)
+        levels = [image["noise_level"] for image in t["images"] if (image.get("noise_level") or {}).get("estimated") and image["noise_level"].get("true")]
+        off = f"{sum(abs(level['estimated'] / level['true'] - 1) for level in levels) / len(levels):.1%}" if levels else "-"
+        rows[-1] += [f"{t['device']}, {t['threads']} thread{'s' * (t['threads'] > 1)}", seconds or "-", ", ".join(tiled) or "no", off]
+    return markdown(["file", "protocol", "images", "commit", "PyTorch", "device", "seconds per image", "in tiles", "level off by"], rows)
 
 
 def command(result: Result) -> str:
@@ -221,7 +286,7 @@ def command(result: Result) -> str:
 
 def render_document(root: Path, results: list[Result], published: dict) -> str:
     tables, others, real = sections_of(results, published)
-    parts = ["# Results", "Made by `python scripts/render_results.py` from the files in [results](../results): not to be edited by hand.", LEGEND]
+    parts = ["# Results", "`python scripts/render_results.py` makes this page from the files in [results](../results). Do not edit it by hand.", LEGEND]
     parts += [text for section in tables for text in (f"## {section.title}", section.render())]
     parts += [f"Published: {published['citation']}", NOTES]
     if others.rows:
@@ -232,7 +297,9 @@ def render_document(root: Path, results: list[Result], published: dict) -> str:
         real.render(brief=True, ssim=True) if real.rows else "",
     ]
     parts += ["## Models", models_table(root, results)]
-    runs = "Seconds are those of the run that made the file, whatever else its machine did meanwhile: no measure of speed. A dirty commit had changed files."
+    parts += ["## Not yet measured", NOT_MEASURED]
+    runs = """The seconds depend on what else the machine did, so they do not measure speed. "Level off by" is the mean
+error of the noise level that stage 1 found. A dirty commit had changed files."""
     parts += ["## Runs", runs, runs_table(results), "```\n" + "\n".join(command(r) for r in results) + "\n```"]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -243,10 +310,13 @@ def render_readme(text: str, results: list[Result], published: dict) -> str:
     if not 0 <= start < end:
         raise RunError(f"README.md: the markers {MARKERS[0]} and {MARKERS[1]} are missing or in the wrong order")
     tables, _, _ = sections_of(results, published)
-    parts = [MARKERS[0], LEGEND]
+    parts = [MARKERS[0], README_LEGEND]
     for section in tables:
-        parts += [f"{section.title}:", section.render(brief=True)] if any(section.rows.values()) else [f"{section.title}: {MISSING}."]
-    parts.append("All rows, the weights' checksums and training, and the commands: [docs/results.md](docs/results.md).")
+        measured = any(section.rows.values())
+        parts += [f"**{section.title}**", section.render_narrow()] if measured else [f"**{section.title}**: {MISSING}."]
+        if section.rows.get("MG"):
+            parts.append(README_MG)
+    parts.append(README_END)
     return text[:start] + "\n\n".join(parts) + "\n\n" + text[end:]
 
 

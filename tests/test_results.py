@@ -201,7 +201,15 @@ def test_tables_are_rendered_from_results(project, capsys):
     assert models[4] == "clean gray" and models[5] == "awgn sigma 25" and models[6] == "fixed" and weights["trained_on"] in text.replace("\\|", "|")
 
     assert readme.startswith("before\n<!-- results -->") and readme.endswith("<!-- /results -->\nafter\n") and "yesterday" not in readme
-    assert row_of(readme, "AWGN 25") and "AWGN 50" not in readme and "CBSD68, colour: not measured." in readme
+    head = row_of(readme, "noise")
+    row = dict(zip(head, row_of(readme, "AWGN 25")))
+    assert len(head) == 7 and row["noisy"] == dB(plain, "noisy") and row["BM3D"] == "-"
+    assert row["ours: stage 1"] == dB(plain, "posterior") and row["ours: student"] == dB(plain, "distilled")
+    assert row["paper: D-BSN"] == "28.88" and row["paper: full"] == "29.38"
+    assert row_of(readme, "AWGN 35")[1:] == [dB(other, "noisy"), *"-----"]
+    assert "AWGN 50" not in readme and "**CBSD68, colour**: not measured." in readme
+    runs = text[text.index("## Runs") :]
+    assert row_of(runs, "file")[-1] == "level off by" and row_of(runs, "[a.json]")[-1].endswith("%") and row_of(runs, "[c.json]")[-1] == "-"
     capsys.readouterr()
 
     table = json.loads((project / "results" / "c.json").read_text())
@@ -211,6 +219,14 @@ def test_tables_are_rendered_from_results(project, capsys):
     assert render(project, "--check") == 1 and {f: f.read_bytes() for f in project.rglob("*.md")} == before
     out = capsys.readouterr().out
     assert "docs/results.md is out of date" in out and "README.md is out of date" in out
+
+
+def test_the_readme_names_the_models_of_a_row_where_there_are_several(project):
+    means = [measured(name, f"--checkpoint {name} --data bsd68 --noise awgn --sigma 25")["mean"] for name in ("s1", "s2")]
+    render(project)
+    readme = (project / "README.md").read_text()
+    assert row_of(readme, "AWGN 25, s1")[3] == f"{means[0]['posterior']['psnr']:.2f}" and row_of(readme, "AWGN 25, s1")[5] == "-"
+    assert row_of(readme, "AWGN 25, s2")[5] == f"{means[1]['distilled']['psnr']:.2f}" and row_of(readme, "AWGN 25, s2")[3] == "-"
 
 
 def test_weights_from_before_point_to_their_card(project):
