@@ -25,7 +25,8 @@ class Formatter(argparse.ArgumentDefaultsHelpFormatter):
     """Shows a default where there is one and the text does not tell it already."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
-        return action.help if action.default in (None, False, []) or "default" in action.help.lower() else super()._get_help_string(action)
+        empty = action.default is None or action.default is False or action.default == []  # 0 equals False, but it is a value to show
+        return action.help if empty or "default" in action.help.lower() else super()._get_help_string(action)
 
 
 def number(kind: type, low: float | None = None, high: float | None = None, above: float | None = None):
