@@ -97,7 +97,7 @@ def test_results_tell_where_they_come_from(run, models, pictures, tmp_path):
     assert first["methods"] == {"mu": "mu", "posterior": "posterior"} and second["methods"] == {"distilled": "distilled"}
     assert first["config"]["width"] == 4 and first["step"] == 1 and first["tiled"] and first["precision"] == "float32"
     facts = first["training"]
-    assert facts["clean"] == ["gray"] and facts["sigma"] == [25, 25] and facts["noise_draw"] == "fixed" and facts["batch_size"] == 2 and "device" not in facts
+    assert facts["clean"] == ["gray"] and facts["sigma"] == [25, 25] and facts["noise_draw"] == "fresh" and facts["batch_size"] == 2 and "device" not in facts
     assert second["training"]["teacher"] == "s1" and second["training"]["noisy"] == ["gray"]
 
 
