@@ -198,7 +198,7 @@ def test_tables_are_rendered_from_results(project, capsys):
     weights = load_checkpoint("checkpoints/s1.safetensors").values["training"]
     models = row_of(text, "s1")
     assert models[1] == f"`{subprocess.check_output(['sha256sum', 'checkpoints/s1.safetensors'], text=True)[:12]}`"
-    assert models[4] == "clean gray" and models[5] == "awgn sigma 25" and models[6] == "fixed" and weights["trained_on"] in text.replace("\\|", "|")
+    assert models[4] == "clean gray" and models[5] == "awgn sigma 25" and models[6] == "fresh" and weights["trained_on"] in text.replace("\\|", "|")
 
     assert readme.startswith("before\n<!-- results -->") and readme.endswith("<!-- /results -->\nafter\n") and "yesterday" not in readme
     assert row_of(readme, "AWGN 25") and "AWGN 50" not in readme and "CBSD68, colour: not measured." in readme
