@@ -15,6 +15,14 @@ from pathlib import Path
 from models.noise import NOISES, Level, NoiseModel
 from options.recipes import RECIPES, arguments
 
+# Options that do not count. A run that goes on compares its options with those it began with, all but MAY_CHANGE; a result tells all but NO_FACTS.
+WHERE = frozenset("name checkpoints_dir device data_root max_minutes save_every".split())  # where a run works and how long: not what comes out of it
+RENAMED = frozenset("recipe clean noisy synthetic_noisy teacher".split())  # another name may mean the same: what it stands for is compared instead
+WATCHED = frozenset("log_every val val_every compile deterministic on_nonfinite".split())  # what a run reports and how it computes: of no use to a reader
+IN_CONFIG = frozenset("white_level width blocks mdc student_width".split())  # a checkpoint's own values and its configuration tell these
+MAY_CHANGE = WHERE | RENAMED
+NO_FACTS = WHERE | WATCHED | IN_CONFIG
+
 
 class Parser(argparse.ArgumentParser):
     def error(self, message: str):
@@ -26,7 +34,8 @@ class Formatter(argparse.ArgumentDefaultsHelpFormatter):
     """Shows a default where there is one and the text does not tell it already."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
-        return action.help if action.default in (None, False, []) or "default" in action.help.lower() else super()._get_help_string(action)
+        empty = action.default is None or action.default is False or action.default == []  # 0 equals False, but it is a value to show
+        return action.help if empty or "default" in action.help.lower() else super()._get_help_string(action)
 
 
 def number(kind: type, low: float | None = None, high: float | None = None, above: float | None = None):
@@ -76,9 +85,7 @@ class BaseOptions:
     description = ""
     stage = None  # which part of a --recipe is meant; scripts that do not train have none
 
-    # Options that say where and how long a run works, not what comes out of it: they may change when a run is resumed.
-    # Images may be found in another place, or named in another way: a digest of what they are is compared instead.
-    may_change = frozenset("name recipe checkpoints_dir device data_root max_minutes save_every clean noisy synthetic_noisy teacher".split())
+    may_change = MAY_CHANGE
 
     def __init__(self):
         self.parser = Parser(prog=self.prog, description=self.description, formatter_class=Formatter, allow_abbrev=False)
@@ -122,6 +129,8 @@ class BaseOptions:
         return arguments(found.recipe, self.stage, found.noisy is not None, found.optimizer) if found.recipe else []
 
     def defaults(self) -> dict:
+        """What an option counts as that a run's record lacks, because an older version wrote it. So the default of an option that some version lacks must stay;
+        every version recorded those of the networks' sizes, steps, crops and warm-up, whose defaults did change."""
         return {a.dest: a.default for a in self.parser._actions if a.dest != "help"}
 
     # ------------------------------------------------------------------------------------------------- flags that scripts share
@@ -137,9 +146,9 @@ class BaseOptions:
             flag = f"--{name.replace('_', '-')}"
             noise.add_argument(flag, type=kind, default=None, help="; ".join(level.meaning for level in levels), **several)
 
-    def add_noise_draw(self, group: argparse._ArgumentGroup, images: str) -> None:
+    def add_noise_draw(self, group: argparse._ArgumentGroup, images: str, default: str) -> None:
         group.add_argument(
-            "--noise-draw", choices=("fixed", "fresh"), default=None, help=f"draw the noise of {images} once, or anew for every crop; default: fixed"
+            "--noise-draw", choices=("fixed", "fresh"), default=None, help=f"draw the noise of {images} once, or anew for every crop; default: {default}"
         )
 
     def refuse(self, opt: argparse.Namespace, names: str, why: str) -> None:
@@ -171,7 +180,7 @@ class BaseOptions:
                 self.parser.error(f"--{name} {value[0]:g} {value[1]:g}: a test needs one level, not a range")
             setattr(opt, name, (value[0], value[-1]))
 
-    def add_training(self, steps: int, batch_size: int, patch_size: int, muon_lr: float, adam_lr: float, clip: float) -> None:
+    def add_training(self, steps: int, batch_size: int, patch_size: int, muon_lr: float, adam_lr: float, warmup: int, clip: float) -> None:
         train = self.parser.add_argument_group("training")
         train.add_argument(
             "--recipe", choices=RECIPES, default=None, metavar="NAME", help="preset of options, which flags override: docs/recipes.md lists them"
@@ -182,15 +191,18 @@ class BaseOptions:
         train.add_argument(
             "--optimizer", choices=("muon", "adam", "adamw"), default="muon", help="muon: orthogonalised momentum for hidden layers, Adam for the others"
         )
-        self.muon_lr, self.adam_lr = muon_lr, adam_lr  # for the published widths: narrow networks take more
+        self.muon_lr, self.adam_lr = muon_lr, adam_lr  # Muon's for the default width, Adam's for the published one: wide networks take less
         train.add_argument(
-            "--lr", type=number(float, above=0, high=1), default=None, help=f"highest learning rate; default: {muon_lr:g} for muon, {adam_lr:g} for the others"
+            "--lr",
+            type=number(float, above=0, high=1),
+            default=None,
+            help=f"highest learning rate, less for a wider network; default: {muon_lr:g} for muon, {adam_lr:g} for the others",
         )
         train.add_argument(
             "--schedule", choices=("cosine", "step", "constant"), default="cosine", help="cosine to zero, or step decay at 20, 40, 60, 70, 80, 90%%"
         )
         train.add_argument("--lr-decay", type=number(float, above=0, high=1), default=0.1, help="factor of the step decay")
-        train.add_argument("--warmup", type=number(int, 0), default=100, help="steps over which the learning rate rises from zero")
+        train.add_argument("--warmup", type=number(int, 0), default=warmup, help="steps over which the learning rate rises from zero")
         train.add_argument("--clip-grad", type=number(float, 0), default=clip, help="greatest gradient norm; 0: no clipping")
         train.add_argument(
             "--ema", type=number(float, 0, 0.999999), default=0.999, help="decay of the running average of weights, which is what gets saved for use"

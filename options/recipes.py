@@ -1,4 +1,4 @@
-"""Presets for --recipe: one for each row of the paper's tables, and for blind ranges of levels, in two flavours. Why they are as they are: docs/recipes.md.
+"""Presets for --recipe: one for each row of the paper's tables, and for blind ranges of levels, in three flavours. Why they are as they are: docs/recipes.md.
 
 A recipe is a value for each flag it sets, for either stage. Flags on the command line override it.
 """
@@ -19,9 +19,9 @@ LEVELS = {
     "poisson-blind": dict(noise="poisson", lam=[5, 50]),
 }
 
-PAPER = ("awgn15", "awgn25", "awgn50", "hg", "mg")  # the rows of its tables
+PAPER = ("awgn15", "awgn25", "awgn50", "hg", "mg")  # the rows of its tables: its noise estimator learns one level
 
-# what the flavours share: sizes of the networks and crops, fresh noise, the make-up of stage 2's batches
+# what the flavours share, except where one says otherwise: sizes of the networks and crops, fresh noise, the make-up of stage 2's batches
 COMMON = {
     "stage1": dict(noise_draw="fresh", width=96, blocks=8, patch_size=96),
     "stage2": dict(noise_draw="fresh", student_width=160, noisy_share=0.125, noisy_weight=0.1, level_jitter=0.1, batch_size=32, patch_size=160),
@@ -82,6 +82,56 @@ FLAVOURS = {
             ema=0.999,
         ),
     },
+    # the released weights, trained on two CPU cores; RELEASED has the rest
+    "small": {
+        "stage1": dict(
+            clean=["bsd432"],
+            width=64,
+            blocks=3,
+            mdc="residual",
+            loss="envelope",
+            batch_size=6,
+            patch_size=64,
+            optimizer="muon",
+            schedule="cosine",
+            ema=0.999,
+        ),
+        "stage2": dict(
+            clean=["bsd432"],
+            synthetic_noisy=["bsd432"],
+            noise_draw="fixed",
+            student_width=96,
+            batch_size=8,
+            patch_size=96,
+            optimizer="muon",
+            schedule="cosine",
+            ema=0.999,
+        ),
+    },
+}
+
+# how long each released model was trained, and what it started from; of an AWGN model in two parts, this is the first one, and its card has the second
+RELEASED = {
+    "gray-awgn-blind": {
+        "stage1": dict(steps=10_000, lr=4e-3, warmup=200),
+        "stage2": dict(steps=14_000, lr=1.5e-3, warmup=300),
+    },
+    "color-awgn-blind": {
+        "stage1": dict(steps=8_000, lr=4e-3, warmup=200),
+        "stage2": dict(steps=12_000, lr=1.5e-3, warmup=300),
+    },
+    "gray-hg-blind": {
+        "stage1": dict(start_from="gray-awgn-blind", steps=2_500, lr=2e-3, warmup=100),
+        "stage2": dict(student="gray-awgn-blind-full", steps=4_000, lr=1.5e-3, warmup=200),
+    },
+    "color-hg-blind": {
+        "stage1": dict(start_from="color-awgn-blind", steps=2_500, lr=2e-3, warmup=100),
+        "stage2": dict(student="color-awgn-blind-full", steps=4_000, lr=1.5e-3, warmup=200),
+    },
+    "color-mg": {
+        "stage1": dict(start_from="color-awgn-blind", steps=2_500, lr=2e-3, warmup=100),
+        "stage2": dict(student="color-awgn-blind-full", steps=2_000, lr=1e-3, warmup=200),
+    },
 }
 
 
@@ -91,24 +141,34 @@ def recipe(mode: str, row: str, flavour: str) -> dict[str, dict]:
     stage1["mode"] = mode  # the student's is its teacher's
     if flavour == "paper" and mode == "gray" and row == "hg":
         stage1["lr_decay"] = 0.5
+    if flavour == "small":
+        stage1 |= RELEASED[f"{mode}-{row}"]["stage1"]
+        stage2 |= RELEASED[f"{mode}-{row}"]["stage2"]
     return {"stage1": stage1, "stage2": stage2}
 
 
+def exists(mode: str, row: str, flavour: str) -> bool:
+    if flavour == "small":
+        return f"{mode}-{row}" in RELEASED
+    if flavour == "paper" and row not in PAPER:
+        return False
+    return (mode, row) != ("gray", "mg")
+
+
 RECIPES = {
-    f"{mode}-{row}-{flavour}": recipe(mode, row, flavour)
-    for mode in ("gray", "color")
-    for row in LEVELS
-    for flavour in FLAVOURS
-    if (mode, row) != ("gray", "mg") and (flavour != "paper" or row in PAPER)
+    f"{mode}-{row}-{flavour}": recipe(mode, row, flavour) for mode in ("gray", "color") for row in LEVELS for flavour in FLAVOURS if exists(mode, row, flavour)
 }
+DEFAULT = "gray-awgn-blind-small"  # the flags' defaults are this recipe's, images, noise and levels aside
 
 
 def arguments(name: str, stage: str, really_noisy: bool = False, optimizer: str | None = None) -> list[str]:
     """A recipe as a command line. really_noisy: --noisy images are given, so all that is for making clean ones noisy is left out. optimizer: the one that is
-    given; the learning rate of another is left out."""
+    given; the learning rate of another is left out. A paper recipe takes Muon's from the fast one, whose networks are of the same size."""
     values = dict(RECIPES[name][stage])
     if optimizer not in (None, values["optimizer"]):
         values.pop("lr")
+        if optimizer == "muon":
+            values["lr"] = FLAVOURS["fast"][stage]["lr"]
     if really_noisy:
         levels = [level.name for level in NOISES[values["noise"]].levels]
         for option in (*levels, "noise_draw", *(("clean",) if stage == "stage1" else ("synthetic_noisy", "noise"))):

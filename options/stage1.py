@@ -10,7 +10,7 @@ class Stage1Options(BaseOptions):
     prog = "train_dbsn.py"
     description = "Stage 1: train D-BSN and the noise estimator from noisy images alone. Run the same command again to continue."
     stage = "stage1"
-    may_change = BaseOptions.may_change | {"val", "images"}
+    may_change = BaseOptions.may_change | {"val", "images"}  # neither changes what is learned
 
     def add_options(self) -> None:
         data = self.parser.add_argument_group("images", "each a folder, a file, a glob pattern or a named set")
@@ -21,14 +21,14 @@ class Stage1Options(BaseOptions):
         data.add_argument(
             "--white-level", type=number(float, above=0), default=None, help="file value that becomes 1.0; default: 255, 65535, or 1.0 for float images"
         )
-        self.add_noise_draw(data, "a clean image")
+        self.add_noise_draw(data, "a clean image", "fresh")
         data.add_argument("--held-out", type=number(float, 0, 0.5), default=0.03, help="share of the training images kept for the held-out likelihood")
         self.add_noise(required=True)
         model = self.parser.add_argument_group("model")
-        model.add_argument("--width", type=number(int, 1), default=96, help="channels of D-BSN")
-        model.add_argument("--blocks", type=number(int, 0), default=8, help="MDC blocks in each of the two branches")
+        model.add_argument("--width", type=number(int, 1), default=64, help="channels of D-BSN")
+        model.add_argument("--blocks", type=number(int, 0), default=3, help="MDC blocks in each of the two branches")
         model.add_argument(
-            "--mdc", choices=("release", "paper", "residual"), default="release", help="form of the block: one 5x5, two 3x3, or with a clean residual path"
+            "--mdc", choices=("release", "paper", "residual"), default="residual", help="form of the block: one 5x5, two 3x3, or with a clean residual path"
         )
         model.add_argument(
             "--start-from", default=None, metavar="CHECKPOINT", help="start with this stage-1 model's weights, and its size, instead of from scratch"
@@ -55,7 +55,7 @@ class Stage1Options(BaseOptions):
         )
         loss.add_argument("--mu-steps", type=number(int, 0), default=0, help="first phase: steps for mu alone, by squared error")
         loss.add_argument("--sigma-steps", type=number(int, 0), default=0, help="second phase: steps for the covariances with mu held")
-        self.add_training(steps=100_000, batch_size=8, patch_size=96, muon_lr=2e-3, adam_lr=3e-4, clip=10.0)
+        self.add_training(steps=10_000, batch_size=6, patch_size=64, muon_lr=4e-3, adam_lr=3e-4, warmup=200, clip=10.0)
 
     def check(self, opt: argparse.Namespace) -> None:
         if NOISES[opt.noise].needs_color and opt.mode == "gray":
@@ -81,6 +81,7 @@ class Stage1Options(BaseOptions):
             self.parser.error(f"--loss {opt.loss} trains a noise estimator, and --estimator residual learns nothing: leave one of them out")
         if opt.estimator == "residual" or opt.loss != "envelope":
             self.refuse(opt, "quantile", f"is for --loss envelope with --estimator cnn; here they are {opt.loss} and {opt.estimator}")
-        opt.quantile, opt.noise_draw, opt.mg_seed = opt.quantile or 0.05, opt.noise_draw or "fixed", opt.mg_seed or 0
+        draw = "fixed" if opt.noisy else "fresh"  # noise that is in a picture is the same at every visit
+        opt.quantile, opt.noise_draw, opt.mg_seed = opt.quantile or 0.05, opt.noise_draw or draw, opt.mg_seed or 0
         if opt.mu_steps + opt.sigma_steps + opt.steps == 0:
             self.parser.error("--mu-steps, --sigma-steps and --steps are all 0: nothing to train")

@@ -9,7 +9,7 @@ class Stage2Options(BaseOptions):
     prog = "train_distill.py"
     description = "Stage 2: a frozen stage-1 model teaches MWCNN. Run the same command again to continue."
     stage = "stage2"
-    may_change = BaseOptions.may_change | {"val"}
+    may_change = BaseOptions.may_change | {"val"}  # it does not change what is learned; --images does
 
     def add_options(self) -> None:
         data = self.parser.add_argument_group("images", "each a folder, a file, a glob pattern or a named set")
@@ -32,16 +32,16 @@ class Stage2Options(BaseOptions):
             default=None,
             help="value in the --clean, --synthetic-noisy and --val files that becomes 1.0; default: 255, 65535, or 1.0 for float images",
         )
-        self.add_noise_draw(data, "a --synthetic-noisy image")
+        self.add_noise_draw(data, "a --synthetic-noisy image", "fixed")
         self.add_noise(required=False)
         model = self.parser.add_argument_group("model")
-        model.add_argument("--student-width", type=number(int, 4), default=160, help="channels of MWCNN's first level")
+        model.add_argument("--student-width", type=number(int, 4), default=96, help="channels of MWCNN's first level")
         model.add_argument("--student", default=None, metavar="CHECKPOINT", help="start from this MWCNN instead of from scratch")
         loss = self.parser.add_argument_group("loss")
         loss.add_argument("--noisy-share", type=number(float, 0, 1), default=0.125, help="share of a batch that are noisy images; the rest are clean ones")
         loss.add_argument("--noisy-weight", type=number(float, 0), default=0.1, help="weight of the noisy images' term")
         loss.add_argument("--level-jitter", type=number(float, 0, 0.9), default=0.1, help="synthetic noise is scaled by 1 -/+ this, uniformly")
-        self.add_training(steps=100_000, batch_size=32, patch_size=160, muon_lr=1e-3, adam_lr=1e-4, clip=1.0)
+        self.add_training(steps=14_000, batch_size=8, patch_size=96, muon_lr=1.5e-3, adam_lr=1e-4, warmup=300, clip=1.0)
 
     def check(self, opt: argparse.Namespace) -> None:
         if opt.synthetic_noisy:

@@ -19,7 +19,7 @@ else
         fi
         echo "installing $* into .venv"
         .venv/bin/python -m pip install --quiet --disable-pip-version-check $(printf -- '-r %s ' "$@")
-        # a machine without a desktop may lack the graphics libraries that opencv-python wants; the same version comes without them
+        # opencv-python links libGL.so.1 and libgthread-2.0.so.0, which a bare machine lacks; the headless build of the same version does without them
         if ! .venv/bin/python -c 'import cv2' 2>/dev/null; then
             .venv/bin/python -m pip install --quiet --disable-pip-version-check --force-reinstall --no-deps \
                 "$(sed -n 's/^opencv-python==/opencv-python-headless==/p' requirements.txt)"

@@ -548,6 +548,18 @@ def test_clean_images_of_stage_2_have_a_white_level_of_their_own(run, pictures, 
     assert losses[0] == pytest.approx(losses[1], rel=0.05) and len(losses[0]) == 2
 
 
+def test_a_panel_shows_images_side_by_side_and_one_row_for_each_of_a_batch(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = Board(tmp_path, 0)
+    board.panel("seen", [torch.zeros(2, 1, 10, 12), torch.ones(2, 3, 10, 12)], 1)
+    board.close()
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    (picture,) = events.Images("seen")
+    assert (picture.width, picture.height) == (2 * 12 + 2 * 2, 2 * 10 + 3 * 2)  # margins of two pixels
+
+
 def test_events_of_the_step_that_training_goes_on_from_stay(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -1,19 +1,23 @@
-"""Recipes: every one parses, flags override it, none trains on test images, and the authors' schedule is what was published."""
+"""Recipes: every one parses, flags override it, none trains on test images, the authors' schedule is what was published, the small ones made the released
+weights."""
 
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from data.sets import SETS
-from options.recipes import LEVELS, RECIPES, arguments
+from options.recipes import DEFAULT, LEVELS, RECIPES, RELEASED, arguments
 from options.stage1 import Stage1Options
 from options.stage2 import Stage2Options
 from options.test import TestOptions
 from tests.conftest import ROOT, ok
+from utils.checkpoint import load_checkpoint
 
 TEST_SETS = {"bsd68", "cbsd68", "set12", "kodak24", "mcmaster", "bsd500", "cc15", "cc15_clean", "polyu", "polyu_clean"}
 SCRIPTS = ("gray_awgn", "gray_hg", "color_awgn", "color_hg", "color_mg")
@@ -27,10 +31,13 @@ def stage2(line: str):
     return Stage2Options().parse(f"--name x --teacher t {line}".split())
 
 
-def test_there_is_a_recipe_for_every_row_in_both_flavours():
+def test_there_is_a_recipe_for_every_row_and_for_every_released_model():
     rows = {name.rsplit("-", 1)[0] for name in RECIPES}
     assert rows == {f"{mode}-{row}" for mode in ("gray", "color") for row in LEVELS} - {"gray-mg"}
-    assert set(RECIPES) == {f"{row}-{flavour}" for row in rows for flavour in ("paper", "fast") if not (row.endswith("blind") and flavour == "paper")}
+    released = {file.stem for file in (ROOT / "checkpoints").glob("*.md")}
+    assert released == set(RELEASED)
+    published = {f"{row}-{flavour}" for row in rows for flavour in ("paper", "fast") if not (row.endswith("blind") and flavour == "paper")}
+    assert set(RECIPES) == published | {f"{name}-small" for name in released}
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -71,18 +78,94 @@ def test_the_papers_schedule():
         assert (b.batch_size, b.patch_size, b.noisy_share, b.noisy_weight, b.level_jitter, b.student_width) == (32, 160, 1 / 8, 0.1, 0.1, 160)
 
 
+# what the cards' commands say, written out: the first models of awgn, those that went on from them, and the students
+BLIND1 = "--clean bsd432 --noise awgn --sigma 5 55 --noise-draw fresh --width 64 --blocks 3 --mdc residual"
+SMALL1 = "--patch-size 64 --batch-size 6 --optimizer muon"
+SMALL2 = "--clean bsd432 --synthetic-noisy bsd432 --noise-draw fixed --student-width 96 --patch-size 96 --batch-size 8 --optimizer muon"
+HG, MG = "--noise hg --alpha 10 60 --delta 2 20", "--noise mg --sigma 75"
+SIZE1 = "--clean bsd432 --noise-draw fresh --width 64 --blocks 3 --mdc residual"
+CARDS = {
+    "gray-awgn-blind": [
+        f"--name blind2 --mode gray {BLIND1} {SMALL1} --steps 10000 --lr 4e-3 --warmup 200",
+        f"--name blind4 --mode gray --start-from blind2 {BLIND1} {SMALL1} --steps 8000 --lr 3e-3 --warmup 200",
+        f"--name blind5-full --teacher gray-awgn-blind {SMALL2} --noise awgn --sigma 5 55 --steps 14000 --lr 1.5e-3 --warmup 300",
+    ],
+    "color-awgn-blind": [
+        f"--name color-blind --mode color {BLIND1} {SMALL1} --steps 8000 --lr 4e-3 --warmup 200",
+        f"--name color-blind2 --mode color --start-from color-blind {BLIND1} {SMALL1} --steps 11000 --lr 3e-3 --warmup 200",
+        f"--name color-full4 --teacher color-awgn-blind {SMALL2} --noise awgn --sigma 5 55 --steps 12000 --lr 1.5e-3 --warmup 300",
+    ],
+    "gray-hg-blind": [
+        f"--name hg3 --mode gray --start-from gray-awgn-blind {SIZE1} {HG} {SMALL1} --steps 2500 --lr 2e-3 --warmup 100",
+        f"--name hg5-full --teacher gray-hg-blind --student gray-awgn-blind-full {SMALL2} {HG} --steps 4000 --lr 1.5e-3 --warmup 200",
+    ],
+    "color-hg-blind": [
+        f"--name color-hg2 --mode color --start-from color-awgn-blind {SIZE1} {HG} {SMALL1} --steps 2500 --lr 2e-3 --warmup 100",
+        f"--name color-hg-full3 --teacher color-hg-blind --student color-awgn-blind-full {SMALL2} {HG} --steps 4000 --lr 1.5e-3 --warmup 200",
+    ],
+    "color-mg": [
+        f"--name mg2 --mode color --start-from color-awgn-blind {SIZE1} {MG} {SMALL1} --steps 2500 --lr 2e-3 --warmup 100",
+        f"--name mg-full2 --teacher color-mg --student color-awgn-blind-full {SMALL2} {MG} --steps 2000 --lr 1e-3 --warmup 200",
+    ],
+}
+
+
+def card_commands(name: str) -> list[list[str]]:
+    """The training commands of a released model's card."""
+    return [shlex.split(line) for line in re.findall(r"^    python (train_.*)$", (ROOT / "checkpoints" / f"{name}.md").read_text(), re.M)]
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_a_cards_commands_are_those_written_out(name):
+    commands = card_commands(name)
+    assert len(commands) == len(CARDS[name])
+    for (script, *argv), line in zip(commands, CARDS[name]):
+        options = {"train_dbsn.py": Stage1Options, "train_distill.py": Stage2Options}[script]
+        short, long = vars(options().parse(argv)), vars(options().parse(line.split()))
+        assert short.pop("recipe") == f"{name}-small" and long.pop("recipe") is None
+        assert short == long
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_the_released_weights_were_made_by_their_cards_commands(name):
+    """Each stage's last command gives the options that its weights tell."""
+    commands = {argv[0]: argv[1:] for argv in card_commands(name)}
+    for script, options, file in (("train_dbsn.py", Stage1Options, name), ("train_distill.py", Stage2Options, f"{name}-full")):
+        opt = vars(options().parse(commands[script]))
+        values = load_checkpoint(ROOT / "checkpoints" / f"{file}.safetensors").values
+        size = values["config"]
+        assert {k: opt[k] for k in ("width", "blocks", "mdc") if k in opt} == {k: size[k] for k in ("width", "blocks", "mdc") if k in opt}
+        assert opt.get("student_width", size["width"]) == size["width"]
+        told = {key: value for key, value in values["training"].items() if key in opt and key not in ("amp", "images", "start_from")}
+        assert {"steps", "lr", "warmup", "batch_size", "patch_size", "noise_draw", "ema", "clean"} <= set(told)
+        for key, value in told.items():
+            assert value == (list(opt[key]) if isinstance(opt[key], tuple) else opt[key]), key
+        assert (values["training"].get("start_from") is None) == (opt.get("start_from") is None)
+
+
+def test_the_defaults_are_a_recipe():
+    """All that it says but the images, the noise and its levels."""
+    for options, stage in ((Stage1Options, "stage1"), (Stage2Options, "stage2")):
+        given = {
+            "stage1": "--name x --clean a --noise awgn --sigma 5 55",
+            "stage2": "--name x --teacher t --clean a --synthetic-noisy b --noise awgn --sigma 5 55",
+        }
+        plain, by_recipe = (vars(options().parse(f"{given[stage]} {more}".split())) for more in ("", f"--recipe {DEFAULT}"))
+        assert {key for key in plain if plain[key] != by_recipe[key]} == {"recipe"}
+
+
 def test_flags_override_wherever_they_stand(tmp_path):
     for line in ("--recipe gray-awgn25-fast --lr 5e-4 --clean a b --sigma 30", "--lr 5e-4 --clean a b --sigma 30 --recipe=gray-awgn25-fast"):
         opt = stage1(line)
         assert (opt.lr, opt.clean, opt.sigma) == (5e-4, ["a", "b"], (30, 30))
         assert opt.batch_size == RECIPES["gray-awgn25-fast"]["stage1"]["batch_size"]
     plain = stage1("--clean a --noise awgn --sigma 25")
-    assert plain.recipe is None and plain.batch_size == Stage1Options().defaults()["batch_size"]
+    assert plain.recipe is None and plain.batch_size == RECIPES[DEFAULT]["stage1"]["batch_size"]
 
 
 def test_the_default_learning_rate_is_the_optimizers():
-    assert [stage1(f"--noisy a --noise awgn {o}").lr for o in ("", "--optimizer adam", "--optimizer adam --lr 0.01")] == [2e-3, 3e-4, 0.01]
-    assert [stage2(f"--clean a --noisy b {o}").lr for o in ("", "--optimizer adamw", "--lr 0.01")] == [1e-3, 1e-4, 0.01]
+    assert [stage1(f"--noisy a --noise awgn {o}").lr for o in ("", "--optimizer adam", "--optimizer adam --lr 0.01")] == [4e-3, 3e-4, 0.01]
+    assert [stage2(f"--clean a --noisy b {o}").lr for o in ("", "--optimizer adamw", "--lr 0.01")] == [1.5e-3, 1e-4, 0.01]
 
 
 def test_a_recipe_for_really_noisy_pictures():
@@ -100,11 +183,12 @@ def test_an_unknown_recipe_is_one_line_with_the_names(options, capsys):
     assert end.value.code == 2 and err.count("\n") == 1 and err.startswith("error: argument --recipe") and all(name in err for name in RECIPES)
 
 
-def test_defaults_are_not_the_recipes():
+def test_a_record_is_completed_by_defaults_and_not_by_the_recipe():
     """They stand for the options that an older version did not record."""
     options = Stage1Options()
     options.parse("--name x --recipe gray-awgn25-fast".split())
-    assert options.defaults()["steps"] == 100_000 and options.defaults()["recipe"] is None
+    assert options.defaults()["steps"] == RECIPES[DEFAULT]["stage1"]["steps"] != RECIPES["gray-awgn25-fast"]["stage1"]["steps"]
+    assert options.defaults()["recipe"] is None
 
 
 def test_both_stages_by_recipe(run, pictures, tmp_path):
@@ -136,7 +220,7 @@ def test_a_recipes_learning_rate_is_that_of_its_optimizer():
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-@pytest.mark.parametrize(("flavour", "blind"), [("", "0"), ("paper", "0"), ("fast", "0"), ("", "1")])
+@pytest.mark.parametrize(("flavour", "blind"), [("", "0"), ("paper", "0"), ("fast", "0"), ("", "1"), ("small", "1")])
 def test_scripts_give_command_lines_that_parse(script, flavour, blind, tmp_path):
     """Run with an interpreter that only notes its arguments."""
     if script == "color_mg":

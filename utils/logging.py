@@ -1,4 +1,4 @@
-"""TensorBoard and the progress bar. Both are for people watching; what must be kept is in stats.jsonl and the checkpoints."""
+"""The TensorBoard log of a run. It is for people who watch; stats.jsonl and the checkpoints hold what must be kept."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torchvision.utils import make_grid
 from tqdm import tqdm
 
 
@@ -14,7 +15,7 @@ class Board:
 
     def __init__(self, folder: Path, start: int, enabled: bool = True):
         """start: the last step that counts; events of later ones, written by an interrupted run, are hidden."""
-        self.writer, self.grid_is_broken = None, False
+        self.writer = None
         if not enabled:
             return
         try:
@@ -34,19 +35,7 @@ class Board:
         """Images (N,C,H,W) 0..1 side by side, one row for each of the N."""
         if self.writer:
             rows = torch.cat([im.detach().float().clamp(0, 1).cpu().expand(-1, 3, -1, -1) for im in images], 3)  # N,3,H,W'
-            self.writer.add_image(name, self.grid(rows), step)
-
-    def grid(self, rows: Tensor) -> Tensor:
-        """(N,3,H,W) -> (3,H',W): the rows one below the other."""
-        if not self.grid_is_broken:
-            try:
-                from torchvision.utils import make_grid
-
-                return make_grid(rows, nrow=1, pad_value=1.0)
-            except (ImportError, RuntimeError) as error:  # the registry's torchvision does not load beside a CPU-only torch
-                tqdm.write(f"warning: torchvision is not usable here ({error}); pictures are joined without margins")
-                self.grid_is_broken = True
-        return torch.cat(list(rows), 1)
+            self.writer.add_image(name, make_grid(rows, nrow=1, pad_value=1.0), step)  # the rows one below the other
 
     def close(self) -> None:
         if self.writer:

@@ -7,12 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from options.base import NO_FACTS
+
 ROOT = Path(__file__).resolve().parents[1]
-# options that say where and how a run works, not what comes out of it, and the network's size, which the checkpoint's configuration tells
-NO_FACTS = frozenset(
-    "name checkpoints_dir device data_root max_minutes save_every log_every val val_every compile deterministic on_nonfinite white_level "
-    "width blocks mdc student_width".split()
-)
 
 
 def code_version(root: Path = ROOT) -> str | None:
