@@ -75,9 +75,9 @@ def evaluate(opt, world: World, argv: list[str]) -> int:
     return EXIT_FAILURE if bad else 0
 
 
-def test_image(index: int, source: Input, opt, models: list, white_level: float | None, noise: Noise | None) -> Row:
-    """Denoises one image by every baseline and checkpoint, measures the results where the clean image is known, and saves them."""
-    row = Row(index, str(source.path), source.shown, source.problem)
+def test_image(k: int, source: Input, opt, models: list, white_level: float | None, noise: Noise | None) -> Row:
+    """Denoises image k by every baseline and checkpoint, measures and saves the results."""
+    row = Row(k, str(source.path), source.shown, source.problem)
     if row.problem:
         return row
 
@@ -139,7 +139,8 @@ def prepare_outputs(opt, inputs: list[Input]) -> None:
     Refuses the folder that the images are in, where outputs could replace inputs.
     """
     if opt.save and opt.save.resolve() in {source.file.resolve().parent for source in inputs}:
-        raise UsageError(f"--save {opt.save} is the folder of the images themselves; give another, so that none is overwritten")
+        problem = f"--save {opt.save} is the folder of the images themselves"
+        raise UsageError(f"{problem}; give another, so that none is overwritten")
     for flag, folder in (("--save", opt.save), ("--json", opt.json and opt.json.parent)):
         try:
             if folder:

@@ -13,7 +13,7 @@ from data.sets import find_images
 from utils.baselines import SMALLEST_SIDE
 from utils.errors import UsageError
 
-HOT = 1.5  # a value far above a dim image's white is a hot pixel's, and would spread over all that a network sees around it
+HOT = 1.5  # more than this, in a dim image, is a hot pixel's value; it would spread over all that a network sees around it
 CHANNELS = {"gray": 1, "color": 3}
 
 
@@ -21,8 +21,9 @@ CHANNELS = {"gray": 1, "color": 3}
 class Input:
     """One image of a test, as it is known before its pixels are read.
 
-    path: the image as it was found; file and page: where it is stored (data.images.file_and_page). reference: its clean image, where one is given.
-    name: the stem of its outputs. shown: its name in tables. header: None where the image cannot be used; problem then says why.
+    path: the image as it was found; file and page: where it is stored (data.images.file_and_page).
+    reference: its clean image, where one is given. name: the stem of its outputs. shown: its name in tables.
+    header: None where the image cannot be used; problem then says why.
     """
 
     path: Path
@@ -37,9 +38,9 @@ class Input:
 
 @dataclass(frozen=True)
 class Sample:
-    """The pixels of an input: noisy and clean, (H,W,C) float32, 0..1; clean and the true level (0..255 units) are None where unknown.
+    """The pixels of an input: noisy and clean, (H,W,C) float32, 0..1; level: the true one, 0..255 units.
 
-    white_level: the file value that is 1.0; None: 255, 65535, or 1.0 in float files.
+    clean and level are None where unknown. white_level: the file value that is 1.0; None: 255, 65535, or 1.0 in float files.
     """
 
     noisy: np.ndarray
@@ -51,7 +52,8 @@ class Sample:
 def find_inputs(opt, models: list) -> tuple[list[Input], float | None]:
     """The images of --data, in order, and the file value that is white in them (None: by the file's depth).
 
-    Raises UsageError where options, checkpoints and images do not go together. With --on-bad skip an image's own problem is noted in its Input instead.
+    Raises UsageError where options, checkpoints and images do not go together.
+    With --on-bad skip an image's own problem is noted in its Input instead.
     """
     paths = find_images(opt.data, opt.data_root, "--data")
     references: list = [None] * len(paths)
@@ -81,15 +83,16 @@ def matching(files: list[Path], references: list[Path]) -> list[Path]:
     if unique and all(f.stem in by_stem for f in files):
         return [by_stem[f.stem] for f in files]
     if len(files) != len(references):
-        raise UsageError(
-            f"--clean names {len(references)} images, --data {len(files)}: "
-            "give one clean image for each, with the same names or in the same order"
-        )
+        counts = f"--clean names {len(references)} images, --data {len(files)}"
+        raise UsageError(f"{counts}: give one clean image for each, with the same names or in the same order")
     return references
 
 
 def output_names(files: list[Path]) -> list[str]:
-    """A stem for each input's outputs: its own; with its folder's name before it where stems repeat, and a number where that does too."""
+    """A stem for each input's outputs: its own.
+
+    Its folder's name stands before it where stems repeat, and a number behind it where that repeats too.
+    """
     names: list[str] = []
     stems = [f.stem for f in files]
     for file in files:
@@ -111,7 +114,8 @@ def agreed_channels(opt, models: list) -> int | None:
     wanted = {model.channels for model in models}
     given = CHANNELS.get(opt.mode)
     if needs_colour(opt.noise) and given == 1:
-        raise UsageError(f"--noise {opt.noise} describes correlated colour channels and makes no sense with --mode gray")
+        problem = "describes correlated colour channels and makes no sense with --mode gray"
+        raise UsageError(f"--noise {opt.noise} {problem}")
     if len(wanted) > 1:
         raise UsageError("--checkpoint: gray and colour checkpoints together; test them one after the other")
     channels = wanted.pop() if wanted else given
@@ -124,40 +128,40 @@ def agreed_channels(opt, models: list) -> int | None:
 def agreed_white_level(models: list) -> float | None:
     levels = {model.values["white_level"] for model in models} or {None}
     if len(levels) > 1:
-        different = ", ".join(str(v) for v in levels)
-        raise UsageError(f"--checkpoint: trained with different white levels ({different}); say which with --white-level")
+        problem = f"trained with different white levels ({', '.join(str(v) for v in levels)})"
+        raise UsageError(f"--checkpoint: {problem}; say which with --white-level")
     return levels.pop()
 
 
 def checked_header(path: Path, opt, models: list, channels: int | None, white_level: float | None) -> Header:
-    """The image's header. UsageError where it cannot be read, or does not fit the white level, the baselines, the noise, or the checkpoints without --mode."""
+    """The image's header.
+
+    UsageError where it cannot be read, or does not fit the white level, the baselines, the noise or the checkpoints.
+    """
     header = image_header(path)
     found = header.channels
     if header.dtype == np.uint8 and white_level and white_level > 255 and not opt.white_level:
-        raise UsageError(
-            f"{path} has 8 bits, {models[0].file} was trained on files in which {white_level:g} is white: "
-            "say with --white-level what is white here"
-        )
+        trained = f"{models[0].file} was trained on files in which {white_level:g} is white"
+        raise UsageError(f"{path} has 8 bits, {trained}: say with --white-level what is white here")
     if opt.baseline and min(header.height, header.width) < SMALLEST_SIDE:
         size = f"{header.width}x{header.height}"
         smallest = f"{SMALLEST_SIDE}x{SMALLEST_SIDE}"
         raise UsageError(f"--baseline {opt.baseline[0]}: {path} is {size}; images of {smallest} or more are needed")
     if needs_colour(opt.noise) and (channels or found) != 3:
-        raise UsageError(f"--noise {opt.noise} describes correlated colour channels, but {path} is gray: give colour images")
+        problem = f"describes correlated colour channels, but {path} is gray"
+        raise UsageError(f"--noise {opt.noise} {problem}: give colour images")
     if not opt.mode and channels and found != channels:
         kind = {1: "gray", 3: "color"}
-        raise UsageError(
-            f"{path} has {found} channels, {models[0].file} takes {channels}: "
-            f"pass --mode {kind[channels]} to convert, or use a {kind[found]} checkpoint"
-        )
+        differ = f"{path} has {found} channels, {models[0].file} takes {channels}"
+        raise UsageError(f"{differ}: pass --mode {kind[channels]} to convert, or use a {kind[found]} checkpoint")
     return header
 
 
 def read_sample(source: Input, mode: str | None, white_level: float | None, noise: Noise | None) -> Sample:
     """The pixels of an input, with noise added where a noise is given. Raises UsageError as read_image does.
 
-    Where no white level is known, a noisy image that fills a small part of its file's range is brought to 0..1 by its own brightest value:
-    noise levels are relative to white, and the networks know those of their training alone.
+    Where no white level is known, a noisy image that fills a small part of its file's range is brought to 0..1
+    by its own brightest value: noise levels are relative to white, and the networks know those of their training alone.
     """
     image = read_image(source.path, mode=mode, white_level=white_level)
     if white_level is None and noise is None and image.dtype != np.uint8 and 0 < (white := brightest(image)) < DIM:
@@ -172,8 +176,6 @@ def read_sample(source: Input, mode: str | None, white_level: float | None, nois
         return Sample(image, white_level=white_level)
     clean = to_float(read_image(source.reference, mode=mode, white_level=white_level))
     if clean.shape != image.shape:
-        raise UsageError(
-            f"--clean {source.reference} is {clean.shape}, {source.path} {image.shape} (rows, columns, channels): "
-            "they must show the same picture"
-        )
+        shapes = f"--clean {source.reference} is {clean.shape}, {source.path} {image.shape} (rows, columns, channels)"
+        raise UsageError(f"{shapes}: they must show the same picture")
     return Sample(image, clean, white_level=white_level)

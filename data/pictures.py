@@ -44,7 +44,8 @@ def save_pictures(
 ) -> None:
     """Writes the results of one image under its name. images: the noisy one, then each result (H,W,C) by its method.
 
-    NAME_denoised: the last result alone, with the input's format, depth and units. NAME_all.png: everything side by side.
+    NAME_denoised: the last result alone, with the input's format, depth and units.
+    NAME_all.png: everything side by side.
     NAME_std.png: the posterior's standard deviation, white at 25 (of 255). NAME_level.png: the estimated noise level, white at 100.
     Of a page of a stack the last result alone is written.
     """
@@ -68,7 +69,10 @@ def save_pictures(
 
 
 def put_stacks_together(folder: Path, inputs: list[Input], bad: set[Path]) -> None:
-    """NAME_denoised.tif of each stack whose pages were all denoised, in place of theirs. bad: the images that were not."""
+    """Writes NAME_denoised.tif of each stack in place of its pages' results.
+
+    bad: the images that were not denoised. A stack with such a page stays in pages.
+    """
     names = {source.path: source.name for source in inputs}
     stacks: dict[Path, list[Path]] = {}  # a stack -> its pages, in order
     for source in inputs:

@@ -72,7 +72,7 @@ def noise_record(opt) -> dict | None:
 
 
 def model_record(model, models: list) -> dict:
-    """What identifies a checkpoint, how it was trained, and by which names its results stand in the table."""
+    """What identifies a checkpoint, how it was trained, and the names of its results in the table."""
     return {
         "file": str(model.file),
         "sha256": hashlib.sha256(model.file.read_bytes()).hexdigest(),
@@ -139,7 +139,7 @@ def cell(figures: dict[str, float | None]) -> str:
 
 
 def print_table(table: dict) -> None:
-    """Per image and in the mean: PSNR in dB (float / after rounding to 8 bits) and SSIM of each method, and noise levels in 0..255 units."""
+    """Per image and in the mean: PSNR (float / after rounding to 8 bits) and SSIM of each method, and noise levels."""
     images, methods = table["images"], list(table["mean"])
     width = max([len(row["name"]) for row in images] + [5])
     columns = {method: max(len(method), 22) for method in methods}
