@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import tifffile
 
-from data.images import TIFF_SUFFIXES, calibration, file_and_page, is_tiff, open_file
+from data.images import TIFF_SUFFIXES, calibration, is_tiff, open_file
 from utils.files import atomic_path
 
 
@@ -32,16 +33,6 @@ def images_of(file: Path) -> list[Path]:
     return [file / f"{file.stem}_page{k:04d}.tif" for k in numbers] if len(numbers) > 1 else [file]
 
 
-def stacks_of(images: list[Path]) -> dict[Path, list[Path]]:
-    """Stack -> its pages among the images, in order."""
-    stacks: dict[Path, list[Path]] = {}
-    for image in images:
-        file, page = file_and_page(image)
-        if page:
-            stacks.setdefault(file, []).append(image)
-    return stacks
-
-
 def write_stack(path: Path, pages: list[Path], like: Path) -> None:
     """Puts TIFF files of one page together in one, in order; atomically. RunError where the disk refuses.
 
@@ -50,14 +41,18 @@ def write_stack(path: Path, pages: list[Path], like: Path) -> None:
     arrays = (tifffile.imread(page) for page in pages)
     first = tifffile.imread(pages[0])
     options = calibration(like, first, len(pages))
-    kind = lambda array: "minisblack" if array.ndim == 2 else "rgb"  # noqa: E731
     with atomic_path(path) as temporary:
         if "metadata" in options:
             with tifffile.TiffFile(like) as original:
                 shape = original.series[0].shape
             compression = "zlib" if "ome" in options else None  # ImageJ reads no compressed stacks of its own form
-            tifffile.imwrite(temporary, arrays, shape=shape, dtype=first.dtype, photometric=kind(first), compression=compression, **options)
+            tifffile.imwrite(temporary, arrays, shape=shape, dtype=first.dtype, photometric=photometric(first), compression=compression, **options)
         else:
             with tifffile.TiffWriter(temporary, bigtiff=first.nbytes * len(pages) > 2**31) as writer:
                 for array in arrays:
-                    writer.write(array, photometric=kind(array), compression="zlib", metadata=None, **options)
+                    writer.write(array, photometric=photometric(array), compression="zlib", metadata=None, **options)
+
+
+def photometric(pixels: np.ndarray) -> str:
+    """What tifffile is to call the samples of a gray (H,W) or RGB (H,W,3) page."""
+    return "minisblack" if pixels.ndim == 2 else "rgb"

@@ -23,6 +23,7 @@ class Denoised:
 
     image: the denoised image: posterior mean or student's output. mu: what the surroundings alone say. std: standard deviation of the posterior.
     noise_level: standard deviation of the noise (N,1,H,W) or (N,1,1,1), 0..1 units. theta: what the noise estimator found, (N,K,1,1).
+    tiled: whether the images were too large to be taken whole.
     """
 
     image: Tensor
@@ -30,6 +31,7 @@ class Denoised:
     std: Tensor | None = None
     noise_level: Tensor | None = None
     theta: Tensor | None = None
+    tiled: bool = False
 
 
 @torch.no_grad()
@@ -42,20 +44,24 @@ def denoise(model: BlindSpotDenoiser | MWCNN, y: Tensor, tile: int | None = None
     if not self_ensemble:
         return run(model, y, tile, progress)
     total: dict[str, Tensor] = {}
+    tiled = False
     for k in range(8):
         for name, value in vars(run(model, symmetry(y, k), tile, progress)).items():
-            if value is not None:
+            if name == "tiled":
+                tiled = tiled or value
+            elif value is not None:
                 value = inverse_symmetry(value, k) / 8
                 total[name] = total[name].add_(value) if name in total else value
-    return Denoised(**total)
+    return Denoised(**total, tiled=tiled)
 
 
 def run(model: BlindSpotDenoiser | MWCNN, y: Tensor, tile: int | None, progress: bool) -> Denoised:
     tile = tile or automatic_tile(model, y)
+    tiled = max(y.shape[2:]) > tile
     if model.stage == 2:
         height, width = y.shape[2:]
         (image,) = in_tiles(lambda part: (model(part),), model, pad_to_multiple(y), tile, progress)
-        return Denoised(image[:, :, :height, :width].cpu())
+        return Denoised(image[:, :, :height, :width].cpu(), tiled=tiled)
 
     device = next(model.parameters()).device
 
@@ -78,7 +84,7 @@ def run(model: BlindSpotDenoiser | MWCNN, y: Tensor, tile: int | None, progress:
         image[:, :, rows], std[:, :, rows] = x.mean.to(image), x.std.to(std)
         maps.append(noise_level(cov_n).cpu())
     noise = maps[0] if maps[0].shape[2:] == (1, 1) else torch.cat(maps, 2)
-    return Denoised(image.cpu(), mu.cpu(), std.cpu(), noise, theta.cpu())
+    return Denoised(image.cpu(), mu.cpu(), std.cpu(), noise, theta.cpu(), tiled)
 
 
 def in_tiles(f: Callable[[Tensor], tuple[Tensor, ...]], model, y: Tensor, tile: int, progress: bool) -> tuple[Tensor, ...]:

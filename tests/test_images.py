@@ -13,7 +13,8 @@ import tifffile
 from PIL import Image
 
 from data.images import image_header, read_image, to_float, write_image
-from data.pictures import output_names, side_by_side
+from data.inputs import output_names
+from data.pictures import side_by_side
 from data.sets import SETS, SKIMAGE_TEST, SKIMAGE_TRAIN, content_hash, find_images
 from utils.errors import RunError, UsageError
 

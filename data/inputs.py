@@ -1,0 +1,181 @@
+"""The images of a test: found, checked by their headers, and read one by one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from data.images import DIM, Header, brightest, file_and_page, image_header, read_image, to_float
+from data.sets import find_images
+from models.noise import NOISES, NoiseModel
+from utils.baselines import SMALLEST_SIDE
+from utils.errors import UsageError
+
+HOT = 1.5  # more than this, in a dim image, is a hot pixel's value; it would spread over all that a network sees around it
+CHANNELS = {"gray": 1, "color": 3}
+
+
+@dataclass(frozen=True)
+class Input:
+    """One image of a test, as it is known before its pixels are read.
+
+    path: the image as it was found; file and page: where it is stored (data.images.file_and_page).
+    reference: its clean image, where one is given. name: the stem of its outputs. shown: its name in tables.
+    header: None where the image cannot be used; problem then says why.
+    """
+
+    path: Path
+    file: Path
+    page: int | None
+    reference: Path | None
+    name: str
+    shown: str
+    header: Header | None = None
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The pixels of an input: noisy and clean, (H,W,C) float32, 0..1; level: the true one, 0..255 units.
+
+    clean and level are None where unknown. white_level: the file value that is 1.0; None: 255, 65535, or 1.0 in float files.
+    """
+
+    noisy: np.ndarray
+    clean: np.ndarray | None = None
+    level: float | None = None
+    white_level: float | None = None
+
+
+def find_inputs(opt, models: list) -> tuple[list[Input], float | None]:
+    """The images of --data, in order, and the file value that is white in them (None: by the file's depth).
+
+    Raises UsageError where options, checkpoints and images do not go together.
+    With --on-bad skip an image's own problem is noted in its Input instead.
+    """
+    paths = find_images(opt.data, opt.data_root, "--data")
+    references: list = [None] * len(paths)
+    if opt.clean:
+        references = matching(paths, find_images(opt.clean, opt.data_root, "--clean"))
+    channels = agreed_channels(opt, models)
+    white_level = opt.white_level or (None if opt.protocol == "published" else agreed_white_level(models))
+    unique = len({path.name for path in paths}) == len(paths)
+    inputs = []
+    for path, reference, name in zip(paths, references, output_names(paths)):
+        header = problem = None
+        try:
+            header = checked_header(path, opt, models, channels, white_level)
+        except UsageError as error:
+            if opt.on_bad == "stop":
+                raise
+            problem = str(error)
+        shown = path.name if unique else str(path)
+        inputs.append(Input(path, *file_and_page(path), reference, name, shown, header, problem))
+    return inputs, white_level
+
+
+def matching(files: list[Path], references: list[Path]) -> list[Path]:
+    """The clean image of each noisy one: by equal stems where all have one of their own, else in order."""
+    by_stem = {f.stem: f for f in references}
+    unique = len(by_stem) == len(references) and len({f.stem for f in files}) == len(files)
+    if unique and all(f.stem in by_stem for f in files):
+        return [by_stem[f.stem] for f in files]
+    if len(files) != len(references):
+        counts = f"--clean names {len(references)} images, --data {len(files)}"
+        raise UsageError(f"{counts}: give one clean image for each, with the same names or in the same order")
+    return references
+
+
+def output_names(files: list[Path]) -> list[str]:
+    """A stem for each input's outputs: its own.
+
+    Its folder's name stands before it where stems repeat, and a number behind it where that repeats too.
+    """
+    names: list[str] = []
+    stems = [f.stem for f in files]
+    for file in files:
+        name = file.stem if stems.count(file.stem) == 1 else f"{file.parent.name}_{file.stem}".lstrip("_")
+        candidate, k = name, 2
+        while candidate in names:
+            candidate, k = f"{name}_{k}", k + 1
+        names.append(candidate)
+    return names
+
+
+def needs_colour(noise: str | None) -> bool:
+    """Whether a noise model of --noise describes correlated colour channels."""
+    return noise is not None and NOISES[noise].needs_color
+
+
+def agreed_channels(opt, models: list) -> int | None:
+    """1, 3 or None (as stored). UsageError where checkpoints, --mode and --noise do not go together."""
+    wanted = {model.channels for model in models}
+    given = CHANNELS.get(opt.mode)
+    if needs_colour(opt.noise) and given == 1:
+        problem = "describes correlated colour channels and makes no sense with --mode gray"
+        raise UsageError(f"--noise {opt.noise} {problem}")
+    if len(wanted) > 1:
+        raise UsageError("--checkpoint: gray and colour checkpoints together; test them one after the other")
+    channels = wanted.pop() if wanted else given
+    if given and channels != given:
+        takes = f"{models[0].file} takes {channels} channel{'s' if channels > 1 else ''}"
+        raise UsageError(f"--mode {opt.mode}: {takes}, so leave --mode out or use another checkpoint")
+    return channels
+
+
+def agreed_white_level(models: list) -> float | None:
+    levels = {model.values["white_level"] for model in models} or {None}
+    if len(levels) > 1:
+        problem = f"trained with different white levels ({', '.join(str(v) for v in levels)})"
+        raise UsageError(f"--checkpoint: {problem}; say which with --white-level")
+    return levels.pop()
+
+
+def checked_header(path: Path, opt, models: list, channels: int | None, white_level: float | None) -> Header:
+    """The image's header.
+
+    UsageError where it cannot be read, or does not fit the white level, the baselines, the noise or the checkpoints.
+    """
+    header = image_header(path)
+    found = header.channels
+    if header.dtype == np.uint8 and white_level and white_level > 255 and not opt.white_level:
+        trained = f"{models[0].file} was trained on files in which {white_level:g} is white"
+        raise UsageError(f"{path} has 8 bits, {trained}: say with --white-level what is white here")
+    if opt.baseline and min(header.height, header.width) < SMALLEST_SIDE:
+        size = f"{header.width}x{header.height}"
+        smallest = f"{SMALLEST_SIDE}x{SMALLEST_SIDE}"
+        raise UsageError(f"--baseline {opt.baseline[0]}: {path} is {size}; images of {smallest} or more are needed")
+    if needs_colour(opt.noise) and (channels or found) != 3:
+        problem = f"describes correlated colour channels, but {path} is gray"
+        raise UsageError(f"--noise {opt.noise} {problem}: give colour images")
+    if not opt.mode and channels and found != channels:
+        kind = {1: "gray", 3: "color"}
+        differ = f"{path} has {found} channels, {models[0].file} takes {channels}"
+        raise UsageError(f"{differ}: pass --mode {kind[channels]} to convert, or use a {kind[found]} checkpoint")
+    return header
+
+
+def read_sample(source: Input, mode: str | None, white_level: float | None, noise: NoiseModel | None) -> Sample:
+    """The pixels of an input, with noise added where a noise is given. Raises UsageError as read_image does.
+
+    Where no white level is known, a noisy image that fills a small part of its file's range is brought to 0..1
+    by its own brightest value: noise levels are relative to white, and the networks know those of their training alone.
+    """
+    image = read_image(source.path, mode=mode, white_level=white_level)
+    if white_level is None and noise is None and image.dtype != np.uint8 and 0 < (white := brightest(image)) < DIM:
+        image = np.minimum(image / white, HOT)
+        white_level = white * (65535 if source.header.dtype == np.uint16 else 1)
+    image = to_float(image)
+    if noise:
+        x = image.transpose(2, 0, 1).astype(np.float64)
+        noisy = noise.published(x).transpose(1, 2, 0).astype(np.float32)
+        return Sample(noisy, image, 255 * noise.rms(x), white_level)
+    if source.reference is None:
+        return Sample(image, white_level=white_level)
+    clean = to_float(read_image(source.reference, mode=mode, white_level=white_level))
+    if clean.shape != image.shape:
+        shapes = f"--clean {source.reference} is {clean.shape}, {source.path} {image.shape} (rows, columns, channels)"
+        raise UsageError(f"{shapes}: they must show the same picture")
+    return Sample(image, clean, white_level=white_level)

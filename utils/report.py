@@ -1,0 +1,163 @@
+"""What a test tells: the row of each image, their means, the record of the whole, and the printed table."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from models.noise import NOISES
+from utils.baselines import describe_baseline
+from utils.device import device_name
+from utils.provenance import training_facts
+
+METHODS = {1: ("mu", "posterior"), 2: ("distilled",)}  # what a checkpoint of each stage gives
+
+
+@dataclass
+class Row:
+    """What a test finds of one image; index is its place among all. Levels are in 0..255 units, None where unknown."""
+
+    index: int
+    path: str
+    shown: str
+    problem: str | None = None  # why the image cannot be used; the rest is then empty
+    level: float | None = None
+    estimated: float | None = None
+    figures: dict[str, dict[str, float | None]] = field(default_factory=dict)  # of each method
+    seconds: dict[str, float] = field(default_factory=dict)  # of each baseline and checkpoint
+    tiled: set[str] = field(default_factory=set)  # the checkpoints that took the image in tiles
+    dim: str | None = None  # a word on its brightness
+    unknown: str | None = None  # a word on noise that a checkpoint was not trained on
+
+    def record(self) -> dict:
+        return {"name": self.shown, "noise_level": {"true": self.level, "estimated": self.estimated}, **self.figures}
+
+
+def test_record(opt, argv: list[str], code: str | None, device: torch.device, models: list, rows: list[Row]) -> dict:
+    """All that --json holds, in its order."""
+    good, bad = [row for row in rows if not row.problem], [row for row in rows if row.problem]
+    tiled = set().union(*(row.tiled for row in good))
+    return {
+        "arguments": list(argv),
+        "protocol": opt.protocol,
+        "noise": noise_record(opt),
+        "data": [str(d) for d in opt.data],
+        "clean": [str(d) for d in opt.clean or []],
+        "mode": opt.mode,
+        "checkpoints": [str(model.file) for model in models],
+        "models": [model_record(model, models) | {"tiled": str(model.file) in tiled} for model in models],
+        "baselines": {name: describe_baseline(name) for name in opt.baseline},
+        "self_ensemble": opt.self_ensemble,
+        "code": code,
+        "torch": str(torch.__version__),
+        "device": device_name(device),
+        "threads": torch.get_num_threads(),
+        "seconds_per_image": {name: sum(row.seconds[name] for row in good) / len(good) for name in good[0].seconds},
+        "mean": means([row.figures for row in good]),
+        "skipped": {row.path: row.problem for row in bad},
+        "images": [row.record() for row in good],
+    }
+
+
+def noise_record(opt) -> dict | None:
+    """The noise of --protocol published: the model, and its levels in 0..255 units."""
+    if opt.noise is None:
+        return None
+    values = {level.name: getattr(opt, level.name) for level in NOISES[opt.noise].levels}
+    levels = {name: value[0] if isinstance(value, tuple) else value for name, value in values.items()}
+    return {"model": opt.noise, **levels}
+
+
+def model_record(model, models: list) -> dict:
+    """What identifies a checkpoint, how it was trained, and the names of its results in the table."""
+    return {
+        "file": str(model.file),
+        "sha256": hashlib.sha256(model.file.read_bytes()).hexdigest(),
+        "stage": model.stage,
+        "config": model.config,
+        "precision": str(model.dtype).removeprefix("torch."),
+        "step": model.values["step"],
+        "training": training_facts(model.values),
+        "methods": {method: method_name(method, model, models) for method in METHODS[model.stage]},
+    }
+
+
+def method_name(method: str, model, models: list) -> str:
+    """mu, posterior or distilled; followed by the checkpoint, as it was given, where several of its stage are tested."""
+    alone = sum(m.stage == model.stage for m in models) == 1
+    return method if alone else f"{method} {model.name}"
+
+
+def noise_not_trained_on(model, level: float) -> str | None:
+    """What is to be said where a stage-1 model finds a noise level (0..255 units) outside of those that it was trained on.
+
+    None where it was trained on such levels, where nobody knows on which, and for mg, which has no one level.
+    """
+    facts = training_facts(model.values) or {}
+    noise = NOISES[model.noise]
+    known = all(facts.get(level.name) for level in noise.levels if not level.whole)
+    if not known or (trained_on := noise.trained_range(facts)) is None:
+        return None
+    low, high = trained_on
+    if 0.8 * low <= level <= 1.25 * high:  # what an estimate may be off
+        return None
+    remedy = "; a --white-level nearer to the brightest value raises it" if level < low else ""
+    trained = f"{low:g} to {high:g}" if low < high else f"{low:g}"
+    return f"noise of {level:.2g}, {model.name} was trained on {trained} (of 255, white){remedy}"
+
+
+def means(rows: list[dict[str, dict]]) -> dict[str, dict[str, float | None]]:
+    """Mean over images of every figure of every method; None where no image has it."""
+    result: dict[str, dict[str, float | None]] = {}
+    for method, figures in rows[0].items():
+        result[method] = {}
+        for figure in figures:
+            known = [row[method][figure] for row in rows if row[method][figure] is not None]
+            result[method][figure] = float(np.mean(known)) if known else None
+    return result
+
+
+def note(what: str, words: list[str | None]) -> None:
+    """Tells what is to be known of some images, of the first ones by name. None: nothing to tell of this one."""
+    told = [word for word in words if word]
+    if told:
+        more = [f"and {len(told) - 5} more"] if len(told) > 5 else []
+        print(f"note: {what}:", *told[:5], *more, sep="\n  ", file=sys.stderr)
+
+
+def number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def cell(figures: dict[str, float | None]) -> str:
+    return f"{number(figures['psnr'], 2)} / {number(figures['psnr_uint8'], 2)}  {number(figures['ssim'], 4)}"
+
+
+def print_table(table: dict) -> None:
+    """Per image and in the mean: PSNR (float / after rounding to 8 bits) and SSIM of each method, and noise levels."""
+    images, methods = table["images"], list(table["mean"])
+    width = max([len(row["name"]) for row in images] + [5])
+    columns = {method: max(len(method), 22) for method in methods}
+    if methods:
+        print("PSNR in dB (float / rounded to 8 bits), SSIM")
+    print("  ".join([f"{'image':{width}}", *(f"{m:>{columns[m]}}" for m in methods), "level: true  estimated"]))
+    for row in images:
+        cells = [f"{cell(row[m]):>{columns[m]}}" for m in methods]
+        level = row["noise_level"]
+        levels = f"{number(level['true'], 2):>11}  {number(level['estimated'], 2):>9}"
+        print("  ".join([f"{row['name']:{width}}", *cells, levels]))
+    if methods:
+        print("  ".join([f"{'mean':{width}}", *(f"{cell(table['mean'][m]):>{columns[m]}}" for m in methods)]))
+    if table["baselines"]:
+        print(f"{', '.join(table['baselines'])}: told the true level of each image, which the networks are not")
+    levels = [row["noise_level"] for row in images]
+    errors = [abs(v["estimated"] / v["true"] - 1) for v in levels if v["estimated"] and v["true"]]
+    if errors:
+        near = sum(error <= 0.05 for error in errors)
+        print(f"estimated levels: mean error {np.mean(errors):.1%}, within 5% on {near} of {len(errors)} images")
+    for name, value in table["seconds_per_image"].items():
+        print(f"{name}: {value:.2f} seconds per image")
