@@ -1,4 +1,4 @@
-"""TensorBoard and the progress bar. Both are for people watching; what must be kept is in stats.jsonl and the checkpoints."""
+"""TensorBoard. It is for people watching; what must be kept is in stats.jsonl and the checkpoints."""
 
 from __future__ import annotations
 
