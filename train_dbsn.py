@@ -83,7 +83,10 @@ def train(opt, options: Stage1Options, world: World) -> int:
     # Images. Everything that can be wrong with them is found before anything is written.
     noise = Noise.from_options(opt) if opt.clean else None
     redraw = noise is not None and opt.noise_draw == "fresh"
-    images, held_out, val = find_material(opt, noise, redraw, device, world)
+    images, val = find_material(opt)
+    if in_memory(opt.images, images.memory(float_copies=1 if noise and not redraw else 0), device, world):
+        images = images.decode()
+    images, held_out = hold_out(images, opt.held_out, opt.seed)
     pool = images.pool(device)
     if noise and not redraw:
         pool = add_noise_once(pool, noise, opt.seed)
@@ -94,14 +97,14 @@ def train(opt, options: Stage1Options, world: World) -> int:
     model = starting_model(opt, channels={"gray": 1, "color": 3}[opt.mode])
     total = opt.mu_steps + opt.sigma_steps + opt.steps
     best = {"best_held_out_nll": None}
-    training = Training(opt, world, started, device, dtype, "stage1", total, model, network=model.dbsn, kept=best)
+    training = Training(opt, world, started, device, dtype, "stage1", total, model, model.dbsn, opt.white_level, best)
     before = RunFolder(opt.checkpoints_dir / opt.name).recorded_options() or {}
     size = {name: model.config[name] for name in ("width", "blocks", "mdc")}  # --start-from may have another
     digests = {"training_images": digest(images, before.get("training_images"))}
     loss_name = "exact" if opt.estimator == "residual" else opt.loss  # of V; nothing of that estimator is learned
     trained = None
 
-    with training.open(size, digests, options.may_change, options.defaults(), opt.white_level), source:
+    with training.open(size, digests, options), source:
         for step in training.steps():
             # What is trained in this phase.
             phase = "mu" if step < opt.mu_steps else "sigma" if step < opt.mu_steps + opt.sigma_steps else "joint"
@@ -132,14 +135,8 @@ def train(opt, options: Stage1Options, world: World) -> int:
     return training.end()
 
 
-def find_material(
-    opt,
-    noise: Noise | None,
-    redraw: bool,
-    device: torch.device,
-    world: World,
-) -> tuple[Images | ImageFiles, Images | ImageFiles, Images | None]:
-    """The images to train on, those that are held out, and those of --val."""
+def find_material(opt) -> tuple[ImageFiles, Images | None]:
+    """The training images, and those of --val."""
     flag = "--clean" if opt.clean else "--noisy"
     files = find_images(opt.clean or opt.noisy, opt.data_root, flag)
     warn_of_test_images(opt.clean or opt.noisy, files)
@@ -150,9 +147,7 @@ def find_material(
     images = look_at(files, opt.mode, opt.white_level, opt.patch_size, "training images")
     if opt.noisy:
         note_conversion(images)
-    if in_memory(opt.images, images.memory(float_copies=1 if noise and not redraw else 0), device, world):
-        images = images.decode()
-    return *hold_out(images, opt.held_out, opt.seed), val
+    return images, val
 
 
 def train_parts(model: BlindSpotDenoiser, phase: str) -> None:

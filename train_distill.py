@@ -90,7 +90,7 @@ def train(opt, options: Stage2Options, world: World) -> int:
     student = starting_student(opt, teacher.channels)
     world.check_share(noisy_count, "noisy part of the batch,")
     world.check_share(clean_count, "clean part of the batch,")
-    training = Training(opt, world, started, device, dtype, "stage2", opt.steps, student, network=student)
+    training = Training(opt, world, started, device, dtype, "stage2", opt.steps, student, student, white_level)
     clean_source = crop_source(clean_pool, opt.patch_size, opt.seed, clean_count, world.local_size)
     noisy_source = crop_source(noisy_pool, opt.patch_size, opt.seed + NOISY, noisy_count, world.local_size)
     digests = {
@@ -99,9 +99,8 @@ def train(opt, options: Stage2Options, world: World) -> int:
         "teacher_weights": checksum({k: v.cpu() for k, v in teacher.state_dict().items()}, {}),
     }
     size = {"student_width": student.config["width"]}
-    defaults = options.defaults() | {"images": "memory"}
 
-    with training.open(size, digests, options.may_change, defaults, white_level), clean_source, noisy_source:
+    with training.open(size, digests, options, {"images": "memory"}), clean_source, noisy_source:
         whole = noisy_count > 0 and not redraw and opt.images == "memory"
         if training.step < opt.steps:
             lessons = Lessons(teacher, noisy_pool, noise if redraw else None, whole, opt)

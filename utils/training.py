@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from data.crops import Crops
 from data.training import ImageFiles, Images
+from options.base import BaseOptions
 from utils.device import device_name
 from utils.distributed import World
 from utils.errors import EXIT_RESUME, RunError, StopRequest
@@ -25,7 +26,7 @@ from utils.logging import Board
 from utils.optim import load_optimizer_tensors, make_optimizer, optimizer_tensors
 from utils.run import FollowedRun, RunFolder
 
-# --compile -> mode of torch.compile. Graphs need a step's gradients to be gone before the next begins, which is why scripts clear them first.
+# --compile -> mode of torch.compile. Graphs need the gradients to be gone before the next step, so scripts clear them.
 COMPILE_MODES = {"on": None, "graphs": "reduce-overhead"}
 DECAY_AT = (0.2, 0.4, 0.6, 0.7, 0.8, 0.9)  # the paper's epochs 20, 40, 60, 70, 80, 90 of 100
 MAX_SKIPPED = 10  # steps whose loss or gradient was not finite, under --on-nonfinite skip
@@ -34,7 +35,7 @@ MadeOf = list[tuple[Images | ImageFiles, Crops]]  # the crops of a step, and the
 
 @dataclass
 class Training:
-    """A run of `total` steps. The script computes the loss and its gradient; this does what both scripts do around them.
+    """A run of `total` steps. The script computes the loss and its gradient; this does what surrounds them.
 
         with training.open(..):
             for step in training.steps():
@@ -44,6 +45,7 @@ class Training:
     started: time.monotonic() when the script began, for --max-minutes.
     kind: of the weights' files, "stage1" or "stage2".
     network: the part of the model that --compile compiles.
+    white_level: file value of white, which the weights' files record.
     kept: what a state file holds beside the weights, the optimizer and the counts of steps.
     """
 
@@ -56,6 +58,7 @@ class Training:
     total: int
     model: nn.Module
     network: nn.Module
+    white_level: float | None
     kept: dict[str, float | None] = field(default_factory=dict)
     step: int = 0  # how many are done
     skipped: int = 0
@@ -71,27 +74,21 @@ class Training:
         self.optimizer = make_optimizer(self.opt.optimizer, self.model.parameters(), self.opt.lr)
 
     @contextmanager
-    def open(
-        self,
-        facts: dict,
-        digests: dict[str, str],
-        may_change: frozenset[str],
-        defaults: dict,
-        white_level: float | None,
-    ) -> Iterator[None]:
+    def open(self, facts: dict, digests: dict, options: BaseOptions, assumed: dict | None = None) -> Iterator[None]:
         """Opens the run's folder and goes on from its newest state.
 
         facts, digests: recorded beside the options, and compared with the record of a run that goes on.
-        may_change, defaults: see RunFolder.check_options.
+        assumed: what options count as that an older record lacks, where that is not their default.
         """
         opt, main = self.opt, self.world.main
         amp = str(self.dtype).removeprefix("torch.")
         recorded = plain_options({**vars(opt), **facts, **digests, "amp": amp})
-        self.values = {"config": self.model.config, "white_level": white_level, "options": recorded}
+        self.values = {"config": self.model.config, "white_level": self.white_level, "options": recorded}
         folder = RunFolder if main else FollowedRun
         with folder(opt.checkpoints_dir / opt.name) as self.run, StopRequest() as self.stop:
             with self.world.main_first():
-                self.run.check_options(recorded, may_change, plain_options(defaults), frozenset(digests))
+                defaults = plain_options(options.defaults() | (assumed or {}))
+                self.run.check_options(recorded, options.may_change, defaults, frozenset(digests))
                 if state := self.run.load_state():
                     restore(self.model, self.average, self.optimizer, state.tensors)
                     self.step, self.skipped = state.values["step"], state.values["skipped"]
@@ -105,7 +102,7 @@ class Training:
             self.board.close()
 
     def steps(self) -> Iterator[int]:
-        """The steps that are left, until `total`, a signal or --max-minutes; saves every --save-every steps and at the end."""
+        """The steps that are left, until `total`, a signal or --max-minutes. Saves on the way and at the end."""
         opt, disable = self.opt, None if self.world.main else True
         self.bar = tqdm(total=self.total, initial=self.step, desc=opt.name, unit="step", disable=disable)
         while self.step < self.total and not self.stopping:
@@ -127,7 +124,7 @@ class Training:
         """
         opt = self.opt
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), opt.clip_grad or float("inf"))
-        failed = not (torch.isfinite(loss) & torch.isfinite(norm))  # the one value of a step that is read from the device
+        failed = not (torch.isfinite(loss) & torch.isfinite(norm))  # the one value that is read from the device
         out_of_time = opt.max_minutes is not None and time.monotonic() - self.started > 60 * opt.max_minutes
         failed, self.stopping = self.world.any_of([failed, self.stop.requested or out_of_time], self.device)
         if failed:
@@ -156,7 +153,7 @@ class Training:
         return self.step % every == 0 or self.step == self.total
 
     def log(self, measured: dict[str, Tensor], waited: float, **facts: str) -> None:
-        """One row of statistics, for the file, TensorBoard and the progress bar. waited: share of the time, for data."""
+        """A row of statistics, for the file, TensorBoard and the progress bar. waited: share of the time, for data."""
         row = facts | {"lr": self.lr} | self.world.mean(measured)
         rate = (self.bar.format_dict["rate"] or 0.0) * self.opt.batch_size
         self.note(row)
@@ -215,7 +212,7 @@ def update_average(average: nn.Module, model: nn.Module, step: int, decay: float
 
 
 def training_tensors(model: nn.Module, average: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
-    """Weights as `model.*`, their running average as `average.*`, and the optimizer's state; restore() takes them back bit for bit."""
+    """Weights as `model.*`, their average as `average.*`, and the optimizer's state. restore() takes them back."""
     weights = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     averages = {f"average.{name}": tensor for name, tensor in average.state_dict().items()}
     return weights | averages | optimizer_tensors(optimizer, model.named_parameters())
@@ -223,7 +220,8 @@ def training_tensors(model: nn.Module, average: nn.Module, optimizer: Optimizer)
 
 def restore(model: nn.Module, average: nn.Module, optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
     for prefix, module in (("model.", model), ("average.", average)):
-        module.load_state_dict({name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)})
+        weights = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        module.load_state_dict(weights)
     load_optimizer_tensors(optimizer, model.named_parameters(), tensors)
 
 
