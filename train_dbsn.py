@@ -9,13 +9,11 @@ function of (seed, step), so the same command continues a stopped run as if it h
 
 from __future__ import annotations
 
-import copy
 import time
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from data.crops import draw_crops
 from data.sets import find_images
@@ -36,23 +34,20 @@ from data.training import (
     warn_of_test_images,
 )
 from models import BlindSpotDenoiser, Prediction, load_model, noise_level, posterior
-from models.gaussian import add, constrained_nll, envelope_loss, nll
+from models.gaussian import Covariance, add, constrained_nll, envelope_loss, nll
 from models.inference import denoise
 from models.noise import NoiseModel
 from options.base import noise_of
 from options.stage1 import Stage1Options
-from utils.device import choose_device, choose_dtype, denormals_as_zero, device_name, keep_freed_memory
+from utils.device import choose_device, choose_dtype, denormals_as_zero, keep_freed_memory
 from utils.distributed import World, join
-from utils.errors import EXIT_RESUME, RunError, UsageError, run_script
+from utils.errors import UsageError, run_script
 from utils.logging import Board
-from utils.optim import make_optimizer
-from utils.run import FollowedRun, RunFolder, StopRequest
 from utils.random import generator, generators, hashed
-from utils.schedule import learning_rate, update_average
-from utils.training import COMPILE_MODES, plain_options, restore, training_tensors
+from utils.run import RunFolder
+from utils.training import Training
 
 HELD_OUT_CROPS = 32
-MAX_SKIPPED = 10  # steps whose loss or gradient was not finite, under --on-nonfinite skip
 
 
 def objective(p: Prediction, y: Tensor, phase: str, loss: str, quantile: float) -> dict[str, Tensor]:
@@ -85,19 +80,12 @@ def train(opt, options: Stage1Options, world: World) -> int:
     device = choose_device(opt.device, world.local_rank, opt.deterministic)
     dtype = choose_dtype(opt.amp, device)
     keep_freed_memory()
-    channels = {"gray": 1, "color": 3}[opt.mode]
-
     world.check_share(opt.batch_size, "--batch-size")
 
-    # images: everything that can be wrong with them is found before anything is written
-    files = find_images(opt.clean or opt.noisy, opt.data_root, "--clean" if opt.clean else "--noisy")
-    warn_of_test_images(opt.clean or opt.noisy, files)
-    val = look_at(find_images(opt.val, opt.data_root, "--val"), opt.mode, opt.white_level, what="--val images").decode() if opt.val else None
-    images = look_at(files, opt.mode, opt.white_level, opt.patch_size, "training images")
-    if opt.noisy:
-        note_conversion(images)
+    # Images. Everything that can be wrong with them is found before anything is written.
     noise = noise_of(opt) if opt.clean else None
     redraw = noise is not None and opt.noise_draw == "fresh"
+    images, val = find_material(opt)
     if in_memory(opt.images, images.memory(float_copies=1 if noise and not redraw else 0), device, world):
         images = images.decode()
     images, held_out = hold_out(images, opt.held_out, opt.seed)
@@ -105,110 +93,70 @@ def train(opt, options: Stage1Options, world: World) -> int:
     if noise and not redraw:
         pool = add_noise_once(pool, noise, opt.seed)
     held_out_crops = held_out_batch(held_out, noise, opt.patch_size, opt.seed).to(device) if len(held_out) else None
-
-    model = starting_model(opt, channels)
-    model.to(device, memory_format=torch.channels_last)
-    model.dtype = dtype
-    average = copy.deepcopy(model).eval().requires_grad_(False)
-    if opt.compile != "off":
-        model.dbsn.compile(mode=COMPILE_MODES[opt.compile])  # in place: names of weights stay
-    optimizer = make_optimizer(opt.optimizer, model.parameters(), opt.lr)
-    total = opt.mu_steps + opt.sigma_steps + opt.steps
-    loss_name = "exact" if opt.estimator == "residual" else opt.loss  # of V; nothing of that estimator is learned
-
-    folder = RunFolder if world.main else FollowedRun
     source = crop_source(pool, opt.patch_size, opt.seed, opt.batch_size, world.local_size)
-    with folder(opt.checkpoints_dir / opt.name) as run, StopRequest() as stop, source:
-        before = run.recorded_options() or {}
-        size = {name: model.config[name] for name in ("width", "blocks", "mdc")}  # those of --start-from may be others than the options say
-        recorded = {**vars(opt), **size, "amp": str(dtype).removeprefix("torch."), "training_images": digest(images, before.get("training_images"))}
-        step, skipped, best = 0, 0, None
-        with world.main_first():
-            run.check_options(plain_options(recorded), options.may_change, plain_options(options.defaults()), digests=frozenset({"training_images"}))
-            if state := run.load_state():
-                step, skipped, best = (state.values[k] for k in ("step", "skipped", "best_held_out_nll"))
-                restore(model, average, optimizer, state.tensors)
-            run.truncate_stats(step)
-        if world.main:
-            tqdm.write(f"{opt.name}: on {device_name(device)}, in {recorded['amp']}" + (f", continuing after step {step} of {total}" if step else ""))
-        values = {"config": model.config, "white_level": opt.white_level, "options": plain_options(recorded)}
 
-        def save() -> None:
-            run.save_state(step, training_tensors(model, average, optimizer), {"step": step, "skipped": skipped, "best_held_out_nll": best})
-            run.save_weights("last", "stage1", average.state_dict(), {**values, "step": step})
+    # Model and run.
+    model = starting_model(opt, channels={"gray": 1, "color": 3}[opt.mode])
+    total = opt.mu_steps + opt.sigma_steps + opt.steps
+    best = {"best_held_out_nll": None}
+    training = Training(opt, world, started, device, dtype, "stage1", total, model, model.dbsn, opt.white_level, best)
+    before = RunFolder(opt.checkpoints_dir / opt.name).recorded_options() or {}
+    size = {name: model.config[name] for name in ("width", "blocks", "mdc")}  # --start-from may have another
+    digests = {"training_images": digest(images, before.get("training_images"))}
+    loss_name = "exact" if opt.estimator == "residual" else opt.loss  # of V; nothing of that estimator is learned
+    trained = None
 
-        board = Board(run.path / "tensorboard", step, enabled=world.main)
-        bar = tqdm(total=total, initial=step, desc=opt.name, unit="step", disable=None if world.main else True)
-        trained, stopping = None, False
-        while step < total and not stopping:
+    with training.open(size, digests, options), source:
+        for step in training.steps():
+            # What is trained in this phase.
             phase = "mu" if step < opt.mu_steps else "sigma" if step < opt.mu_steps + opt.sigma_steps else "joint"
             if phase != trained:
-                model.dbsn.requires_grad_(phase != "sigma")
-                model.cov_head.requires_grad_(phase != "mu")
-                model.noise_estimator.requires_grad_(phase != "mu")
+                train_parts(model, phase)
                 parallel, trained = world.wrap(model), phase
-            lr = learning_rate(step, total, opt.lr, opt.schedule, opt.warmup, opt.lr_decay)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
 
+            # Noisy crops.
             samples = world.share(step * opt.batch_size, opt.batch_size)
             y, where = source.crops(samples)  # B,C,P,P
             if redraw:
                 y = noise.add(y, generators(device, opt.seed, NOISE, samples))
 
-            optimizer.zero_grad()
+            # Forward, loss, backward, update.
+            training.optimizer.zero_grad()
             p = parallel(y)
             terms = objective(p, y, phase, loss_name, opt.quantile)
             loss = sum(terms.values())
             loss.backward()
-            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), opt.clip_grad or float("inf"))
-            if world.any(not (torch.isfinite(loss) and torch.isfinite(norm)), device):
-                names = ", ".join(sorted({images.files[k].name for k in where.image}))
-                shown = ", ".join(f"{k} {v.item():g}" for k, v in terms.items())
-                problem = f"step {step + 1}: loss or gradient is not finite ({shown}, gradient norm {norm.item():g}); crops of {names}"
-                skipped += 1
-                if opt.on_nonfinite == "stop" or skipped > MAX_SKIPPED:
-                    raise RunError(f"{problem}; try a lower --lr" + (f" ({skipped} steps skipped)" if skipped > 1 else ""))
-                tqdm.write(f"warning: {problem}; step skipped")
-            else:
-                optimizer.step()
-                update_average(average, model, step, opt.ema)
-            step += 1
-            bar.update()
+            measured = training.update(loss, terms, [(images, where)])
 
-            if step % opt.log_every == 0 or step == total:
+            # Log and evaluate.
+            if training.due(opt.log_every):
                 level = 255 * noise_level(p.cov_n).mean()
-                row = {"step": step, "phase": phase, "lr": lr} | world.mean({"loss": loss, **terms, "grad_norm": norm, "noise_level": level})
-                run.append_stats(row)
-                board.scalars(row, step)
-                rate, waited = bar.format_dict["rate"] or 0.0, source.share_waited()
-                board.scalars({"images_per_second": rate * opt.batch_size, "share_waiting_for_data": waited}, step)
-                shown = {"level": f"{row['noise_level']:.1f}", "lr": f"{lr:.1e}", "im_s": f"{rate * opt.batch_size:.1f}", "wait": f"{waited:.0%}"}
-                bar.set_postfix(loss=f"{row['loss']:.4f}", **shown)
-            if world.main and (step % opt.val_every == 0 or step == total):
-                row = {"step": step} | evaluate(average, held_out_crops, val, noise, opt.seed)
-                if len(row) > 1:
-                    run.append_stats(row)
-                    board.scalars(row, step)
-                if held_out_crops is not None:
-                    if best is None or row["held_out_nll"] < best:
-                        best = row["held_out_nll"]
-                        run.save_weights("best", "stage1", average.state_dict(), {**values, "step": step})
-                    show_panel(board, average, held_out_crops[:4], step)
-            if step % opt.save_every == 0:
-                save()
-            out_of_time = opt.max_minutes is not None and time.monotonic() - started > 60 * opt.max_minutes
-            stopping = world.any(stop.requested or out_of_time, device)
-        save()
-        bar.close()
-        board.close()
+                training.log(measured | {"noise_level": level}, source.share_waited(), phase=phase)
+            if world.main and training.due(opt.val_every):
+                watch(training, held_out_crops, val, noise)
+    return training.end()
 
-    if world.main:
-        print(
-            f"{opt.name}: {step} of {total} steps done; weights in {run.path / 'last.safetensors'}"
-            + ("" if step == total else "; run the same command to continue")
-        )
-    return EXIT_RESUME if stop.requested and step < total else 0
+
+def find_material(opt) -> tuple[ImageFiles, Images | None]:
+    """The training images, and those of --val."""
+    flag = "--clean" if opt.clean else "--noisy"
+    files = find_images(opt.clean or opt.noisy, opt.data_root, flag)
+    warn_of_test_images(opt.clean or opt.noisy, files)
+    val = None
+    if opt.val:
+        val_files = find_images(opt.val, opt.data_root, "--val")
+        val = look_at(val_files, opt.mode, opt.white_level, what="--val images").decode()
+    images = look_at(files, opt.mode, opt.white_level, opt.patch_size, "training images")
+    if opt.noisy:
+        note_conversion(images)
+    return images, val
+
+
+def train_parts(model: BlindSpotDenoiser, phase: str) -> None:
+    """Holds what is not trained in the phase: first the covariances, then mu, then nothing."""
+    model.dbsn.requires_grad_(phase != "sigma")
+    model.cov_head.requires_grad_(phase != "mu")
+    model.noise_estimator.requires_grad_(phase != "mu")
 
 
 def starting_model(opt, channels: int) -> BlindSpotDenoiser:
@@ -240,6 +188,19 @@ def held_out_batch(held_out: Images | ImageFiles, noise: NoiseModel | None, patc
     return pool.crops(draw_crops(pool.sizes, np.arange(HELD_OUT_CROPS), patch, seed), patch)
 
 
+def watch(training: Training, held_out: Tensor | None, val: Images | None, noise: NoiseModel | None) -> None:
+    """Evaluates the averaged weights; those of the best held-out likelihood are saved."""
+    row = evaluate(training.average, held_out, val, noise, training.opt.seed)
+    if row:
+        training.note(row)
+    if held_out is not None:
+        best = training.kept["best_held_out_nll"]
+        if best is None or row["held_out_nll"] < best:
+            training.kept["best_held_out_nll"] = row["held_out_nll"]
+            training.save_weights("best")
+        show_panel(training.board, training.average, held_out[:4], training.step)
+
+
 @torch.no_grad()
 def evaluate(model: BlindSpotDenoiser, held_out: Tensor | None, val: Images | None, noise: NoiseModel | None, seed: int) -> dict[str, float]:
     """Held-out likelihood (what models are chosen by) and, for watching only, PSNR on clean images made noisy."""
@@ -260,8 +221,16 @@ def evaluate(model: BlindSpotDenoiser, held_out: Tensor | None, val: Images | No
 
 def nll_of(model: BlindSpotDenoiser, y: Tensor, at_once: int = 8) -> float:
     """Exact negative log-likelihood in nats per pixel of noisy images (B,C,P,P)."""
-    parts = [nll(part, (p := model(part)).mu, p.cov_total).mean((1, 2, 3)) for part in y.split(at_once)]
+    parts = [nll(part, *predictive(model, part)).mean((1, 2, 3)) for part in y.split(at_once)]
     return torch.cat(parts).mean().item()
+
+
+def predictive(model: BlindSpotDenoiser, y: Tensor) -> tuple[Tensor, Covariance]:
+    """mu and the covariance of the noisy pixel. Head "total" gives both without the noise estimator."""
+    if model.head == "total":
+        return model.context(y)
+    p = model(y)
+    return p.mu, p.cov_total
 
 
 @torch.no_grad()

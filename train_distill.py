@@ -9,7 +9,6 @@ ones y, whose target is the teacher's posterior mean. Clean and noisy images sha
 
 from __future__ import annotations
 
-import copy
 import time
 
 import numpy as np
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from data.crops import DiskPool, ImagePool
+from data.crops import Crops, DiskPool, ImagePool
 from data.sets import find_images
 from data.source import crop_source
 from data.training import (
@@ -27,6 +26,7 @@ from data.training import (
     SYNTHESIS,
     VALIDATION,
     WEIGHTS,
+    ImageFiles,
     Images,
     add_noise_once,
     digest,
@@ -42,18 +42,15 @@ from models.noise import NOISES, NoiseModel
 from options.base import noise_of
 from options.stage2 import Stage2Options
 from utils.checkpoint import checksum
-from utils.device import choose_device, choose_dtype, denormals_as_zero, device_name, keep_freed_memory
+from utils.device import choose_device, choose_dtype, denormals_as_zero, keep_freed_memory
 from utils.distributed import World, join
-from utils.errors import EXIT_RESUME, RunError, UsageError, run_script
+from utils.errors import UsageError, run_script
 from utils.logging import Board
-from utils.optim import make_optimizer
-from utils.run import FollowedRun, RunFolder, StopRequest
 from utils.random import generator, generators, hashed, normal, uniform
-from utils.schedule import learning_rate, update_average
-from utils.training import COMPILE_MODES, plain_options, restore, training_tensors
+from utils.run import RunFolder
+from utils.training import Training
 
-MAX_LEVELS = 256
-MAX_SKIPPED = 10  # steps whose loss or gradient was not finite, under --on-nonfinite skip
+MAX_THETAS = 256
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -68,39 +65,22 @@ def train(opt, options: Stage2Options, world: World) -> int:
     device = choose_device(opt.device, world.local_rank, opt.deterministic)
     dtype = choose_dtype(opt.amp, device)
     keep_freed_memory()
+    noisy_count = round(opt.noisy_share * opt.batch_size)
+    clean_count = opt.batch_size - noisy_count
 
-    teacher = load_model(opt.teacher, device, opt.checkpoints_dir)
-    if teacher.stage != 1:
-        raise UsageError(f"--teacher {teacher.file} is a stage-2 checkpoint (MWCNN); the teacher is a stage-1 one, made by train_dbsn.py")
-    teacher.dtype = dtype
+    # Teacher and images. Everything that can be wrong with them is found before anything is written.
+    teacher = find_teacher(opt, device, dtype)
     mode = {1: "gray", 3: "color"}[teacher.channels]
-    if opt.noise and NOISES[opt.noise].needs_color and teacher.channels == 1:
-        raise UsageError(f"--noise {opt.noise} describes correlated colour channels; the teacher {teacher.file} is a gray one")
     white_level = opt.white_level or teacher.values["white_level"]
-
-    clean_files = find_images(opt.clean, opt.data_root, "--clean")
-    flag = "--noisy" if opt.noisy else "--synthetic-noisy"
-    noisy_files = find_images(opt.noisy or opt.synthetic_noisy, opt.data_root, flag)
-    warn_of_test_images([*opt.clean, *(opt.noisy or opt.synthetic_noisy)], [*clean_files, *noisy_files])
-    clean_files, noisy_files = disjoint(clean_files, noisy_files, opt.seed, flag)
-    val = (
-        look_at(find_images(opt.val, opt.data_root, "--val"), mode, opt.clean_white_level, what="--val images", white_flag="--clean-white-level").decode()
-        if opt.val
-        else None
-    )
-    clean = look_at(clean_files, mode, opt.clean_white_level, opt.patch_size, "--clean images", "--clean-white-level")
-    if opt.noisy:
-        noisy = look_at(noisy_files, mode, white_level, opt.patch_size, "--noisy images")
-        note_conversion(noisy)
-    else:
-        noisy = look_at(noisy_files, mode, opt.clean_white_level, opt.patch_size, "--synthetic-noisy images", "--clean-white-level")
+    clean, noisy, val = find_material(opt, mode, white_level)
     noise = noise_of(opt) if opt.synthetic_noisy else None
     redraw = noise is not None and opt.noise_draw == "fresh"
     before = RunFolder(opt.checkpoints_dir / opt.name).recorded_options() or {"images": "auto"}
-    if opt.images == "auto":  # it decides what the targets are, see below: a run keeps what it began with
+    if opt.images == "auto":  # it decides what the targets are, see Lessons: a run keeps what it began with
         opt.images = before.get("images", "memory")
     # float copies: the images with their noise, and the targets
-    if in_memory(opt.images, clean.memory() + noisy.memory(float_copies=0 if redraw else 2 if noise else 1), device, world):
+    needed = clean.memory() + noisy.memory(float_copies=0 if redraw else 2 if noise else 1)
+    if in_memory(opt.images, needed, device, world):
         opt.images, clean, noisy = "memory", clean.decode(), noisy.decode()
     else:
         opt.images = "disk"
@@ -108,83 +88,45 @@ def train(opt, options: Stage2Options, world: World) -> int:
     if noise and not redraw:
         noisy_pool = add_noise_once(noisy_pool, noise, opt.seed)
 
+    # Student and run.
     student = starting_student(opt, teacher.channels)
-    student.to(device, memory_format=torch.channels_last)
-    student.dtype = dtype
-    average = copy.deepcopy(student).requires_grad_(False)
-    if opt.compile != "off":
-        student.compile(mode=COMPILE_MODES[opt.compile])  # in place: names of weights stay
-    optimizer = make_optimizer(opt.optimizer, student.parameters(), opt.lr)
-
-    noisy_count = round(opt.noisy_share * opt.batch_size)
-    clean_count = opt.batch_size - noisy_count
     world.check_share(noisy_count, "noisy part of the batch,")
     world.check_share(clean_count, "clean part of the batch,")
-
+    training = Training(opt, world, started, device, dtype, "stage2", opt.steps, student, student, white_level)
     clean_source = crop_source(clean_pool, opt.patch_size, opt.seed, clean_count, world.local_size)
     noisy_source = crop_source(noisy_pool, opt.patch_size, opt.seed + NOISY, noisy_count, world.local_size)
-    folder = RunFolder if world.main else FollowedRun
-    with folder(opt.checkpoints_dir / opt.name) as run, StopRequest() as stop, clean_source, noisy_source:
-        recorded = {**vars(opt), "student_width": student.config["width"], "amp": str(dtype).removeprefix("torch.")}
-        recorded |= {"clean_images": digest(clean, before.get("clean_images")), "noisy_images": digest(noisy, before.get("noisy_images"))}
-        recorded["teacher_weights"] = checksum({k: v.cpu() for k, v in teacher.state_dict().items()}, {})
-        step, skipped = 0, 0
-        with world.main_first():
-            digests = frozenset({"clean_images", "noisy_images", "teacher_weights"})
-            run.check_options(plain_options(recorded), options.may_change, plain_options(options.defaults() | {"images": "memory"}), digests)
-            if state := run.load_state():
-                step, skipped = state.values["step"], state.values["skipped"]
-                restore(student, average, optimizer, state.tensors)
-            run.truncate_stats(step)
-        if world.main:
-            tqdm.write(f"{opt.name}: on {device_name(device)}, in {recorded['amp']}" + (f", continuing after step {step} of {opt.steps}" if step else ""))
+    digests = {
+        "clean_images": digest(clean, before.get("clean_images")),
+        "noisy_images": digest(noisy, before.get("noisy_images")),
+        "teacher_weights": checksum({k: v.cpu() for k, v in teacher.state_dict().items()}, {}),
+    }
+    size = {"student_width": student.config["width"]}
 
-        values = {"config": student.config, "white_level": white_level, "options": plain_options(recorded)}
-
-        def save() -> None:
-            run.save_state(step, training_tensors(student, average, optimizer), {"step": step, "skipped": skipped})
-            run.save_weights("last", "stage2", average.state_dict(), {**values, "step": step})
-
-        targets, levels = None, None
-        if noisy_count and not redraw and opt.images == "memory" and step < opt.steps:
-            # The teacher is frozen and the noisy images stay as they are: each is denoised once, whole, and never again. From disk that would need a whole
-            # image for every crop: as with fresh noise, the crop is denoised, which lacks the surroundings at its borders.
-            targets, levels = posterior_means(teacher, noisy_pool)
-        if teacher.noise_estimator.learned:
-            levels = None  # it finds the level of a clean image as it does that of a noisy one
-        elif levels is None and step < opt.steps:
-            levels = noise_levels(teacher, noisy_pool, noise if redraw else None, opt.seed)
-
-        board = Board(run.path / "tensorboard", step, enabled=world.main)
-        bar = tqdm(total=opt.steps, initial=step, desc=opt.name, unit="step", disable=None if world.main else True)
-        parallel, stopping = world.wrap(student), False
-        while step < opt.steps and not stopping:
-            lr = learning_rate(step, opt.steps, opt.lr, opt.schedule, opt.warmup, opt.lr_decay)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-
-            inputs, wanted, names = [], [], set()
+    with training.open(size, digests, options, {"images": "memory"}), clean_source, noisy_source:
+        whole = noisy_count > 0 and not redraw and opt.images == "memory"
+        if training.step < opt.steps:
+            lessons = Lessons(teacher, noisy_pool, noise if redraw else None, whole, opt)
+        parallel = world.wrap(student)
+        for step in training.steps():
+            # Clean crops x, made noisy with what the teacher has learned, and noisy ones y, which it denoises.
+            inputs, wanted, crops = [], [], []
             if clean_count:
                 samples = world.share(step * clean_count, clean_count)
                 x, where = clean_source.crops(samples)  # B,C,P,P
-                names |= {clean.files[k].name for k in where.image}
-                with torch.no_grad():
-                    theta = teacher.noise_estimator.estimate(x) if levels is None else one_for_each(levels, samples, opt.seed)
-                    cov_n = teacher.noise_estimator.covariance(theta, x)
-                random = generators(device, opt.seed, SYNTHESIS, samples)
-                scale = 1 + opt.level_jitter * (2 * uniform(1, x, random) - 1)
-                inputs.append(synthesise(x, cov_n, normal(x, random), scale))
+                inputs.append(lessons.make_noisy(x, samples))
                 wanted.append(x)
+                crops.append((clean, where))
             if noisy_count:
                 samples = world.share(step * noisy_count, noisy_count)
                 y, where = noisy_source.crops(samples)
-                names |= {noisy.files[k].name for k in where.image}
                 if redraw:
                     y = noise.add(y, generators(device, opt.seed, NOISE, samples))
                 inputs.append(y)
-                wanted.append(targets.crops(where, opt.patch_size) if targets else taught(teacher, y))
+                wanted.append(lessons.targets(y, where))
+                crops.append((noisy, where))
 
-            optimizer.zero_grad()
+            # Forward, loss, backward, update.
+            training.optimizer.zero_grad()
             error = (parallel(torch.cat(inputs)) - torch.cat(wanted)).square().mean((1, 2, 3))  # B
             terms = {}
             if clean_count:
@@ -193,48 +135,48 @@ def train(opt, options: Stage2Options, world: World) -> int:
                 terms["posterior"] = opt.noisy_weight * error[-len(y) :].mean()
             loss = sum(terms.values())
             loss.backward()
-            norm = torch.nn.utils.clip_grad_norm_(student.parameters(), opt.clip_grad or float("inf"))
-            if world.any(not (torch.isfinite(loss) and torch.isfinite(norm)), device):
-                names = ", ".join(sorted(names))
-                shown = ", ".join(f"{k} {v.item():g}" for k, v in terms.items())
-                problem = f"step {step + 1}: loss or gradient is not finite ({shown}, gradient norm {norm.item():g}); crops of {names}"
-                skipped += 1
-                if opt.on_nonfinite == "stop" or skipped > MAX_SKIPPED:
-                    raise RunError(f"{problem}; try a lower --lr" + (f" ({skipped} steps skipped)" if skipped > 1 else ""))
-                tqdm.write(f"warning: {problem}; step skipped")
-            else:
-                optimizer.step()
-                update_average(average, student, step, opt.ema)
-            step += 1
-            bar.update()
+            measured = training.update(loss, terms, crops)
 
-            if step % opt.log_every == 0 or step == opt.steps:
-                row = {"step": step, "lr": lr} | world.mean({"loss": loss, **terms, "grad_norm": norm})
-                run.append_stats(row)
-                rate = bar.format_dict["rate"] or 0.0
-                waited = clean_source.share_waited() + noisy_source.share_waited()
-                board.scalars(row | {"images_per_second": rate * opt.batch_size, "share_waiting_for_data": waited}, step)
-                bar.set_postfix(loss=f"{row['loss']:.5f}", lr=f"{lr:.1e}", im_s=f"{rate * opt.batch_size:.1f}", wait=f"{waited:.0%}")
-            if world.main and (step % opt.val_every == 0 or step == opt.steps):
+            # Log and evaluate.
+            if training.due(opt.log_every):
+                training.log(measured, clean_source.share_waited() + noisy_source.share_waited())
+            if world.main and training.due(opt.val_every):
                 if val is not None and noise is not None:
-                    row = {"step": step, "val_psnr": validation_psnr(average, val, noise, opt.seed)}
-                    run.append_stats(row)
-                    board.scalars(row, step)
-                show_panel(board, average, torch.cat(inputs), torch.cat(wanted), step)
-            if step % opt.save_every == 0:
-                save()
-            out_of_time = opt.max_minutes is not None and time.monotonic() - started > 60 * opt.max_minutes
-            stopping = world.any(stop.requested or out_of_time, device)
-        save()
-        bar.close()
-        board.close()
+                    training.note({"val_psnr": validation_psnr(training.average, val, noise, opt.seed)})
+                show_panel(training.board, training.average, torch.cat(inputs), torch.cat(wanted), training.step)
+    return training.end()
 
-    if world.main:
-        print(
-            f"{opt.name}: {step} of {opt.steps} steps done; weights in {run.path / 'last.safetensors'}"
-            + ("" if step == opt.steps else "; run the same command to continue")
-        )
-    return EXIT_RESUME if stop.requested and step < opt.steps else 0
+
+def find_teacher(opt, device: torch.device, dtype: torch.dtype) -> BlindSpotDenoiser:
+    teacher = load_model(opt.teacher, device, opt.checkpoints_dir)
+    if teacher.stage != 1:
+        stages = "is a stage-2 checkpoint (MWCNN); the teacher is a stage-1 one, made by train_dbsn.py"
+        raise UsageError(f"--teacher {teacher.file} {stages}")
+    if opt.noise and NOISES[opt.noise].needs_color and teacher.channels == 1:
+        problem = f"--noise {opt.noise} describes correlated colour channels"
+        raise UsageError(f"{problem}; the teacher {teacher.file} is a gray one")
+    teacher.dtype = dtype
+    return teacher
+
+
+def find_material(opt, mode: str, white_level: float | None) -> tuple[ImageFiles, ImageFiles, Images | None]:
+    """The clean images, the noisy ones, and those of --val. Noise is not yet added to --synthetic-noisy images."""
+    flag, named = ("--noisy", opt.noisy) if opt.noisy else ("--synthetic-noisy", opt.synthetic_noisy)
+    clean_files = find_images(opt.clean, opt.data_root, "--clean")
+    noisy_files = find_images(named, opt.data_root, flag)
+    warn_of_test_images([*opt.clean, *named], [*clean_files, *noisy_files])
+    clean_files, noisy_files = disjoint(clean_files, noisy_files, opt.seed, flag)
+    white, white_flag, val = opt.clean_white_level, "--clean-white-level", None
+    if opt.val:
+        val_files = find_images(opt.val, opt.data_root, "--val")
+        val = look_at(val_files, mode, white, what="--val images", white_flag=white_flag).decode()
+    clean = look_at(clean_files, mode, white, opt.patch_size, "--clean images", white_flag)
+    if opt.noisy:
+        noisy = look_at(noisy_files, mode, white_level, opt.patch_size, "--noisy images")
+        note_conversion(noisy)
+    else:
+        noisy = look_at(noisy_files, mode, white, opt.patch_size, "--synthetic-noisy images", white_flag)
+    return clean, noisy, val
 
 
 def starting_student(opt, channels: int) -> MWCNN:
@@ -250,32 +192,61 @@ def starting_student(opt, channels: int) -> MWCNN:
     return student.train().requires_grad_(True)
 
 
+class Lessons:
+    """What the teacher gives the student: noise for clean crops, and targets for noisy ones.
+
+    noisy: the noisy images. noise: to be added to them first, where they are still clean.
+    whole: the teacher is frozen, so each noisy image that stays as it is can be denoised once, whole, and never again.
+    From disk that would need a whole image for every crop. There, as with fresh noise, the teacher denoises the crop,
+    which lacks the surroundings at its borders.
+    """
+
+    def __init__(self, teacher: BlindSpotDenoiser, noisy: ImagePool | DiskPool, noise: NoiseModel | None, whole: bool, opt):
+        self.teacher, self.opt = teacher, opt
+        self.means, self.thetas = posterior_means(teacher, noisy) if whole else (None, None)
+        if teacher.noise_estimator.learned:
+            self.thetas = None  # it finds theta on a clean image as it does on a noisy one
+        elif self.thetas is None:
+            self.thetas = noise_thetas(teacher, noisy, noise, opt.seed)
+
+    @torch.no_grad()
+    def make_noisy(self, x: Tensor, samples: np.ndarray) -> Tensor:
+        """Clean crops (B,C,P,P) with noise as the teacher has learned it, a function of (seed, samples)."""
+        estimator, seed = self.teacher.noise_estimator, self.opt.seed
+        theta = estimator.estimate(x) if self.thetas is None else one_for_each(self.thetas, samples, seed)
+        cov_n = estimator.covariance(theta, x)
+        random = generators(x.device, seed, SYNTHESIS, samples)
+        scale = 1 + self.opt.level_jitter * (2 * uniform(1, x, random) - 1)
+        return synthesise(x, cov_n, normal(x, random), scale)
+
+    @torch.no_grad()
+    def targets(self, y: Tensor, where: Crops) -> Tensor:
+        """The teacher's posterior means of noisy crops y (B,C,P,P)."""
+        if self.means is not None:
+            return self.means.crops(where, self.opt.patch_size)
+        return posterior_mean(y, self.teacher(y))
+
+
 def posterior_means(teacher: BlindSpotDenoiser, noisy: ImagePool) -> tuple[ImagePool, Tensor]:
-    """What the teacher makes of the noisy images, and the levels of their noise, (M,K,1,1)."""
+    """What the teacher makes of the noisy images, and the theta of their noise, (M,K,1,1)."""
     bar = tqdm(total=len(noisy), desc="teacher", unit="image", leave=False, disable=None)
-    levels = []
+    thetas = []
 
     def one(_: int, y: Tensor) -> Tensor:
         bar.update()
         found = denoise(teacher, y)
-        levels.append(found.theta)
+        thetas.append(found.theta)
         return found.image.to(y.device)
 
-    return noisy.map(one), torch.cat(levels).to(noisy.device)
+    return noisy.map(one), torch.cat(thetas).to(noisy.device)
 
 
-@torch.no_grad()
-def taught(teacher: BlindSpotDenoiser, y: Tensor) -> Tensor:
-    """What the teacher makes of noisy crops (B,C,P,P)."""
-    return posterior_mean(y, teacher(y))
+def noise_thetas(teacher: BlindSpotDenoiser, noisy: ImagePool | DiskPool, noise: NoiseModel | None, seed: int) -> Tensor:
+    """What the noise estimator finds on noisy images, (M,K,1,1), M at most MAX_THETAS.
 
-
-def noise_levels(teacher: BlindSpotDenoiser, noisy: ImagePool | DiskPool, noise: NoiseModel | None, seed: int) -> Tensor:
-    """What the noise estimator finds on noisy images, (M,K,1,1), M at most MAX_LEVELS evenly spaced ones: pairs are made with the noise of one of them.
-
-    noise: to be added first, where the images are still clean.
+    The images are evenly spaced ones. Pairs are made with the noise of one of them. noise: to be added first, where the images are still clean.
     """
-    chosen = np.unique(np.linspace(0, len(noisy) - 1, min(len(noisy), MAX_LEVELS)).round().astype(int)).tolist()
+    chosen = np.unique(np.linspace(0, len(noisy) - 1, min(len(noisy), MAX_THETAS)).round().astype(int)).tolist()
     found = []
     for k in tqdm(chosen, desc="noise levels", unit="image", leave=False, disable=None):
         y = noisy.image(k)
@@ -285,10 +256,10 @@ def noise_levels(teacher: BlindSpotDenoiser, noisy: ImagePool | DiskPool, noise:
     return torch.cat(found).to(next(teacher.parameters()).device)
 
 
-def one_for_each(levels: Tensor, samples: np.ndarray, seed: int) -> Tensor:
-    """One of the levels (M,K,1,1) for each sample index (B,), a function of (seed, sample): (B,K,1,1)."""
-    index = hashed(seed, LEVEL, samples) % np.uint64(len(levels))
-    return levels[torch.from_numpy(index.astype(np.int64)).to(levels.device)]
+def one_for_each(thetas: Tensor, samples: np.ndarray, seed: int) -> Tensor:
+    """One of the thetas (M,K,1,1) for each sample index (B,), a function of (seed, sample): (B,K,1,1)."""
+    index = hashed(seed, LEVEL, samples) % np.uint64(len(thetas))
+    return thetas[torch.from_numpy(index.astype(np.int64)).to(thetas.device)]
 
 
 def validation_psnr(student: MWCNN, val: Images, noise: NoiseModel, seed: int) -> float:

@@ -60,8 +60,7 @@ class Stage1Options(BaseOptions):
     def check(self, opt: argparse.Namespace) -> None:
         if NOISES[opt.noise].needs_color and opt.mode == "gray":
             self.parser.error(
-                f"--noise {opt.noise} describes correlated colour channels and makes no sense with --mode gray: "
-                "use --mode color or another noise model"
+                f"--noise {opt.noise} describes correlated colour channels and makes no sense with --mode gray: use --mode color or another noise model"
             )
         if opt.noisy:
             self.refuse(

@@ -9,8 +9,7 @@ from torch import nn
 from models import MWCNN, BlindSpotDenoiser
 from models.layers import CentrallyMaskedConv2d, Conv2d
 from tests.conftest import LEVELS, TINY, TINY2, contents, ok, read_tensors
-from utils.optim import Muon, is_hidden, make_optimizer, orthogonalise
-from utils.run import load_optimizer_tensors, optimizer_tensors
+from utils.optim import Muon, is_hidden, load_optimizer_tensors, make_optimizer, optimizer_tensors, orthogonalise
 
 
 @pytest.mark.parametrize("shape", [(3, 24, 24), (2, 16, 400), (2, 64, 16)], ids=str)

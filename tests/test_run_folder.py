@@ -16,9 +16,10 @@ import torch
 from torch import nn
 
 from utils.checkpoint import load_checkpoint, save_checkpoint
-from utils.errors import RunError, UsageError
+from utils.errors import RunError, StopRequest, UsageError
 from utils.files import atomic_path
-from utils.run import RunFolder, StopRequest, load_optimizer_tensors, optimizer_tensors
+from utils.optim import load_optimizer_tensors, optimizer_tensors
+from utils.run import RunFolder
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).parent.parent
@@ -487,7 +488,7 @@ def test_first_signal_is_a_request(number: int, capfd: pytest.CaptureFixture):
 def test_second_signal_ends_the_process_and_workers_outlive_ctrl_c():
     process = script(
         "import os, signal, time\n"
-        "from utils.run import StopRequest\n"
+        "from utils.errors import StopRequest\n"
         "with StopRequest() as stop:\n"
         "    worker = os.fork()\n"
         "    if not worker:\n"

@@ -63,11 +63,15 @@ class World:
 
     def any(self, flag: bool, device: torch.device) -> bool:
         """Whether the flag is set in any process: all stop together."""
+        return self.any_of([flag], device)[0]
+
+    def any_of(self, flags: list[bool], device: torch.device) -> list[bool]:
+        """The same of several flags, in one exchange."""
         if self.size == 1:
-            return flag
-        value = torch.tensor(float(flag), device=device)
-        dist.all_reduce(value, dist.ReduceOp.MAX)
-        return bool(value)
+            return flags
+        values = torch.tensor(flags, dtype=torch.float32, device=device)
+        dist.all_reduce(values, dist.ReduceOp.MAX)
+        return values.bool().tolist()
 
     def gather(self, value: Any) -> list[Any]:
         """The plain values of all processes, in order of rank."""

@@ -1,18 +1,23 @@
-"""The optimizers of both stages: Adam, AdamW, and Muon for the hidden convolutions."""
+"""The optimizers of both stages: Adam, AdamW, and Muon for the hidden convolutions; and their state as named tensors."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 from torch.optim.adam import adam
 
+from utils.errors import UsageError
+
 HIDDEN_FROM = 16  # channels; a layer with fewer on either side holds an image (12 at most: four wavelet bands of three colours) or a covariance
+NUMBERS = {bool: torch.bool, int: torch.int64, float: torch.float64}  # how an optimizer's plain numbers are stored
 
 
-def make_optimizer(kind: str, parameters: Iterable[Tensor], lr: float) -> torch.optim.Optimizer:
+def make_optimizer(kind: str, parameters: Iterable[Tensor], lr: float) -> Optimizer:
     """kind: "adam", "adamw" or "muon". All of its groups take the same learning rate."""
     if kind == "muon":
         return Muon(parameters, lr=lr)
@@ -45,7 +50,7 @@ def orthogonalise(x: Tensor) -> Tensor:
     return (scale * product) @ x
 
 
-class Muon(torch.optim.Optimizer):
+class Muon(Optimizer):
     """Momentum whose matrix is made orthogonal before each step (Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks").
 
     A convolution's weight (out,in,k,k) counts as a matrix (out, in k k), which torch.optim.Muon would not take. A step is scaled by 0.2 sqrt(max(out, in k k)), so
@@ -93,3 +98,65 @@ class Muon(torch.optim.Optimizer):
 
 def is_hidden(p: Tensor) -> bool:
     return p.ndim > 1 and min(p.shape[:2]) >= HIDDEN_FROM
+
+
+def optimizer_tensors(optimizer: Optimizer, named_parameters: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    """The optimizer's per-parameter state as tensors named `optimizer.<entry>.<parameter>`, e.g. optimizer.exp_avg.head.weight.
+
+    Entries that are plain numbers become 0-d int64, float64 or bool tensors named `optimizer-number.<entry>.<parameter>`. The tensors are the live
+    ones, not copies. What param_groups hold (learning rate, betas) is not here: it follows from the options and the step.
+    Raises TypeError for an entry that is neither, ValueError for a parameter without a name.
+    """
+    tensors = {}
+    for name, (parameter, _) in trained_parameters(optimizer, named_parameters).items():
+        for entry, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer.{entry}.{name}"] = value
+            elif type(value) in NUMBERS:
+                tensors[f"optimizer-number.{entry}.{name}"] = torch.tensor(value, dtype=NUMBERS[type(value)])
+            else:
+                raise TypeError(f"{type(optimizer).__name__} keeps a {type(value).__name__} as {entry} of {name}; only tensors and numbers are stored")
+    return tensors
+
+
+def load_optimizer_tensors(optimizer: Optimizer, named_parameters: Iterable[tuple[str, Tensor]], tensors: Mapping[str, Tensor]) -> None:
+    """Puts what optimizer_tensors gave back, bit for bit; the optimizer's own state is lost, and a parameter without entries has none afterwards.
+
+    tensors: may hold others too, the model's for instance; only names that start as above are read, and they are copied.
+    Raises UsageError for a parameter that the optimizer does not train.
+    """
+    trained = trained_parameters(optimizer, named_parameters)
+    states: dict[str, dict[str, Any]] = {name: {} for name in trained}
+    for key, tensor in tensors.items():
+        kind, *rest = key.split(".", 2)
+        if kind not in ("optimizer", "optimizer-number"):
+            continue
+        entry, name = rest
+        if name not in trained:
+            raise UsageError(f"the stored optimizer state has {entry} of {name}, which is not trained here: it belongs to another model")
+        states[name][entry] = tensor.item() if kind == "optimizer-number" else placed(entry, tensor, *trained[name])
+    for name, (parameter, _) in trained.items():
+        optimizer.state.pop(parameter, None)
+        if states[name]:
+            optimizer.state[parameter] = states[name]
+
+
+def trained_parameters(optimizer: Optimizer, named_parameters: Iterable[tuple[str, Tensor]]) -> dict[str, tuple[Tensor, dict[str, Any]]]:
+    """Name -> (parameter, its group) of all that the optimizer trains; every one of them has to be named, others may be."""
+    groups = {parameter: group for group in optimizer.param_groups for parameter in group["params"]}
+    trained = {name: (parameter, groups[parameter]) for name, parameter in named_parameters if parameter in groups}
+    if len(trained) != len(groups):
+        raise ValueError(f"the optimizer trains {len(groups)} parameters, of which {len(trained)} are named")
+    return trained
+
+
+def placed(entry: str, tensor: Tensor, parameter: Tensor, group: dict[str, Any]) -> Tensor:
+    """A copy of a state's tensor where the optimizer wants it: as its parameter lies, but the step count on the CPU unless the kernel reads it.
+
+    The same rule as torch.optim.Optimizer.load_state_dict, which would also cast to the parameter's dtype.
+    """
+    if entry == "step" and not (group.get("capturable") or group.get("fused")):
+        return tensor.cpu().clone()
+    if tensor.shape == parameter.shape:
+        return torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)  # in the parameter's memory format
+    return tensor.to(parameter.device, copy=True)

@@ -1,4 +1,4 @@
-"""The folder of one training run, the optimizer's state as named tensors, and stopping on a signal.
+"""The folder of one training run.
 
     .lock                        held by the one process that trains here
     options.json                 the options the run was started with
@@ -18,19 +18,15 @@ import json
 import math
 import os
 import re
-import signal
 import socket
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from utils.checkpoint import Checkpoint, DamagedCheckpoint, load_checkpoint, plain, save_checkpoint
 from utils.errors import RunError, UsageError
@@ -40,7 +36,6 @@ OUR_TEMPORARY = re.compile(r"\.(options\.json|stats\.jsonl|.+\.safetensors)\..+\
 STATE = re.compile(r"state-(\d{8,})\.safetensors")
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # what flock says on network file systems without locks
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
-NUMBERS = {bool: torch.bool, int: torch.int64, float: torch.float64}  # how an optimizer's plain numbers are stored
 MISSING = object()  # in place of an option's value
 
 
@@ -209,9 +204,9 @@ class RunFolder:
             stats.write(json.dumps(plain(finite(row), "row"), allow_nan=False) + "\n")
 
     def truncate_stats(self, step: int) -> None:
-        """Drops the rows of steps after `step` and a last line cut short by a kill, atomically; -1 drops every row.
+        """Drops the rows of steps after `step` and a last line cut short by a kill, atomically.
 
-        Call it with the step of the state that training resumes from, or with -1 where there is none.
+        step: that of the state that training resumes from; 0 where there is none.
         """
         file = self.path / "stats.jsonl"
         with failing_with(f"cannot read {file}"):
@@ -269,100 +264,3 @@ def step_of(line: bytes) -> int | None:
     except (ValueError, LookupError, TypeError, RecursionError):
         return None
     return step if isinstance(step, int) else None
-
-
-def optimizer_tensors(optimizer: Optimizer, named_parameters: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
-    """The optimizer's per-parameter state as tensors named `optimizer.<entry>.<parameter>`, e.g. optimizer.exp_avg.head.weight.
-
-    Entries that are plain numbers become 0-d int64, float64 or bool tensors named `optimizer-number.<entry>.<parameter>`. The tensors are the live
-    ones, not copies. What param_groups hold (learning rate, betas) is not here: it follows from the options and the step.
-    Raises TypeError for an entry that is neither, ValueError for a parameter without a name.
-    """
-    tensors = {}
-    for name, (parameter, _) in trained_parameters(optimizer, named_parameters).items():
-        for entry, value in optimizer.state.get(parameter, {}).items():
-            if isinstance(value, Tensor):
-                tensors[f"optimizer.{entry}.{name}"] = value
-            elif type(value) in NUMBERS:
-                tensors[f"optimizer-number.{entry}.{name}"] = torch.tensor(value, dtype=NUMBERS[type(value)])
-            else:
-                raise TypeError(f"{type(optimizer).__name__} keeps a {type(value).__name__} as {entry} of {name}; only tensors and numbers are stored")
-    return tensors
-
-
-def load_optimizer_tensors(optimizer: Optimizer, named_parameters: Iterable[tuple[str, Tensor]], tensors: Mapping[str, Tensor]) -> None:
-    """Puts what optimizer_tensors gave back, bit for bit; the optimizer's own state is lost, and a parameter without entries has none afterwards.
-
-    tensors: may hold others too, the model's for instance; only names that start as above are read, and they are copied.
-    Raises UsageError for a parameter that the optimizer does not train.
-    """
-    trained = trained_parameters(optimizer, named_parameters)
-    states: dict[str, dict[str, Any]] = {name: {} for name in trained}
-    for key, tensor in tensors.items():
-        kind, *rest = key.split(".", 2)
-        if kind not in ("optimizer", "optimizer-number"):
-            continue
-        entry, name = rest
-        if name not in trained:
-            raise UsageError(f"the stored optimizer state has {entry} of {name}, which is not trained here: it belongs to another model")
-        states[name][entry] = tensor.item() if kind == "optimizer-number" else placed(entry, tensor, *trained[name])
-    for name, (parameter, _) in trained.items():
-        optimizer.state.pop(parameter, None)
-        if states[name]:
-            optimizer.state[parameter] = states[name]
-
-
-def trained_parameters(optimizer: Optimizer, named_parameters: Iterable[tuple[str, Tensor]]) -> dict[str, tuple[Tensor, dict[str, Any]]]:
-    """Name -> (parameter, its group) of all that the optimizer trains; every one of them has to be named, others may be."""
-    groups = {parameter: group for group in optimizer.param_groups for parameter in group["params"]}
-    trained = {name: (parameter, groups[parameter]) for name, parameter in named_parameters if parameter in groups}
-    if len(trained) != len(groups):
-        raise ValueError(f"the optimizer trains {len(groups)} parameters, of which {len(trained)} are named")
-    return trained
-
-
-def placed(entry: str, tensor: Tensor, parameter: Tensor, group: dict[str, Any]) -> Tensor:
-    """A copy of a state's tensor where the optimizer wants it: as its parameter lies, but the step count on the CPU unless the kernel reads it.
-
-    The same rule as torch.optim.Optimizer.load_state_dict, which would also cast to the parameter's dtype.
-    """
-    if entry == "step" and not (group.get("capturable") or group.get("fused")):
-        return tensor.cpu().clone()
-    if tensor.shape == parameter.shape:
-        return torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)  # in the parameter's memory format
-    return tensor.to(parameter.device, copy=True)
-
-
-class StopRequest:
-    """Turns the first SIGTERM or SIGINT into a request: `with StopRequest() as stop:` .. `if stop.requested:` save and end with EXIT_RESUME.
-
-    A second signal ends the process at once. Outside the main thread, where Python allows no handlers, nothing is installed.
-    """
-
-    SIGNALS = (signal.SIGTERM, signal.SIGINT)
-
-    def __init__(self) -> None:
-        self.requested = False
-        self._previous: dict[int, Any] = {}
-
-    def __enter__(self) -> StopRequest:
-        self._process = os.getpid()
-        if threading.current_thread() is threading.main_thread():
-            self._previous = {number: signal.signal(number, self._handle) for number in self.SIGNALS}
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self._previous.items():
-            if os.getpid() == self._process and handler is not None:  # None: installed by C code, which Python cannot put back
-                signal.signal(number, handler)
-
-    def _handle(self, number: int, frame: object) -> None:
-        forked = os.getpid() != self._process
-        if forked and number == signal.SIGINT:
-            return  # Ctrl-C reaches loader workers too, and the step to be finished needs their data
-        if forked or self.requested:
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
-        self.requested = True
-        with suppress(OSError):  # not print(), which fails when the signal falls into another print
-            os.write(2, f"{signal.Signals(number).name}: finishing the step and saving; signal again to end at once\n".encode())
