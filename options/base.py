@@ -146,9 +146,9 @@ class BaseOptions:
             flag = f"--{name.replace('_', '-')}"
             noise.add_argument(flag, type=kind, default=None, help="; ".join(level.meaning for level in levels), **several)
 
-    def add_noise_draw(self, group: argparse._ArgumentGroup, images: str, default: str) -> None:
+    def add_noise_draw(self, group: argparse._ArgumentGroup, images: str) -> None:
         group.add_argument(
-            "--noise-draw", choices=("fixed", "fresh"), default=None, help=f"draw the noise of {images} once, or anew for every crop; default: {default}"
+            "--noise-draw", choices=("fixed", "fresh"), default=None, help=f"draw the noise of {images} once, or anew for every crop; default: fixed"
         )
 
     def refuse(self, opt: argparse.Namespace, names: str, why: str) -> None:

@@ -21,7 +21,7 @@ class Stage1Options(BaseOptions):
         data.add_argument(
             "--white-level", type=number(float, above=0), default=None, help="file value that becomes 1.0; default: 255, 65535, or 1.0 for float images"
         )
-        self.add_noise_draw(data, "a clean image", "fresh")
+        self.add_noise_draw(data, "a clean image")
         data.add_argument("--held-out", type=number(float, 0, 0.5), default=0.03, help="share of the training images kept for the held-out likelihood")
         self.add_noise(required=True)
         model = self.parser.add_argument_group("model")
@@ -80,7 +80,6 @@ class Stage1Options(BaseOptions):
             self.parser.error(f"--loss {opt.loss} trains a noise estimator, and --estimator residual learns nothing: leave one of them out")
         if opt.estimator == "residual" or opt.loss != "envelope":
             self.refuse(opt, "quantile", f"is for --loss envelope with --estimator cnn; here they are {opt.loss} and {opt.estimator}")
-        draw = "fixed" if opt.noisy else "fresh"  # noise that is in a picture is the same at every visit
-        opt.quantile, opt.noise_draw, opt.mg_seed = opt.quantile or 0.05, opt.noise_draw or draw, opt.mg_seed or 0
+        opt.quantile, opt.noise_draw, opt.mg_seed = opt.quantile or 0.05, opt.noise_draw or "fixed", opt.mg_seed or 0
         if opt.mu_steps + opt.sigma_steps + opt.steps == 0:
             self.parser.error("--mu-steps, --sigma-steps and --steps are all 0: nothing to train")

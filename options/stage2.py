@@ -32,7 +32,7 @@ class Stage2Options(BaseOptions):
             default=None,
             help="value in the --clean, --synthetic-noisy and --val files that becomes 1.0; default: 255, 65535, or 1.0 for float images",
         )
-        self.add_noise_draw(data, "a --synthetic-noisy image", "fixed")
+        self.add_noise_draw(data, "a --synthetic-noisy image")
         self.add_noise(required=False)
         model = self.parser.add_argument_group("model")
         model.add_argument("--student-width", type=number(int, 4), default=96, help="channels of MWCNN's first level")

@@ -1,5 +1,7 @@
 #!/usr/bin/env bash
-# Runs the tests; makes the environment first where it is missing. Arguments go to pytest: bash scripts/test.sh -k blind
+# Runs the tests, one process for each core. It makes the environment first where that is missing.
+# Arguments go to pytest: bash scripts/test.sh -k blind
 . "$(dirname "$0")/env.sh" requirements.txt requirements-dev.txt
+export OMP_NUM_THREADS=1
 "$PY" -m ruff check .
-exec "$PY" -m pytest -q "$@"
+exec "$PY" -m pytest -q -n auto "$@"

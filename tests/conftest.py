@@ -14,7 +14,7 @@ import train_distill
 from utils.checkpoint import load_checkpoint
 from utils.errors import run_script
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # tests run in several processes
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"

@@ -29,7 +29,7 @@ def test_paths_equal_the_plain_one(path, size, monkeypatch):
     outputs = {}
     for model.path in ("plain", path):
         p = model(y)
-        outputs[model.path] = (p.mu, p.cov_head.factor)
+        outputs[model.path] = (p.mu, p.v.factor)
     torch.testing.assert_close(outputs[path], outputs["plain"], atol=1e-4, rtol=1e-3)
 
 

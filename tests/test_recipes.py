@@ -145,10 +145,10 @@ def test_the_released_weights_were_made_by_their_cards_commands(name):
 
 
 def test_the_defaults_are_a_recipe():
-    """All that it says but the images, the noise and its levels."""
+    """All that it says but the images, the noise, its levels and its draw."""
     for options, stage in ((Stage1Options, "stage1"), (Stage2Options, "stage2")):
         given = {
-            "stage1": "--name x --clean a --noise awgn --sigma 5 55",
+            "stage1": "--name x --clean a --noise awgn --sigma 5 55 --noise-draw fresh",
             "stage2": "--name x --teacher t --clean a --synthetic-noisy b --noise awgn --sigma 5 55",
         }
         plain, by_recipe = (vars(options().parse(f"{given[stage]} {more}".split())) for more in ("", f"--recipe {DEFAULT}"))

@@ -97,7 +97,7 @@ def test_results_tell_where_they_come_from(run, models, pictures, tmp_path):
     assert first["methods"] == {"mu": "mu", "posterior": "posterior"} and second["methods"] == {"distilled": "distilled"}
     assert first["config"]["width"] == 4 and first["step"] == 1 and first["tiled"] and first["precision"] == "float32"
     facts = first["training"]
-    assert facts["clean"] == ["gray"] and facts["sigma"] == [25, 25] and facts["noise_draw"] == "fresh" and facts["batch_size"] == 2 and "device" not in facts
+    assert facts["clean"] == ["gray"] and facts["sigma"] == [25, 25] and facts["noise_draw"] == "fixed" and facts["batch_size"] == 2 and "device" not in facts
     assert second["training"]["teacher"] == "s1" and second["training"]["noisy"] == ["gray"]
 
 
@@ -198,7 +198,7 @@ def test_tables_are_rendered_from_results(project, capsys):
     weights = load_checkpoint("checkpoints/s1.safetensors").values["training"]
     models = row_of(text, "s1")
     assert models[1] == f"`{subprocess.check_output(['sha256sum', 'checkpoints/s1.safetensors'], text=True)[:12]}`"
-    assert models[4] == "clean gray" and models[5] == "awgn sigma 25" and models[6] == "fresh" and weights["trained_on"] in text.replace("\\|", "|")
+    assert models[4] == "clean gray" and models[5] == "awgn sigma 25" and models[6] == "fixed" and weights["trained_on"] in text.replace("\\|", "|")
 
     assert readme.startswith("before\n<!-- results -->") and readme.endswith("<!-- /results -->\nafter\n") and "yesterday" not in readme
     head = row_of(readme, "noise")
