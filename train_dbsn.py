@@ -3,8 +3,9 @@
     python train_dbsn.py --name awgn25 --clean bsd432 --noise awgn --sigma 25        noise added to clean photographs: a study
     python train_dbsn.py --name mine --noisy my_pictures/ --noise hg                 really noisy pictures
 
-Three phases, of --mu-steps, --sigma-steps and --steps: mu alone by squared error, the covariances with mu held, all jointly. Every random choice is a
-function of (seed, step), so the same command continues a stopped run as if it had never stopped.
+Three phases, of --mu-steps, --sigma-steps and --steps: mu alone by squared error, the covariances with mu held, all
+jointly. Every random choice is a function of (seed, step), so the same command continues a stopped run as if it had
+never stopped.
 """
 
 from __future__ import annotations
@@ -51,7 +52,9 @@ HELD_OUT_CROPS = 32
 
 
 def objective(p: Prediction, y: Tensor, phase: str, loss: str, quantile: float) -> dict[str, Tensor]:
-    """The terms whose sum is minimised, each a mean over pixels; y (N,C,H,W). What the losses do is compared in docs/estimator.md."""
+    """The terms whose sum is minimised, each a mean over pixels; y (N,C,H,W). What the losses do is compared in
+    docs/estimator.md.
+    """
     if phase == "mu":
         return {"l2": (p.mu - y).square().mean()}
     if loss == "constrained":
@@ -59,9 +62,13 @@ def objective(p: Prediction, y: Tensor, phase: str, loss: str, quantile: float) 
     terms = {"nll": nll(y, p.mu, p.cov_total).mean()}
     if loss == "envelope":
         terms["envelope"] = envelope_loss(p.cov_n, p.cov_total, quantile)
-    elif loss == "reward":  # Laine et al. 2019: of all splits of the variance, the one with the most noise; sigma_n in 0..1
+    elif (
+        loss == "reward"
+    ):  # Laine et al. 2019: of all splits of the variance, the one with the most noise; sigma_n in 0..1
         terms["reward"] = -0.1 * noise_level(p.cov_n).mean()
-    elif loss == "split":  # mu and Sigma_mu by the exact likelihood, with Sigma_n held; Sigma_n by the constrained one, with them held
+    elif (
+        loss == "split"
+    ):  # mu and Sigma_mu by the exact likelihood, with Sigma_n held; Sigma_n by the constrained one, with them held
         held = lambda t: t.detach()  # noqa: E731
         terms["nll"] = nll(y, p.mu, add(p.cov_mu, p.cov_n.map(held))).mean()
         terms["constrained_nll"] = constrained_nll(y, p.mu.detach(), p.cov_mu.map(held), p.cov_n).mean()
@@ -160,7 +167,9 @@ def train_parts(model: BlindSpotDenoiser, phase: str) -> None:
 
 
 def starting_model(opt, channels: int) -> BlindSpotDenoiser:
-    """A model from scratch, or with the weights of --start-from, whose size then counts: D-BSN's, and of the heads those that have the same meaning."""
+    """A model from scratch, or with the weights of --start-from, whose size then counts: D-BSN's, and of the heads
+    those that have the same meaning.
+    """
     size = dict(width=opt.width, blocks=opt.blocks, mdc=opt.mdc)
     source = load_model(opt.start_from, "cpu", opt.checkpoints_dir) if opt.start_from else None
     if source:
@@ -170,7 +179,9 @@ def starting_model(opt, channels: int) -> BlindSpotDenoiser:
             )
         size = {name: source.config[name] for name in size}
     torch.manual_seed(int(hashed(opt.seed, WEIGHTS) >> np.uint64(1)))
-    model = BlindSpotDenoiser(channels, opt.noise, **size, head="total" if opt.loss == "envelope" else "mu", estimator=opt.estimator)
+    model = BlindSpotDenoiser(
+        channels, opt.noise, **size, head="total" if opt.loss == "envelope" else "mu", estimator=opt.estimator
+    )
     if source:
         model.dbsn.load_state_dict(source.dbsn.state_dict())
         if (source.noise, source.head) == (model.noise, model.head):
@@ -202,7 +213,9 @@ def watch(training: Training, held_out: Tensor | None, val: Images | None, noise
 
 
 @torch.no_grad()
-def evaluate(model: BlindSpotDenoiser, held_out: Tensor | None, val: Images | None, noise: NoiseModel | None, seed: int) -> dict[str, float]:
+def evaluate(
+    model: BlindSpotDenoiser, held_out: Tensor | None, val: Images | None, noise: NoiseModel | None, seed: int
+) -> dict[str, float]:
     """Held-out likelihood (what models are chosen by) and, for watching only, PSNR on clean images made noisy."""
     row = {}
     if held_out is not None:

@@ -1,10 +1,11 @@
 """Stage 2: a frozen stage-1 model teaches MWCNN.
 
-    python train_distill.py --name awgn25-full --teacher awgn25 --clean bsd432 --synthetic-noisy bsd432 --noise awgn --sigma 25
-    python train_distill.py --name mine-full --teacher mine --clean bsd432 --noisy my_pictures/
+    python train_distill.py --name awgn25-full --teacher awgn25 --clean bsd432 --synthetic-noisy bsd432 --noise awgn
+    --sigma 25 python train_distill.py --name mine-full --teacher mine --clean bsd432 --noisy my_pictures/
 
-The student sees two kinds of crops in a batch: clean ones x, made noisy with the noise model that the teacher has learned, whose target is x; and noisy
-ones y, whose target is the teacher's posterior mean. Clean and noisy images share no picture: images named as both are split, half each.
+The student sees two kinds of crops in a batch: clean ones x, made noisy with the noise model that the teacher has
+learned, whose target is x; and noisy ones y, whose target is the teacher's posterior mean. Clean and noisy images
+share no picture: images named as both are split, half each.
 """
 
 from __future__ import annotations
@@ -201,7 +202,9 @@ class Lessons:
     which lacks the surroundings at its borders.
     """
 
-    def __init__(self, teacher: BlindSpotDenoiser, noisy: ImagePool | DiskPool, noise: NoiseModel | None, whole: bool, opt):
+    def __init__(
+        self, teacher: BlindSpotDenoiser, noisy: ImagePool | DiskPool, noise: NoiseModel | None, whole: bool, opt
+    ):
         self.teacher, self.opt = teacher, opt
         self.means, self.thetas = posterior_means(teacher, noisy) if whole else (None, None)
         if teacher.noise_estimator.learned:
@@ -241,10 +244,13 @@ def posterior_means(teacher: BlindSpotDenoiser, noisy: ImagePool) -> tuple[Image
     return noisy.map(one), torch.cat(thetas).to(noisy.device)
 
 
-def noise_thetas(teacher: BlindSpotDenoiser, noisy: ImagePool | DiskPool, noise: NoiseModel | None, seed: int) -> Tensor:
+def noise_thetas(
+    teacher: BlindSpotDenoiser, noisy: ImagePool | DiskPool, noise: NoiseModel | None, seed: int
+) -> Tensor:
     """What the noise estimator finds on noisy images, (M,K,1,1), M at most MAX_THETAS.
 
-    The images are evenly spaced ones. Pairs are made with the noise of one of them. noise: to be added first, where the images are still clean.
+    The images are evenly spaced ones. Pairs are made with the noise of one of them. noise: to be added first, where
+    the images are still clean.
     """
     chosen = np.unique(np.linspace(0, len(noisy) - 1, min(len(noisy), MAX_THETAS)).round().astype(int)).tolist()
     found = []

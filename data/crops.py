@@ -1,7 +1,9 @@
-"""Training crops: which crop a sample is, and the images it is cut from, held on the training device or decoded from disk one by one.
+"""Training crops: which crop a sample is, and the images it is cut from, held on the training device or decoded from
+disk one by one.
 
-The crop of a sample is a pure function of (seed, sample index), and sample indices follow from the step: nothing depends on how often a generator was
-called, on the batch a sample is in or on the process that makes it. So a resumed run sees the crops an uninterrupted one would have.
+The crop of a sample is a pure function of (seed, sample index), and sample indices follow from the step: nothing
+depends on how often a generator was called, on the batch a sample is in or on the process that makes it. So a resumed
+run sees the crops an uninterrupted one would have.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ from utils.random import hashed, permutation
 
 @dataclass(frozen=True)
 class Crops:
-    """Where B crops are: image index, top row, left column, and which of the square's eight symmetries is applied; each (B,) int64."""
+    """Where B crops are: image index, top row, left column, and which of the square's eight symmetries is applied;
+    each (B,) int64.
+    """
 
     image: np.ndarray
     top: np.ndarray
@@ -61,7 +65,9 @@ class ImagePool:
         self.offsets = np.concatenate([[0], np.cumsum(self.sizes.prod(1))])
         self.device = torch.device(device)
         as_bytes = all(im.dtype == np.uint8 for im in images)
-        self.pixels = torch.empty(int(self.offsets[-1]), self.channels, dtype=torch.uint8 if as_bytes else torch.float32, device=device)
+        self.pixels = torch.empty(
+            int(self.offsets[-1]), self.channels, dtype=torch.uint8 if as_bytes else torch.float32, device=device
+        )
         for k, im in enumerate(images):
             flat = (im if as_bytes else to_float(im)).reshape(-1, self.channels)
             self.pixels[self.offsets[k] : self.offsets[k + 1]] = torch.tensor(flat, device=device)
@@ -76,9 +82,13 @@ class ImagePool:
     def map(self, f) -> ImagePool:
         """The pool of f(k, image k), f (1,C,H,W) -> (1,C,H,W), one image at a time; float32."""
         other = object.__new__(ImagePool)
-        other.__dict__.update(self.__dict__, pixels=torch.empty(self.pixels.shape, dtype=torch.float32, device=self.device))
+        other.__dict__.update(
+            self.__dict__, pixels=torch.empty(self.pixels.shape, dtype=torch.float32, device=self.device)
+        )
         for k in range(len(self)):
-            other.pixels[self.offsets[k] : self.offsets[k + 1]] = f(k, self.image(k)).permute(0, 2, 3, 1).reshape(-1, self.channels)
+            other.pixels[self.offsets[k] : self.offsets[k + 1]] = (
+                f(k, self.image(k)).permute(0, 2, 3, 1).reshape(-1, self.channels)
+            )
         return other
 
     def crops(self, where: Crops, patch: int) -> Tensor:
@@ -100,10 +110,12 @@ class ImagePool:
 
 
 class DiskPool:
-    """Images that do not fit in memory: an ImagePool whose images are decoded each time they are asked for. The same crops, bit for bit.
+    """Images that do not fit in memory: an ImagePool whose images are decoded each time they are asked for. The same
+    crops, bit for bit.
 
-    sizes: height and width of each image, (M,2). decode: k -> ImagePool of image k alone, on the CPU; all of them bytes or all float32. device: that of the
-    crops. Nothing is kept between calls, as a pass over the images visits each one once. Every method may be called from any thread.
+    sizes: height and width of each image, (M,2). decode: k -> ImagePool of image k alone, on the CPU; all of them
+    bytes or all float32. device: that of the crops. Nothing is kept between calls, as a pass over the images visits
+    each one once. Every method may be called from any thread.
     """
 
     def __init__(self, sizes: np.ndarray, decode: Callable[[int], ImagePool], device: torch.device | str = "cpu"):

@@ -1,8 +1,9 @@
 """Reading and writing single images: PNG, JPEG, BMP and TIFF, of 8 and 16 bits, and float TIFF.
 
-In memory an image is (H,W,C), C = 1 or 3, RGB order: uint8 as stored, or float32 in which 1.0 is white. A page of a TIFF stack is an image of its own, named
-by a path below the file (data/stacks.py). Files come from strangers: whatever is wrong with one ends in a UsageError of one line that names it, and its size
-is checked before its pixels are decoded.
+In memory an image is (H,W,C), C = 1 or 3, RGB order: uint8 as stored, or float32 in which 1.0 is white. A page of a
+TIFF stack is an image of its own, named by a path below the file (data/stacks.py). Files come from strangers:
+whatever is wrong with one ends in a UsageError of one line that names it, and its size is checked before its pixels
+are decoded.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ DIM = 1 / 8  # of full scale: images whose brightest values are below it fill a 
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R 601
 ORIENTATION = 0x0112  # the tag of EXIF and of TIFF
 
-Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit is lower, warns instead of refusing and does not hold for TIFF; MAX_PIXELS takes its place
+# Pillow's own limit is lower, warns instead of refusing and does not hold for TIFF; MAX_PIXELS takes its place
+Image.MAX_IMAGE_PIXELS = None
 # Both write many lines to stderr about a damaged file; what matters of it is in the UsageError.
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
@@ -54,10 +56,16 @@ class Header:
 
 
 def file_and_page(path: Path) -> tuple[Path, int | None]:
-    """The file that an image is in, and its page, from 1, in a TIFF stack: cells.tif/cells_page0003.tif is page 3 of cells.tif."""
+    """The file that an image is in, and its page, from 1, in a TIFF stack: cells.tif/cells_page0003.tif is page 3 of
+    cells.tif.
+    """
     stack = Path(path).parent
     page = re.fullmatch(rf"{re.escape(stack.stem)}_page(\d+)\.tif", Path(path).name, re.DOTALL)
-    return (stack, int(page[1])) if page and stack.suffix.lower() in TIFF_SUFFIXES and not stack.is_dir() else (Path(path), None)
+    return (
+        (stack, int(page[1]))
+        if page and stack.suffix.lower() in TIFF_SUFFIXES and not stack.is_dir()
+        else (Path(path), None)
+    )
 
 
 def image_header(path: Path, max_pixels: int = MAX_PIXELS) -> Header:
@@ -69,12 +77,15 @@ def image_header(path: Path, max_pixels: int = MAX_PIXELS) -> Header:
         return pillow_header(path, file, max_pixels)[1]
 
 
-def read_image(path: Path, mode: str | None = None, white_level: float | None = None, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def read_image(
+    path: Path, mode: str | None = None, white_level: float | None = None, max_pixels: int = MAX_PIXELS
+) -> np.ndarray:
     """The image (H,W,C): uint8 for 8-bit files where white_level is None, else float32 with white at 1.0.
 
     mode: None leaves the channels as stored, "gray" converts to luma (ITU-R 601), "color" repeats a gray image.
-    white_level: the file value that becomes 1.0; None: 255 or 65535 by the file's depth, 1.0 for float files.
-    Raises UsageError for files that are missing, unreadable, damaged, larger than max_pixels, transparent, not finite, or of another kind.
+    white_level: the file value that becomes 1.0; None: 255 or 65535 by the file's depth, 1.0 for float files. Raises
+    UsageError for files that are missing, unreadable, damaged, larger than max_pixels, transparent, not finite, or of
+    another kind.
     """
     with reading(path) as file:
         image = decode_tiff(path, file, max_pixels) if is_tiff(file) else decode_other(path, file, max_pixels)
@@ -112,16 +123,20 @@ def brightest(image: np.ndarray) -> float:
 
 
 def write_image(path: Path, image: np.ndarray, bits: int = 8, like: Path | None = None) -> None:
-    """Writes (H,W,C), uint8 or float 0..1, as PNG or TIFF by the suffix; atomically. RunError where the disk refuses or a value is not finite.
+    """Writes (H,W,C), uint8 or float 0..1, as PNG or TIFF by the suffix; atomically. RunError where the disk refuses
+    or a value is not finite.
 
-    bits: 8 or 16: floats are clipped to 0..1 and rounded; 32, TIFF only: float32 as it is. like: a TIFF file whose pixel sizes another one takes over.
+    bits: 8 or 16: floats are clipped to 0..1 and rounded; 32, TIFF only: float32 as it is. like: a TIFF file whose
+    pixel sizes another one takes over.
     """
     path = Path(path)
     tiff = path.suffix.lower() in TIFF_SUFFIXES
     if not tiff and path.suffix.lower() != ".png":
         raise ValueError(f"images are written as .png, .tif or .tiff, not {path.suffix}")
     if image.dtype.kind == "f" and not np.isfinite(image).all():
-        raise RunError(f"{shown(path)}: the result has values that are not finite (NaN or infinity); nothing is written")
+        raise RunError(
+            f"{shown(path)}: the result has values that are not finite (NaN or infinity); nothing is written"
+        )
     if bits == 32 and not tiff:
         raise ValueError("32-bit float images are written as TIFF only")
     if bits == 32:
@@ -132,7 +147,9 @@ def write_image(path: Path, image: np.ndarray, bits: int = 8, like: Path | None 
     pixels = image[..., 0] if image.shape[2] == 1 else image
     buffer = io.BytesIO()
     if tiff:
-        options = dict(photometric="minisblack" if pixels.ndim == 2 else "rgb") | (calibration(like, pixels) if like else {})
+        options = dict(photometric="minisblack" if pixels.ndim == 2 else "rgb") | (
+            calibration(like, pixels) if like else {}
+        )
         tifffile.imwrite(buffer, pixels, compression=None if "imagej" in options else "zlib", **options)
         data = buffer.getvalue()
     elif bits == 16:  # Pillow writes no 16-bit colour
@@ -144,8 +161,10 @@ def write_image(path: Path, image: np.ndarray, bits: int = 8, like: Path | None 
 
 
 def calibration(path: Path, pixels: np.ndarray, pages: int = 1) -> dict:
-    """Options of tifffile.imwrite that give `pages` arrays like `pixels` the resolution of a TIFF file, and where that is ImageJ's or OME's and can be, its form
-    with its axes and what it says of pixel sizes, channels and moments. Empty for a file that is no TIFF, whatever its name says, or whose tags make no sense."""
+    """Options of tifffile.imwrite that give `pages` arrays like `pixels` the resolution of a TIFF file, and where
+    that is ImageJ's or OME's and can be, its form with its axes and what it says of pixel sizes, channels and
+    moments. Empty for a file that is no TIFF, whatever its name says, or whose tags make no sense.
+    """
     with open_file(path) as file:
         if not is_tiff(file):
             return {}
@@ -155,16 +174,23 @@ def calibration(path: Path, pixels: np.ndarray, pages: int = 1) -> dict:
             options = dict(resolution=page.resolution, resolutionunit=RESUNIT(page.resolutionunit))
             fits = series.shape[-pixels.ndim :] == pixels.shape and math.prod(series.shape) == pages * pixels.size
             axes = {"axes": series.axes} if fits else {}
-            if tiff.is_imagej and (fits or pages == 1) and (pixels.ndim == 2 or pixels.dtype == np.uint8):  # it has no colour of 16 bits
+            if (
+                tiff.is_imagej and (fits or pages == 1) and (pixels.ndim == 2 or pixels.dtype == np.uint8)
+            ):  # it has no colour of 16 bits
                 known = tiff.imagej_metadata or {}
-                return options | dict(imagej=True, metadata=axes | {name: known[name] for name in ("unit", "spacing", "finterval") if name in known})
+                return options | dict(
+                    imagej=True,
+                    metadata=axes | {name: known[name] for name in ("unit", "spacing", "finterval") if name in known},
+                )
             if tiff.is_ome and fits:
                 with suppress(Exception):  # what tifffile would not write again
                     image = tifffile.xml2dict(tiff.ome_metadata)["OME"]["Image"]
                     metadata = axes | (image[0] if isinstance(image, list) else image)
                     metadata["Pixels"].pop("Type", None)  # the result of float64 is float32
                     samples = pixels.shape[2] if pixels.ndim == 3 else 1
-                    tifffile.OmeXml().addimage(pixels.dtype, series.shape, (pages, 1, 1, *pixels.shape[:2], samples), **metadata)
+                    tifffile.OmeXml().addimage(
+                        pixels.dtype, series.shape, (pages, 1, 1, *pixels.shape[:2], samples), **metadata
+                    )
                     return options | dict(ome=True, metadata=metadata)
             return options
     except Exception:  # tags that make no sense, which are not worth a result
@@ -203,7 +229,10 @@ def open_file(path: Path) -> BinaryIO:
             raise bad(path, "is empty (0 bytes)")
         return path.open("rb")
     except FileNotFoundError:
-        raise bad(path, f"is a link to {shown(os.readlink(path))}, which does not exist" if path.is_symlink() else "does not exist") from None
+        raise bad(
+            path,
+            f"is a link to {shown(os.readlink(path))}, which does not exist" if path.is_symlink() else "does not exist",
+        ) from None
     except OSError as error:
         raise bad(path, f"cannot be read: {error.strerror}") from None
     except ValueError as error:  # a NUL in the name
@@ -239,7 +268,9 @@ def is_tiff(file: BinaryIO) -> bool:
 
 
 def without_alpha(path: Path, pixels: np.ndarray) -> np.ndarray:
-    """(H,W,1..4) -> (H,W,1) or (H,W,3). An alpha channel is dropped where it is opaque everywhere; UsageError elsewhere."""
+    """(H,W,1..4) -> (H,W,1) or (H,W,3). An alpha channel is dropped where it is opaque everywhere; UsageError
+    elsewhere.
+    """
     if pixels.shape[2] in (1, 3):
         return pixels
     opaque = 1 if pixels.dtype.kind == "f" else np.iinfo(pixels.dtype).max
@@ -258,14 +289,18 @@ def rotated(pixels: np.ndarray, orientation: int) -> np.ndarray:
 def from_pillow(image: Image.Image, channels: int) -> np.ndarray:
     """An 8-bit Pillow image of any mode -> (H,W,channels) uint8, with alpha as one more channel where it has any."""
     if "transparency" in image.info:
-        image = image.convert("RGBA")  # the only conversion that every mode has for a transparent palette entry or colour
+        image = image.convert(
+            "RGBA"
+        )  # the only conversion that every mode has for a transparent palette entry or colour
     image = image.convert(("L" if channels == 1 else "RGB") + "A" * image.has_transparency_data)
     pixels = np.asarray(image)
     return pixels[..., None] if pixels.ndim == 2 else pixels
 
 
 def from_opencv(file: BinaryIO, page: int = 0) -> np.ndarray:
-    """OpenCV's decoding as (H,W,C) in RGB order, for the deep formats that neither Pillow nor tifffile decodes. page: of a TIFF, from 0."""
+    """OpenCV's decoding as (H,W,C) in RGB order, for the deep formats that neither Pillow nor tifffile decodes. page:
+    of a TIFF, from 0.
+    """
     file.seek(0)
     _, pages = cv2.imdecodemulti(np.frombuffer(file.read(), np.uint8), cv2.IMREAD_UNCHANGED, range=(page, page + 1))
     if not pages:
@@ -296,8 +331,12 @@ def png_facts(file: BinaryIO) -> PngFacts:
     if not facts or facts[0][0] != b"IHDR" or len(facts[0][1]) < 10:
         return PngFacts()
     bits, colour_type = facts[0][1][8:10]
-    rotates = any(kind == b"eXIf" or start.startswith((b"Raw profile type exif", b"XML:com.adobe.xmp")) for kind, start in facts)
-    return PngFacts(bits=bits, gray=colour_type in (0, 4), animated=any(kind == b"acTL" for kind, _ in facts), may_rotate=rotates)
+    rotates = any(
+        kind == b"eXIf" or start.startswith((b"Raw profile type exif", b"XML:com.adobe.xmp")) for kind, start in facts
+    )
+    return PngFacts(
+        bits=bits, gray=colour_type in (0, 4), animated=any(kind == b"acTL" for kind, _ in facts), may_rotate=rotates
+    )
 
 
 def orientation_of(image: Image.Image, png: PngFacts) -> int:
@@ -345,7 +384,9 @@ def decode_other(path: Path, file: BinaryIO, max_pixels: int) -> np.ndarray:
 
 
 def tiff_page(path: Path, tiff: tifffile.TiffFile, max_pixels: int) -> tuple[tifffile.TiffPage, Header]:
-    """The page that the path names, or the only picture of the file, checked to be whole and of a kind that decode_tiff knows."""
+    """The page that the path names, or the only picture of the file, checked to be whole and of a kind that
+    decode_tiff knows.
+    """
     number = file_and_page(path)[1]
     if number is not None and not 0 < number <= len(tiff.pages):
         raise bad(path, f"is not there: the stack has {len(tiff.pages)} pages")
@@ -357,33 +398,53 @@ def tiff_page(path: Path, tiff: tifffile.TiffFile, max_pixels: int) -> tuple[tif
     pages = page.imagedepth
     if number is None:
         others = sum(not other.is_reduced for other in tiff.pages[1:])  # thumbnails may follow
-        pages = max(pages, 1 + others, tiff.series[0].size // max(page.size, 1))  # a stack can have all its pixels in one page
+        pages = max(
+            pages, 1 + others, tiff.series[0].size // max(page.size, 1)
+        )  # a stack can have all its pixels in one page
     if pages > 1:
-        raise bad(path, f"is a stack of {pages} pages that cannot be told apart: damaged, or stored as one; split it into one file a page")
+        raise bad(
+            path,
+            f"is a stack of {pages} pages that cannot be told apart: damaged, or stored as one; split it into one file a page",
+        )
 
     samples = TIFF_SAMPLES.get(page.photometric)
     if samples is None:
-        raise bad(path, f"is a TIFF of the kind {getattr(page.photometric, 'name', page.photometric)}; save it as gray or RGB")
+        raise bad(
+            path, f"is a TIFF of the kind {getattr(page.photometric, 'name', page.photometric)}; save it as gray or RGB"
+        )
     extra = page.samplesperpixel - samples
-    if extra and not (extra == 1 and page.extrasamples and page.extrasamples[0] in (EXTRASAMPLE.ASSOCALPHA, EXTRASAMPLE.UNASSALPHA)):
+    if extra and not (
+        extra == 1 and page.extrasamples and page.extrasamples[0] in (EXTRASAMPLE.ASSOCALPHA, EXTRASAMPLE.UNASSALPHA)
+    ):
         raise bad(path, f"has {page.samplesperpixel} channels; 1 (gray) or 3 (RGB) are needed")
     dtype = np.dtype(np.uint8 if page.dtype == np.bool_ else page.dtype or "V")
-    deep = (dtype == np.uint16 and page.bitspersample == 16) or (dtype.kind == "f" and page.bitspersample == 8 * dtype.itemsize)
+    deep = (dtype == np.uint16 and page.bitspersample == 16) or (
+        dtype.kind == "f" and page.bitspersample == 8 * dtype.itemsize
+    )
     if dtype != np.uint8 and not (deep and page.photometric in PLAIN):
         table = " with a colour table" if page.photometric == PHOTOMETRIC.PALETTE else ""
-        raise bad(path, f"holds {dtype} values of {page.bitspersample} bits{table}; save it as plain gray or RGB with unsigned 8 or 16 bits, or as float")
+        raise bad(
+            path,
+            f"holds {dtype} values of {page.bitspersample} bits{table}; save it as plain gray or RGB with unsigned 8 or 16 bits, or as float",
+        )
 
     whole = len(page.dataoffsets) >= math.prod(page.chunked)
-    if not whole or any(n == 0 or start + n > tiff.filehandle.size for start, n in zip(page.dataoffsets, page.databytecounts)):
+    if not whole or any(
+        n == 0 or start + n > tiff.filehandle.size for start, n in zip(page.dataoffsets, page.databytecounts)
+    ):
         raise bad(path, "is truncated: pixels are missing")
     turned = page.tags.valueof(ORIENTATION, default=1) in (5, 6, 7, 8)
     height, width = (page.imagewidth, page.imagelength) if turned else (page.imagelength, page.imagewidth)
-    gray = samples == 1 and (page.photometric != PHOTOMETRIC.PALETTE or bool((page.colormap >> 8 == page.colormap[:1] >> 8).all()))
+    gray = samples == 1 and (
+        page.photometric != PHOTOMETRIC.PALETTE or bool((page.colormap >> 8 == page.colormap[:1] >> 8).all())
+    )
     return page, Header(height, width, 1 if gray else 3, dtype.newbyteorder("="))
 
 
 def check_strips(path: Path, file: BinaryIO, page: tifffile.TiffPage) -> None:
-    """Refuses deflated strips or tiles that hold more than their pixels: tifffile would unpack the whole of a few bytes that stand for gigabytes."""
+    """Refuses deflated strips or tiles that hold more than their pixels: tifffile would unpack the whole of a few
+    bytes that stand for gigabytes.
+    """
     if page.compression not in (COMPRESSION.ADOBE_DEFLATE, COMPRESSION.DEFLATE):
         return
     most = math.prod(page.chunks) * page.dtype.itemsize
@@ -394,10 +455,17 @@ def check_strips(path: Path, file: BinaryIO, page: tifffile.TiffPage) -> None:
 
 
 def decode_tiff(path: Path, file: BinaryIO, max_pixels: int) -> np.ndarray:
-    """tifffile decodes what it can alone, libtiff in Pillow (8 bits) or OpenCV (more) the other compressions and colour spaces."""
+    """tifffile decodes what it can alone, libtiff in Pillow (8 bits) or OpenCV (more) the other compressions and
+    colour spaces.
+    """
     with tifffile.TiffFile(file) as tiff:
         page, header = tiff_page(path, tiff, max_pixels)
-        if page.compression in TIFFFILE_CODECS and page.predictor in (1, 2) and page.photometric in PLAIN and page.bitspersample % 8 == 0:
+        if (
+            page.compression in TIFFFILE_CODECS
+            and page.predictor in (1, 2)
+            and page.photometric in PLAIN
+            and page.bitspersample % 8 == 0
+        ):
             check_strips(path, file, page)
             pixels = page.asarray()
             pixels = np.moveaxis(pixels, 0, 2) if page.axes == "SYX" else np.atleast_3d(pixels)
@@ -411,7 +479,9 @@ def decode_tiff(path: Path, file: BinaryIO, max_pixels: int) -> np.ndarray:
         else:
             pixels = from_opencv(file, page.index)  # rotated, not inverted
             if pixels.dtype != header.dtype or pixels.shape[2] != page.samplesperpixel:
-                raise ValueError(f"compression {page.compression} of {page.samplesperpixel} x {header.dtype}; save it without compression")
+                raise ValueError(
+                    f"compression {page.compression} of {page.samplesperpixel} x {header.dtype}; save it without compression"
+                )
     pixels = without_alpha(path, pixels)
     if page.photometric == PHOTOMETRIC.MINISWHITE:
         pixels = (1 if pixels.dtype.kind == "f" else np.iinfo(pixels.dtype).max) - pixels

@@ -13,7 +13,8 @@ from models.noise import NOISES, NoiseModel
 from utils.baselines import SMALLEST_SIDE
 from utils.errors import UsageError
 
-HOT = 1.5  # more than this, in a dim image, is a hot pixel's value; it would spread over all that a network sees around it
+# more than this, in a dim image, is a hot pixel's value; it would spread over all that a network sees around it
+HOT = 1.5
 CHANNELS = {"gray": 1, "color": 3}
 
 
@@ -40,7 +41,8 @@ class Input:
 class Sample:
     """The pixels of an input: noisy and clean, (H,W,C) float32, 0..1; level: the true one, 0..255 units.
 
-    clean and level are None where unknown. white_level: the file value that is 1.0; None: 255, 65535, or 1.0 in float files.
+    clean and level are None where unknown. white_level: the file value that is 1.0; None: 255, 65535, or 1.0 in float
+    files.
     """
 
     noisy: np.ndarray

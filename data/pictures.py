@@ -46,8 +46,8 @@ def save_pictures(
 
     NAME_denoised: the last result alone, with the input's format, depth and units.
     NAME_all.png: everything side by side.
-    NAME_std.png: the posterior's standard deviation, white at 25 (of 255). NAME_level.png: the estimated noise level, white at 100.
-    Of a page of a stack the last result alone is written.
+    NAME_std.png: the posterior's standard deviation, white at 25 (of 255). NAME_level.png: the estimated noise level,
+    white at 100. Of a page of a stack the last result alone is written.
     """
     if len(images) > 1:
         tiff = source.path.suffix.lower() in TIFF_SUFFIXES

@@ -17,15 +17,17 @@ from data.stacks import images_of
 from utils.errors import UsageError
 from utils.files import shown
 
-SKIMAGE_TRAIN = """astronaut.png brick.png cell.png clock_motion.png coins.png grass.png gravel.png hubble_deep_field.jpg ihc.png moon.png motorcycle_left.png
-motorcycle_right.png retina.jpg""".split()
+SKIMAGE_TRAIN = """astronaut.png brick.png cell.png clock_motion.png coins.png grass.png gravel.png
+hubble_deep_field.jpg ihc.png moon.png motorcycle_left.png motorcycle_right.png retina.jpg""".split()
 SKIMAGE_TEST = "camera.png chelsea.png coffee.png rocket.jpg".split()
 SKIMAGE_SETS = {"skimage_train": SKIMAGE_TRAIN, "skimage_test": SKIMAGE_TEST}
 
 
 @dataclass(frozen=True)
 class NamedSet:
-    """folder: under the data root. pattern: which of its files. get: what to put there. download: scripts/download_data.py fetches it."""
+    """folder: under the data root. pattern: which of its files. get: what to put there. download:
+    scripts/download_data.py fetches it.
+    """
 
     folder: str
     get: str
@@ -50,16 +52,19 @@ SETS = {
     "polyu_clean": NamedSet("polyu", "the clean crops of the PolyU data set", "*mean.*", download=True),
 }
 
-# Trained on, they would measure nothing. Not the real noisy pictures of cc15 and polyu, which the method may learn from.
+# Trained on, they would measure nothing. Not the real noisy pictures of cc15 and polyu, which the method may learn
+# from.
 TEST_SETS = frozenset({"bsd68", "cbsd68", "set12", "kodak24", "mcmaster", "skimage_test"})
 
 
 def find_images(specs: str | Path | list, data_root: Path | None = None, what: str = "--data") -> list[Path]:
-    """The images that the specs name, each file once, in order; a TIFF stack gives one for each of its pages (data/stacks.py).
+    """The images that the specs name, each file once, in order; a TIFF stack gives one for each of its pages
+    (data/stacks.py).
 
-    A spec is a named set (the keys of SETS, found under data_root, else $DBSN_DATA, else datasets/ beside the code; skimage_train and skimage_test need no
-    root), a file, a folder (its images by name; hidden files and other suffixes are left out), or a glob pattern. what: the flag, for messages. Raises
-    UsageError for a spec that names nothing.
+    A spec is a named set (the keys of SETS, found under data_root, else $DBSN_DATA, else datasets/ beside the code;
+    skimage_train and skimage_test need no root), a file, a folder (its images by name; hidden files and other
+    suffixes are left out), or a glob pattern. what: the flag, for messages. Raises UsageError for a spec that names
+    nothing.
     """
     files: dict[str, Path] = {}
     for spec in [specs] if isinstance(specs, str | Path) else specs:
@@ -104,7 +109,9 @@ def files_of_skimage(name: str, what: str) -> list[Path]:
     files = [folder / file for file in SKIMAGE_SETS[name]]
     missing = [file.name for file in files if not file.is_file()]
     if missing:
-        raise UsageError(f"{what} {name}: {shown(folder)} has no {', '.join(missing)}; install scikit-image as requirements.txt has it")
+        raise UsageError(
+            f"{what} {name}: {shown(folder)} has no {', '.join(missing)}; install scikit-image as requirements.txt has it"
+        )
     return files
 
 
@@ -124,8 +131,12 @@ def files_of_set(name: str, data_root: Path | None, what: str) -> list[Path]:
         problem = "has no images of it" if folder.is_dir() else "does not exist"
         remedy = f"put {named.get} there"
         if named.download:
-            remedy = f"get {named.get} with python scripts/download_data.py {name}" + (f" --data-root {shlex.quote(str(root))}" if data_root else "")
-        raise UsageError(f"{what} {name}: {shown(folder)} {problem}; {remedy}, or name another root with --data-root or DBSN_DATA")
+            remedy = f"get {named.get} with python scripts/download_data.py {name}" + (
+                f" --data-root {shlex.quote(str(root))}" if data_root else ""
+            )
+        raise UsageError(
+            f"{what} {name}: {shown(folder)} {problem}; {remedy}, or name another root with --data-root or DBSN_DATA"
+        )
     return found
 
 

@@ -3,8 +3,8 @@
     with crop_source(pool, patch, seed, stride) as source:
         y, where = source.crops(samples)  # (B,C,patch,patch) on the device
 
-What crops() gives is a function of (seed, samples) alone, the same bits either way. From disk it is only made ahead of time: the samples of the next step
-are those of this one plus `stride`.
+What crops() gives is a function of (seed, samples) alone, the same bits either way. From disk it is only made ahead
+of time: the samples of the next step are those of this one plus `stride`.
 """
 
 from __future__ import annotations
@@ -50,7 +50,9 @@ class CropSource:
         return self.pool.crops(where, self.patch)
 
     def share_waited(self) -> float:
-        """The share, 0..1, of the time since the last call that crops() has taken: what the training has waited for data."""
+        """The share, 0..1, of the time since the last call that crops() has taken: what the training has waited for
+        data.
+        """
         now = time.perf_counter()
         share = self.waited / (now - self.since)
         self.waited, self.since = 0.0, now
@@ -60,10 +62,11 @@ class CropSource:
 class DiskSource(CropSource):
     """Crops of images on disk, made by threads while the training works on the steps before.
 
-    Each crop is a task of its own: decode the image, add its noise where that is fixed, cut. Threads and not processes: the decoders (Pillow, OpenCV, zlib)
-    and torch release Python's lock, nothing is copied between processes, nothing forks beside CUDA, signals stay with the main thread, and an exception
-    comes back as it is. Memory holds the crops of AHEAD + 1 steps and one decoded image for each thread. No image is kept for later: a pass over the set
-    visits each once, so a cache would help only if it held most of them.
+    Each crop is a task of its own: decode the image, add its noise where that is fixed, cut. Threads and not
+    processes: the decoders (Pillow, OpenCV, zlib) and torch release Python's lock, nothing is copied between
+    processes, nothing forks beside CUDA, signals stay with the main thread, and an exception comes back as it is.
+    Memory holds the crops of AHEAD + 1 steps and one decoded image for each thread. No image is kept for later: a
+    pass over the set visits each once, so a cache would help only if it held most of them.
     """
 
     def __init__(self, pool: DiskPool, patch: int, seed: int, stride: int, processes: int = 1):
@@ -72,7 +75,9 @@ class DiskSource(CropSource):
         torch.get_num_threads()  # fixes this thread's number: one that has used none yet would take the next line's
         # the threads are parallel as they are: in each of them torch is to use that one alone
         self.threads = ThreadPoolExecutor(thread_count(pool.sizes, processes), "decode", torch.set_num_threads, (1,))
-        self.coming: dict[int, list[Future]] = {}  # first sample of a step -> its crops, each (1,patch,patch,C) as stored
+        self.coming: dict[
+            int, list[Future]
+        ] = {}  # first sample of a step -> its crops, each (1,patch,patch,C) as stored
 
     def __exit__(self, *exception: object) -> None:
         self.threads.shutdown(cancel_futures=True)  # waits for the images that are being decoded
@@ -83,7 +88,9 @@ class DiskSource(CropSource):
         try:
             pixels = torch.cat([crop.result() for crop in self.coming.pop(int(samples[0]))])  # B,patch,patch,C
         except UsageError as error:
-            raise RunError(f"{error} (met while training: if the file was good before, put it back and run the same command again)") from error
+            raise RunError(
+                f"{error} (met while training: if the file was good before, put it back and run the same command again)"
+            ) from error
         if self.pool.device.type == "cuda":
             pixels = pixels.pin_memory()
         return as_images(pixels.to(self.pool.device, non_blocking=True))
@@ -101,5 +108,11 @@ def thread_count(sizes: np.ndarray, processes: int) -> int:
 
 
 def crop_source(pool: ImagePool | DiskPool, patch: int, seed: int, stride: int, processes: int = 1) -> CropSource:
-    """The source that fits the pool. stride: from the sample indices of one step to those of the next. processes: how many share this machine."""
-    return DiskSource(pool, patch, seed, stride, processes) if isinstance(pool, DiskPool) else CropSource(pool, patch, seed)
+    """The source that fits the pool. stride: from the sample indices of one step to those of the next. processes: how
+    many share this machine.
+    """
+    return (
+        DiskSource(pool, patch, seed, stride, processes)
+        if isinstance(pool, DiskPool)
+        else CropSource(pool, patch, seed)
+    )

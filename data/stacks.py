@@ -1,7 +1,7 @@
 """TIFF stacks: many images in one file, such as a microscope's sections, channels and moments.
 
-A stack is treated as a folder of its pages. Page 3 of cells.tif is the image cells.tif/cells_page0003.tif, gray or RGB, independent of the others; its
-results are named by it, and put together in a stack again at the end.
+A stack is treated as a folder of its pages. Page 3 of cells.tif is the image cells.tif/cells_page0003.tif, gray or
+RGB, independent of the others; its results are named by it, and put together in a stack again at the end.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ def images_of(file: Path) -> list[Path]:
 def write_stack(path: Path, pages: list[Path], like: Path) -> None:
     """Puts TIFF files of one page together in one, in order; atomically. RunError where the disk refuses.
 
-    like: the stack whose pages they are made from, and its pixel sizes. Where it is ImageJ's or OME's, so is the result, with its sections, channels and moments.
+    like: the stack whose pages they are made from, and its pixel sizes. Where it is ImageJ's or OME's, so is the
+    result, with its sections, channels and moments.
     """
     arrays = (tifffile.imread(page) for page in pages)
     first = tifffile.imread(pages[0])
@@ -46,7 +47,15 @@ def write_stack(path: Path, pages: list[Path], like: Path) -> None:
             with tifffile.TiffFile(like) as original:
                 shape = original.series[0].shape
             compression = "zlib" if "ome" in options else None  # ImageJ reads no compressed stacks of its own form
-            tifffile.imwrite(temporary, arrays, shape=shape, dtype=first.dtype, photometric=photometric(first), compression=compression, **options)
+            tifffile.imwrite(
+                temporary,
+                arrays,
+                shape=shape,
+                dtype=first.dtype,
+                photometric=photometric(first),
+                compression=compression,
+                **options,
+            )
         else:
             with tifffile.TiffWriter(temporary, bigtiff=first.nbytes * len(pages) > 2**31) as writer:
                 for array in arrays:

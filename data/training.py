@@ -1,4 +1,6 @@
-"""The images of a training run: found and checked, decoded once or left on disk, split and, in a synthetic study, made noisy."""
+"""The images of a training run: found and checked, decoded once or left on disk, split and, in a synthetic study,
+made noisy.
+"""
 
 from __future__ import annotations
 
@@ -50,8 +52,9 @@ class Images:
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """Images left on disk: their files and headers, and how read_image is to decode them. what, white_flag: their name in messages, and the flag that gives
-    their white level."""
+    """Images left on disk: their files and headers, and how read_image is to decode them. what, white_flag: their
+    name in messages, and the flag that gives their white level.
+    """
 
     files: list[Path]
     headers: list[Header]
@@ -82,10 +85,16 @@ class ImageFiles:
         return values * ((1 if self.as_bytes else 4) + 4 * float_copies)
 
     def read(self, k: int) -> np.ndarray:
-        """Image k as read_image gives it. Raises UsageError where it cannot be decoded, or is not what its header has said."""
+        """Image k as read_image gives it. Raises UsageError where it cannot be decoded, or is not what its header has
+        said.
+        """
         array, header = read_image(self.files[k], self.mode, self.white_level), self.headers[k]
-        if array.shape[:2] != (header.height, header.width) or (array.dtype == np.uint8) != (self.white_level is None and header.dtype == np.uint8):
-            raise UsageError(f"{self.files[k]} has changed since it was first looked at: it was {header.width}x{header.height} pixels of {header.dtype}")
+        if array.shape[:2] != (header.height, header.width) or (array.dtype == np.uint8) != (
+            self.white_level is None and header.dtype == np.uint8
+        ):
+            raise UsageError(
+                f"{self.files[k]} has changed since it was first looked at: it was {header.width}x{header.height} pixels of {header.dtype}"
+            )
         return array
 
     @property
@@ -98,7 +107,9 @@ class ImageFiles:
         images = Images(self.files, list(self.arrays))
         highest = max(1.0 if array.dtype == np.uint8 else brightest(array) for array in images.arrays)
         if 0 < highest < DIM:
-            tqdm.write(f"note: the brightest of the {self.what} is {highest:.3f} of full scale; {self.white_flag} says which file value is white")
+            tqdm.write(
+                f"note: the brightest of the {self.what} is {highest:.3f} of full scale; {self.white_flag} says which file value is white"
+            )
         return images
 
     def pool(self, device: torch.device | str = "cpu") -> DiskPool:
@@ -106,54 +117,79 @@ class ImageFiles:
         return DiskPool(self.sizes, lambda k: ImagePool([self.read(k) if as_bytes else to_float(self.read(k))]), device)
 
 
-def look_at(files: list[Path], mode: str, white_level: float | None, smallest: int = 1, what: str = "images", white_flag: str = "--white-level") -> ImageFiles:
-    """The images of the files as "gray" or "color", by their headers alone. white_level: file value that becomes 1.0 (None: 255, 65535, or 1.0 for float
-    files). smallest: least side in pixels. Raises UsageError naming the files that are no images, by their headers, or too small."""
+def look_at(
+    files: list[Path],
+    mode: str,
+    white_level: float | None,
+    smallest: int = 1,
+    what: str = "images",
+    white_flag: str = "--white-level",
+) -> ImageFiles:
+    """The images of the files as "gray" or "color", by their headers alone. white_level: file value that becomes 1.0
+    (None: 255, 65535, or 1.0 for float files). smallest: least side in pixels. Raises UsageError naming the files
+    that are no images, by their headers, or too small.
+    """
     headers, bad = [], []
     for file in tqdm(files, desc=f"looking at {what}", leave=False, disable=None):
         try:
             headers.append(header := image_header(file))
             if min(header.height, header.width) < smallest:
-                raise UsageError(f"{file} is {header.width}x{header.height} pixels, smaller than --patch-size {smallest}: use a smaller patch or leave it out")
+                raise UsageError(
+                    f"{file} is {header.width}x{header.height} pixels, smaller than --patch-size {smallest}: use a smaller patch or leave it out"
+                )
         except UsageError as error:
             bad.append((file, error))
     if bad:
-        others = f"; {len(bad) - 1} more cannot be used: {', '.join(shown(file) for file, _ in bad[1:6])}{' ..' if len(bad) > 6 else ''}" if bad[1:] else ""
+        others = (
+            f"; {len(bad) - 1} more cannot be used: {', '.join(shown(file) for file, _ in bad[1:6])}{' ..' if len(bad) > 6 else ''}"
+            if bad[1:]
+            else ""
+        )
         raise UsageError(f"{bad[0][1]}{others}")
     return ImageFiles(files, headers, mode, white_level, what, white_flag)
 
 
 def note_conversion(images: ImageFiles) -> None:
-    """One line where images are not as their own files have them: gray ones in a colour model, or colour ones in a gray one."""
+    """One line where images are not as their own files have them: gray ones in a colour model, or colour ones in a
+    gray one.
+    """
     others = sum(header.channels != (1 if images.mode == "gray" else 3) for header in images.headers)
     if others:
-        tqdm.write(f"note: {others} of the {len(images)} {images.what} are {'in colour' if images.mode == 'gray' else 'gray'}, and made {images.mode}")
+        tqdm.write(
+            f"note: {others} of the {len(images)} {images.what} are {'in colour' if images.mode == 'gray' else 'gray'}, and made {images.mode}"
+        )
 
 
 def in_memory(choice: str, needed: int, device: torch.device, world: World) -> bool:
-    """Whether images are to be decoded once. choice: --images; "auto" decides by the `needed` bytes, for all processes alike."""
+    """Whether images are to be decoded once. choice: --images; "auto" decides by the `needed` bytes, for all
+    processes alike.
+    """
     if choice != "auto":
         return choice == "memory"
     free = free_memory(device, world.local_size)
     if not world.any(needed > free / 2, device):
         return True
     if world.main:
-        tqdm.write(f"note: decoded, the images take {needed / 1e9:.3g} GB of the {free / 1e9:.3g} GB that are free: they are read from disk as they are needed")
+        tqdm.write(
+            f"note: decoded, the images take {needed / 1e9:.3g} GB of the {free / 1e9:.3g} GB that are free: they are read from disk as they are needed"
+        )
     return False
 
 
 def digest(images: Images | ImageFiles, recorded: str | None = None) -> str:
-    """What a run records of its images and refuses others by: the same images in the same order. recorded: the digest that the run began with, whose kind
-    is kept.
+    """What a run records of its images and refuses others by: the same images in the same order. recorded: the digest
+    that the run began with, whose kind is kept.
 
-    In memory: SHA-256 over shapes and pixels. On disk "files:" and that over names, sizes in bytes and sizes in pixels, since decoding a large set takes
-    long; it does not tell a file from one of the same sizes that has been put in its place. A run that began in memory and goes on from disk has its
-    images decoded once, to compare them.
+    In memory: SHA-256 over shapes and pixels. On disk "files:" and that over names, sizes in bytes and sizes in
+    pixels, since decoding a large set takes long; it does not tell a file from one of the same sizes that has been
+    put in its place. A run that began in memory and goes on from disk has its images decoded once, to compare them.
     """
     total = hashlib.sha256()
     if str(recorded).startswith("files:") if recorded else isinstance(images, ImageFiles):
         for file, (height, width) in zip(images.files, images.sizes.tolist()):
-            total.update(os.fsencode(file.name) + f"\0{file_and_page(file)[0].stat().st_size} {height} {width}\n".encode())
+            total.update(
+                os.fsencode(file.name) + f"\0{file_and_page(file)[0].stat().st_size} {height} {width}\n".encode()
+            )
         return f"files:{total.hexdigest()}"
     for array in images.arrays:
         total.update(f"{array.shape} {array.dtype}".encode())
@@ -162,7 +198,9 @@ def digest(images: Images | ImageFiles, recorded: str | None = None) -> str:
 
 
 def warn_of_test_images(specs: list[str], files: list[Path]) -> None:
-    """One line for each test set that is trained on: by its name, and BSD68 also by the names of its photographs in BSDS500."""
+    """One line for each test set that is trained on: by its name, and BSD68 also by the names of its photographs in
+    BSDS500.
+    """
     for name in sorted(TEST_SETS.intersection(specs)):
         tqdm.write(f"warning: {name} is a test set; results on what was trained on will mean nothing")
     found = bsd68_names().intersection(file.stem for file in files)
@@ -172,17 +210,25 @@ def warn_of_test_images(specs: list[str], files: list[Path]) -> None:
         )
 
 
-def hold_out(images: Images | ImageFiles, share: float, seed: int) -> tuple[Images, Images] | tuple[ImageFiles, ImageFiles]:
-    """Splits off `share` of the images, at least one of eight or more, for the held-out likelihood; fewer than eight are all trained on."""
+def hold_out(
+    images: Images | ImageFiles, share: float, seed: int
+) -> tuple[Images, Images] | tuple[ImageFiles, ImageFiles]:
+    """Splits off `share` of the images, at least one of eight or more, for the held-out likelihood; fewer than eight
+    are all trained on.
+    """
     count = 0 if len(images) < 8 or share == 0 else max(1, round(share * len(images)))
     order = permutation(len(images), seed, HELD_OUT)
     return images.subset(np.sort(order[count:])), images.subset(np.sort(order[:count]))
 
 
-def add_noise_once(pool: ImagePool | DiskPool, noise: NoiseModel, seed: int, stream: int = NOISE) -> ImagePool | DiskPool:
-    """The pool with each image's noise drawn once, a function of (seed, image); drawn on the CPU, so that every device sees the same.
+def add_noise_once(
+    pool: ImagePool | DiskPool, noise: NoiseModel, seed: int, stream: int = NOISE
+) -> ImagePool | DiskPool:
+    """The pool with each image's noise drawn once, a function of (seed, image); drawn on the CPU, so that every
+    device sees the same.
 
-    From disk the same draw is made again, over the whole image, at every visit: a fixed draw costs memory there or time, and it is memory that is short.
+    From disk the same draw is made again, over the whole image, at every visit: a fixed draw costs memory there or
+    time, and it is memory that is short.
     """
     return pool.map(lambda k, x: noise.add(x.cpu(), [generator("cpu", seed, stream, k)]).to(x.device))
 
@@ -190,9 +236,12 @@ def add_noise_once(pool: ImagePool | DiskPool, noise: NoiseModel, seed: int, str
 def disjoint(clean: list[Path], noisy: list[Path], seed: int, flag: str) -> tuple[list[Path], list[Path]]:
     """Clean and noisy files of stage 2 that share no picture, by file content.
 
-    What only one of the two names stays with it; what both name goes to one of them, half each, seeded. UsageError where that leaves one empty.
+    What only one of the two names stays with it; what both name goes to one of them, half each, seeded. UsageError
+    where that leaves one empty.
     """
-    contents = {file: content_hash(file) for file in tqdm({*clean, *noisy}, desc="comparing files", leave=False, disable=None)}
+    contents = {
+        file: content_hash(file) for file in tqdm({*clean, *noisy}, desc="comparing files", leave=False, disable=None)
+    }
     shared = sorted({contents[f] for f in clean} & {contents[f] for f in noisy})
     order = permutation(len(shared), seed, HALVES) if shared else []
     to_clean = {shared[k] for k in order[: (len(shared) + 1) // 2]}
@@ -200,7 +249,11 @@ def disjoint(clean: list[Path], noisy: list[Path], seed: int, flag: str) -> tupl
     clean = [f for f in clean if contents[f] not in to_noisy]
     noisy = [f for f in noisy if contents[f] not in to_clean]
     if not clean or not noisy:
-        raise UsageError(f"--clean and {flag} name the same single picture; stage 2 needs at least one image for each that the other does not have")
+        raise UsageError(
+            f"--clean and {flag} name the same single picture; stage 2 needs at least one image for each that the other does not have"
+        )
     if shared:
-        tqdm.write(f"note: {len(shared)} images are named by --clean and {flag}: split, so that {len(clean)} are clean and {len(noisy)} noisy")
+        tqdm.write(
+            f"note: {len(shared)} images are named by --clean and {flag}: split, so that {len(clean)} are clean and {len(noisy)} noisy"
+        )
     return clean, noisy

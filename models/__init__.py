@@ -19,15 +19,27 @@ from models.mwcnn import MWCNN
 from utils.checkpoint import load_checkpoint
 from utils.errors import UsageError
 
-__all__ = ["MWCNN", "BlindSpotDenoiser", "Prediction", "load_model", "noise_level", "posterior", "posterior_mean", "resolve_checkpoint", "synthesise"]
+__all__ = [
+    "MWCNN",
+    "BlindSpotDenoiser",
+    "Prediction",
+    "load_model",
+    "noise_level",
+    "posterior",
+    "posterior_mean",
+    "resolve_checkpoint",
+    "synthesise",
+]
 
 RELEASED = Path(__file__).resolve().parents[1] / "checkpoints"
 KINDS = {"stage1": BlindSpotDenoiser, "stage2": MWCNN}
 
 
 def resolve_checkpoint(name: str | Path, checkpoints_dir: str | Path = "checkpoints") -> Path:
-    """A checkpoint file from its path, the name of its run in checkpoints_dir, or the name of released weights, there or in the project's own folder. UsageError
-    that lists what was looked for, or where a run has the name of released weights."""
+    """A checkpoint file from its path, the name of its run in checkpoints_dir, or the name of released weights, there
+    or in the project's own folder. UsageError that lists what was looked for, or where a run has the name of released
+    weights.
+    """
     given, root = Path(name), Path(checkpoints_dir)
     run = root / given / "last.safetensors"
     released = [folder / f"{name}.safetensors" for folder in (root, RELEASED)]
@@ -35,19 +47,26 @@ def resolve_checkpoint(name: str | Path, checkpoints_dir: str | Path = "checkpoi
     for candidate in candidates:
         if candidate.is_file():
             if candidate in released and run.is_file():
-                raise UsageError(f"{str(name)!r} is the name of released weights and of a run: give the file, {candidate} or {run}")
+                raise UsageError(
+                    f"{str(name)!r} is the name of released weights and of a run: give the file, {candidate} or {run}"
+                )
             return candidate
     near = difflib.get_close_matches(str(name), [file.stem for file in RELEASED.glob("*.safetensors")], n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
-    raise UsageError(f"no checkpoint {str(name)!r}: looked for {', '.join(str(c) for c in dict.fromkeys(candidates))}{hint}")
+    raise UsageError(
+        f"no checkpoint {str(name)!r}: looked for {', '.join(str(c) for c in dict.fromkeys(candidates))}{hint}"
+    )
 
 
-def load_model(name: str | Path, device: str | torch.device = "cpu", checkpoints_dir: str | Path = "checkpoints") -> BlindSpotDenoiser | MWCNN:
-    """The model of a checkpoint of either stage, ready for inference, with the checkpoint's values as `model.values`, its file as `model.file` and the given
-    name as `model.name`.
+def load_model(
+    name: str | Path, device: str | torch.device = "cpu", checkpoints_dir: str | Path = "checkpoints"
+) -> BlindSpotDenoiser | MWCNN:
+    """The model of a checkpoint of either stage, ready for inference, with the checkpoint's values as `model.values`,
+    its file as `model.file` and the given name as `model.name`.
 
-    A stage-1 model maps noisy images (N,C,H,W), float32, 0..1, to a Prediction; a stage-2 model to denoised images. Nothing in the file is executed.
-    Raises UsageError where the file is missing, damaged, or not one of this project's model checkpoints.
+    A stage-1 model maps noisy images (N,C,H,W), float32, 0..1, to a Prediction; a stage-2 model to denoised images.
+    Nothing in the file is executed. Raises UsageError where the file is missing, damaged, or not one of this
+    project's model checkpoints.
     """
     file = resolve_checkpoint(name, checkpoints_dir)
     checkpoint = load_checkpoint(file, kind=tuple(KINDS))

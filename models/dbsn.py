@@ -1,9 +1,10 @@
 """D-BSN, the dilated blind-spot network of the paper.
 
-Two branches see every pixel but the one they predict: a centrally masked k x k convolution (k = 3, 5), then nothing but 1x1 convolutions and convolutions
-of dilation d = (k + 1) / 2. The masked kernel moves by offsets that are not multiples of d in both directions (its centre, the only one that is, is
-masked), the dilated ones by multiples of d, so no path comes back to offset zero. The input is padded with zeros: a mirrored border would bring a pixel's
-own value back among its neighbours.
+Two branches see every pixel but the one they predict: a centrally masked k x k convolution (k = 3, 5), then nothing
+but 1x1 convolutions and convolutions of dilation d = (k + 1) / 2. The masked kernel moves by offsets that are not
+multiples of d in both directions (its centre, the only one that is, is masked), the dilated ones by multiples of d,
+so no path comes back to offset zero. The input is padded with zeros: a mirrored border would bring a pixel's own
+value back among its neighbours.
 
 Shapes: N images, C channels, H x W pixels, F = width.
 
@@ -11,7 +12,8 @@ A network runs on one of three paths, the same function with the same weights:
 
 - plain   dilated convolutions on NCHW tensors, as the formulas read; the oracle of the tests and the baseline of the benchmark
 - fused   the same channels-last, each ReLU within its convolution's kernel; the fastest on CPUs
-- phases  channels-last, each branch on the d x d interleaved sub-images of the picture, where its convolutions are dense; the fastest on GPUs
+- phases  channels-last, each branch on the d x d interleaved sub-images of the picture, where its convolutions are
+  dense; the fastest on GPUs
 
 "auto" is phases on CUDA and fused elsewhere.
 """
@@ -29,10 +31,12 @@ PATHS = ("auto", "plain", "fused", "phases")
 
 
 class PhaseGrid:
-    """Splits images into their d x d interleaved sub-images (phases), on which a convolution of dilation d is a dense one.
+    """Splits images into their d x d interleaved sub-images (phases), on which a convolution of dilation d is a dense
+    one.
 
-    Phase (p, q) holds the pixels (p + d i, q + d j). Where d does not divide the size, the last row or column of some phases lies outside the image.
-    Dilated zero padding means that those pixels read as zero, so they are set to zero before each spatial convolution: biases would fill them.
+    Phase (p, q) holds the pixels (p + d i, q + d j). Where d does not divide the size, the last row or column of some
+    phases lies outside the image. Dilated zero padding means that those pixels read as zero, so they are set to zero
+    before each spatial convolution: biases would fill them.
     """
 
     def __init__(self, like: Tensor, dilation: int):
@@ -64,9 +68,10 @@ class PhaseGrid:
 class MDCBlock(nn.Module):
     """Multi-dilated convolution block, (N,F,H,W) -> (N,F,H,W).
 
-    Three paths from the input, each opened by a 1x1 convolution: a wide dilated one, a narrow dilated one and nothing more. They are merged and added to
-    the input, then two 1x1 convolutions follow. form: "release" draws the wide path as one 5x5 kernel (the authors' code), "paper" as two 3x3 (the
-    paper's drawing); "residual" is the release's with the block input added again at the end, after a convolution without ReLU whose weights start a tenth as
+    Three paths from the input, each opened by a 1x1 convolution: a wide dilated one, a narrow dilated one and nothing
+    more. They are merged and added to the input, then two 1x1 convolutions follow. form: "release" draws the wide
+    path as one 5x5 kernel (the authors' code), "paper" as two 3x3 (the paper's drawing); "residual" is the release's
+    with the block input added again at the end, after a convolution without ReLU whose weights start a tenth as
     large, so that a deep stack starts near the identity.
     """
 
@@ -74,7 +79,9 @@ class MDCBlock(nn.Module):
         super().__init__()
         self.residual = form == "residual"
         self.opening = nn.ModuleList(Conv2d(width, width, relu=True) for _ in range(3))
-        self.wide = nn.ModuleList(Conv2d(width, width, k, dilation, relu=True) for k in ([3, 3] if form == "paper" else [5]))
+        self.wide = nn.ModuleList(
+            Conv2d(width, width, k, dilation, relu=True) for k in ([3, 3] if form == "paper" else [5])
+        )
         self.narrow = Conv2d(width, width, 3, dilation, relu=True)
         self.merge = Conv2d(3 * width, width, relu=True)
         self.post = nn.Sequential(Conv2d(width, width, relu=True), Conv2d(width, width, relu=not self.residual))
@@ -96,7 +103,9 @@ class MDCBlock(nn.Module):
 
 
 class Branch(nn.Module):
-    """Blind-spot branch, (N,F,H,W) -> (N,F,H,W): masked k x k, two 1x1, `blocks` MDC blocks of dilation (k + 1) / 2, one 1x1."""
+    """Blind-spot branch, (N,F,H,W) -> (N,F,H,W): masked k x k, two 1x1, `blocks` MDC blocks of dilation (k + 1) / 2,
+    one 1x1.
+    """
 
     def __init__(self, width: int, blocks: int, kernel_size: int, mdc: str):
         super().__init__()
@@ -119,8 +128,8 @@ class Branch(nn.Module):
 class DBSN(nn.Module):
     """The two branches, their joint features, and mu.
 
-    channels: 1 or 3. width: F, 96 in the paper. blocks: MDC blocks of each branch, 8 in the paper. mdc: see MDCBlock. With those defaults a gray network
-    has 6,612,289 parameters as "release" and 5,581,633 as "paper".
+    channels: 1 or 3. width: F, 96 in the paper. blocks: MDC blocks of each branch, 8 in the paper. mdc: see MDCBlock.
+    With those defaults a gray network has 6,612,289 parameters as "release" and 5,581,633 as "paper".
     """
 
     def __init__(self, channels: int, width: int = 96, blocks: int = 8, mdc: str = "release"):
@@ -133,8 +142,9 @@ class DBSN(nn.Module):
         self.receptive_radius = max(b.dilation - 1 + 2 * b.dilation * blocks for b in self.branches)
 
     def forward(self, y: Tensor, path: str = "auto") -> tuple[Tensor, Tensor]:
-        """y (N,C,H,W), 0..1, float32 or bfloat16 -> mu (N,C,H,W) float32 and features (N,F,H,W) in y's dtype. Both are blind: pixel i of
-        either does not depend on y[i]."""
+        """y (N,C,H,W), 0..1, float32 or bfloat16 -> mu (N,C,H,W) float32 and features (N,F,H,W) in y's dtype. Both
+        are blind: pixel i of either does not depend on y[i].
+        """
         if path == "auto":
             path = "phases" if y.device.type == "cuda" else "fused"
         x = self.head(y)

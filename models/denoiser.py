@@ -27,7 +27,8 @@ class Prediction:
     """What stage 1 says of images y (N,C,H,W).
 
     mu: mean of the clean pixel given the pixels around it, (N,C,H,W), 0..1.
-    v: what the covariance head gives, blind as mu is. Where head is "total": V = Sigma_mu + Sigma_n, the covariance of the
+    v: what the covariance head gives, blind as mu is. Where head is "total": V = Sigma_mu + Sigma_n, the covariance
+    of the
         noisy pixel given the pixels around it. Where head is "mu": Sigma_mu.
     estimate: computes Sigma_n. It is called when cov_n is first asked for.
     """
@@ -54,7 +55,9 @@ class Prediction:
 
 
 def posterior(y: Tensor, p: Prediction) -> Posterior:
-    """Mean and covariance of the clean image given the whole noisy one (Bayes' rule, as in the paper's stage 1); y (N,C,H,W), 0..1."""
+    """Mean and covariance of the clean image given the whole noisy one (Bayes' rule, as in the paper's stage 1); y
+    (N,C,H,W), 0..1.
+    """
     return gaussian.posterior(y, p.mu, p.cov_mu, p.cov_n)
 
 
@@ -64,12 +67,15 @@ def posterior_mean(y: Tensor, p: Prediction) -> Tensor:
 
 
 def noise_level(cov_n: Covariance) -> Tensor:
-    """Standard deviation of the noise, root mean square over channels: (N,1,H,W), H = W = 1 where it is image-wide; 0..1 units."""
+    """Standard deviation of the noise, root mean square over channels: (N,1,H,W), H = W = 1 where it is image-wide;
+    0..1 units.
+    """
     return cov_n.variance.mean(1, keepdim=True).sqrt()
 
 
 def synthesise(x: Tensor, cov_n: Covariance, z: Tensor, scale: Tensor) -> Tensor:
-    """Noisy images x + n, n ~ N(0, s^2 Sigma_n), of clean ones x (N,C,H,W): the pairs of the paper's knowledge distillation.
+    """Noisy images x + n, n ~ N(0, s^2 Sigma_n), of clean ones x (N,C,H,W): the pairs of the paper's knowledge
+    distillation.
 
     z: standard normal, (N,C,H,W). scale: s, (N,), the jitter of the level around what was estimated.
     """
@@ -77,11 +83,12 @@ def synthesise(x: Tensor, cov_n: Covariance, z: Tensor, scale: Tensor) -> Tensor
 
 
 class BlindSpotDenoiser(nn.Module):
-    """channels: 1 gray or 3 colour. noise: a name in models.noise.NOISES. width, blocks, mdc: see DBSN. head: see Prediction.
+    """channels: 1 gray or 3 colour. noise: a name in models.noise.NOISES. width, blocks, mdc: see DBSN. head: see
+    Prediction.
     estimator: "cnn", the paper's CNN_est, or "residual", which is not trained and needs head "total".
 
-    Attributes to set freely: `path` (see dbsn.py) and `dtype`, float32 or bfloat16, in which D-BSN is computed. The last
-    layer of each head, the noise estimator and all covariance algebra are float32 always.
+    Attributes to set freely: `path` (see dbsn.py) and `dtype`, float32 or bfloat16, in which D-BSN is computed. The
+    last layer of each head, the noise estimator and all covariance algebra are float32 always.
     """
 
     stage = 1
@@ -102,7 +109,9 @@ class BlindSpotDenoiser(nn.Module):
             raise ValueError(f"{noise} noise needs more than one channel")
         if estimator == "residual" and head != "total":
             raise ValueError("the residual estimator is not trained, so Sigma_mu alone has no loss: use head 'total'")
-        self.config = dict(channels=channels, noise=noise, width=width, blocks=blocks, mdc=mdc, head=head, estimator=estimator)
+        self.config = dict(
+            channels=channels, noise=noise, width=width, blocks=blocks, mdc=mdc, head=head, estimator=estimator
+        )
         self.channels, self.noise, self.head, self.estimator = channels, noise, head, estimator
         self.dbsn = DBSN(channels, width, blocks, mdc)
         self.cov_head = PointwiseNet(width, model.hidden, len(triangle(channels)), depth=3)
@@ -118,7 +127,9 @@ class BlindSpotDenoiser(nn.Module):
         return Prediction(mu, v, self.head, lambda: self.noise_estimator.covariance(self.theta(y, seen, v), seen))
 
     def context(self, y: Tensor) -> tuple[Tensor, Covariance]:
-        """What the pixels around each pixel say of it: mu (N,C,H,W) and the head's covariance, float32. y as in forward."""
+        """What the pixels around each pixel say of it: mu (N,C,H,W) and the head's covariance, float32. y as in
+        forward.
+        """
         mu, features = self.dbsn(y.to(self.dtype), self.path)
         return mu, lower_factor(self.cov_head(features), self.channels, shift=3)
 
@@ -150,9 +161,16 @@ class BlindSpotDenoiser(nn.Module):
             counted = torch.zeros(size, device=y.device).flatten().index_fill_(0, best[k] * spacing(y), 1.0).view(size)
             top, left = densest(counted, *inner)
             rows, columns = slice(top, top + inner[0]), slice(left, left + inner[1])
-            around = slice(max(0, top - radius), rows.stop + radius), slice(max(0, left - radius), columns.stop + radius)
+            around = (
+                slice(max(0, top - radius), rows.stop + radius),
+                slice(max(0, left - radius), columns.stop + radius),
+            )
             part = y[k : k + 1, :, around[0], around[1]]
-            here = cov_n.map(lambda t, k=k, around=around: t[k : k + 1] if t.shape[2:] == (1, 1) else t[k : k + 1, :, around[0], around[1]])
+            here = cov_n.map(
+                lambda t, k=k, around=around: (
+                    t[k : k + 1] if t.shape[2:] == (1, 1) else t[k : k + 1, :, around[0], around[1]]
+                )
+            )
             z = torch.randn(part.shape, generator=torch.Generator().manual_seed(0)).to(y)
             moved = self.context((part + SHAKE * here.sample(z)).to(self.dbsn.tail.weight.device))[0].to(mu)
             share = mahalanobis(moved - mu[k : k + 1, :, around[0], around[1]], here) / (self.channels * SHAKE**2)

@@ -6,9 +6,10 @@ The only likelihood and posterior maths of the project. Every quantity is per pi
     x ~ N(mu, Sigma_mu)                     what D-BSN knows of x[i] from the pixels around i
     y ~ N(mu, Sigma_mu + Sigma_n)           hence the likelihood of the noisy pixel
 
-Shape legend: N images, C channels (1 or 3), H x W pixels, T = C (C + 1) / 2. Images are 0..1, so variances are in (0..1)^2.
-A C x C matrix is held as its channels and its algebra is written out (C is 1 or 3), so that it is elementwise work on (N,1,H,W) planes: exact at C = 1,
-fused by torch.compile, and free of one small LAPACK call per pixel. A covariance that is the same everywhere keeps H = W = 1 and broadcasts.
+Shape legend: N images, C channels (1 or 3), H x W pixels, T = C (C + 1) / 2. Images are 0..1, so variances are in
+(0..1)^2. A C x C matrix is held as its channels and its algebra is written out (C is 1 or 3), so that it is
+elementwise work on (N,1,H,W) planes: exact at C = 1, fused by torch.compile, and free of one small LAPACK call per
+pixel. A covariance that is the same everywhere keeps H = W = 1 and broadcasts.
 """
 
 from __future__ import annotations
@@ -154,7 +155,8 @@ Covariance = Diagonal | Full
 def cholesky(entries: Tensor) -> Full:
     """Factor of the symmetric positive matrices whose lower triangles are `entries` (N,T,H,W).
 
-    A pivot that rounding made negative, or that is zero because the matrix is only semi-definite, becomes a tiny positive one.
+    A pivot that rounding made negative, or that is zero because the matrix is only semi-definite, becomes a tiny
+    positive one.
     """
     channels = (math.isqrt(8 * entries.shape[1] + 1) - 1) // 2
     a = dict(zip(triangle(channels), planes(entries)))
@@ -194,7 +196,7 @@ def trace_ratio(a: Covariance, b: Covariance) -> Tensor:
     return sum(b.whiten(column).square().sum(1, keepdim=True) for column in columns)
 
 
-# --------------------------------------------------------------------------------------------------------------- likelihoods
+# ----------------------------------------------------------------------------------------- likelihoods
 
 
 def nll(y: Tensor, mu: Tensor, cov: Covariance) -> Tensor:
@@ -205,8 +207,9 @@ def nll(y: Tensor, mu: Tensor, cov: Covariance) -> Tensor:
 def constrained_nll(y: Tensor, mu: Tensor, cov_mu: Covariance, cov_n: Covariance) -> Tensor:
     """The constrained negative log-likelihood, the paper's loss of stage 1, per pixel, (N,1,H,W).
 
-    1/2 { (y-mu)^T (Sigma_mu + Sigma_n)^-1 (y-mu) + log |Sigma_n| + tr(Sigma_n^-1 Sigma_mu) }. Since log|A + B| <= log|B| + tr(B^-1 A) it bounds the
-    exact one from above (up to the constant, which is left out as in the paper), and unlike it depends on how the sum is split.
+    1/2 { (y-mu)^T (Sigma_mu + Sigma_n)^-1 (y-mu) + log |Sigma_n| + tr(Sigma_n^-1 Sigma_mu) }. Since log|A + B| <=
+    log|B| + tr(B^-1 A) it bounds the exact one from above (up to the constant, which is left out as in the paper),
+    and unlike it depends on how the sum is split.
     """
     quadratic = mahalanobis(y - mu, add(cov_mu, cov_n))
     return 0.5 * (quadratic + cov_n.log_det() + trace_ratio(cov_mu, cov_n))
@@ -220,12 +223,13 @@ def pinball(x: Tensor, quantile: float) -> Tensor:
 def envelope_loss(cov_n: Covariance, cov_total: Covariance, quantile: float) -> Tensor:
     """Fits Sigma_n to the lower envelope of the predictive covariance V, which is held; a mean, in nats.
 
-    Where the context predicts a pixel perfectly, all the variance that is left is noise. So Sigma_n is where V is lowest: its `quantile`, given what the
-    noise estimator sees. By the form of Sigma_n:
+    Where the context predicts a pixel perfectly, all the variance that is left is noise. So Sigma_n is where V is
+    lowest: its `quantile`, given what the noise estimator sees. By the form of Sigma_n:
 
     - one variance per channel and pixel (HG): the pinball loss on log V_cc - log sigma_c^2
     - one level for the image (AWGN): the same on log|V| / C, the mean log-variance over all directions
-    - a full matrix for the image (MG): Sigma_n moves to the mean M of V over the pixels whose log|V| lies in the lowest 2 * quantile, by the
+    - a full matrix for the image (MG): Sigma_n moves to the mean M of V over the pixels whose log|V| lies in the
+      lowest 2 * quantile, by the
       log-det divergence 1/2 {tr(Sigma_n^-1 M) + log|Sigma_n|}, which is least at Sigma_n = M
     """
     v = cov_total.map(torch.Tensor.detach)
@@ -241,7 +245,7 @@ def envelope_loss(cov_n: Covariance, cov_total: Covariance, quantile: float) -> 
     return pinball(v.variance.log() - cov_n.variance.log(), quantile).mean()
 
 
-# ---------------------------------------------------------------------------------------------------------------- Bayes' rule
+# ----------------------------------------------------------------------------------------- Bayes' rule
 
 
 @dataclass(frozen=True)
@@ -260,7 +264,8 @@ class Posterior:
 def posterior_mean(y: Tensor, mu: Tensor, cov_mu: Covariance, cov_n: Covariance) -> Tensor:
     """mu + Sigma_mu (Sigma_mu + Sigma_n)^-1 (y - mu), (N,C,H,W).
 
-    Equal to the paper's (Sigma_mu^-1 + Sigma_n^-1)^-1 (Sigma_mu^-1 mu + Sigma_n^-1 y) without inverting Sigma_mu, which may be singular.
+    Equal to the paper's (Sigma_mu^-1 + Sigma_n^-1)^-1 (Sigma_mu^-1 mu + Sigma_n^-1 y) without inverting Sigma_mu,
+    which may be singular.
     """
     return mu + cov_mu.apply(add(cov_mu, cov_n).solve(y - mu))
 
@@ -268,8 +273,8 @@ def posterior_mean(y: Tensor, mu: Tensor, cov_mu: Covariance, cov_n: Covariance)
 def posterior(y: Tensor, mu: Tensor, cov_mu: Covariance, cov_n: Covariance) -> Posterior:
     """Posterior mean and covariance Sigma_mu - Sigma_mu (Sigma_mu + Sigma_n)^-1 Sigma_mu.
 
-    With the gain K = Sigma_mu (Sigma_mu + Sigma_n)^-1 the covariance is (I - K) Sigma_mu (I - K)^T + K Sigma_n K^T (Joseph's form), a sum of squares
-    of the columns of (I - K) L_mu and K L_n: positive whatever the rounding.
+    With the gain K = Sigma_mu (Sigma_mu + Sigma_n)^-1 the covariance is (I - K) Sigma_mu (I - K)^T + K Sigma_n K^T
+    (Joseph's form), a sum of squares of the columns of (I - K) L_mu and K L_n: positive whatever the rounding.
     """
     mean = posterior_mean(y, mu, cov_mu, cov_n)
     if y.shape[1] == 1:
@@ -290,8 +295,8 @@ def posterior(y: Tensor, mu: Tensor, cov_mu: Covariance, cov_n: Covariance) -> P
 def excess(cov_total: Covariance, cov_n: Covariance) -> Covariance:
     """Sigma_mu = max(V - Sigma_n, 0): the part of the predictive covariance V that is not noise.
 
-    The maximum is the positive part in the metric of Sigma_n: with Sigma_n = L L^T and L^-1 V L^-T = Q diag(w) Q^T it is L Q diag(max(w - 1, 0)) Q^T L^T.
-    Not differentiated: it serves inference.
+    The maximum is the positive part in the metric of Sigma_n: with Sigma_n = L L^T and L^-1 V L^-T = Q diag(w) Q^T it
+    is L Q diag(max(w - 1, 0)) Q^T L^T. Not differentiated: it serves inference.
     """
     if cov_total.channels == 1:
         return Diagonal((cov_total.variance - cov_n.variance).clamp_min(0))
@@ -314,7 +319,8 @@ def excess(cov_total: Covariance, cov_n: Covariance) -> Covariance:
 def symmetric_eigen(a: Matrix, sweeps: int = 4) -> tuple[list[Tensor], Matrix]:
     """Eigenvalues (C planes) and eigenvectors (columns, C x C planes) of symmetric matrices by cyclic Jacobi rotations.
 
-    Four sweeps bring 3 x 3 matrices to rounding level; unlike the closed trigonometric formula it stays accurate for repeated eigenvalues.
+    Four sweeps bring 3 x 3 matrices to rounding level; unlike the closed trigonometric formula it stays accurate for
+    repeated eigenvalues.
     """
     n = len(a)
     a = [[a[i][j].clone() for j in range(n)] for i in range(n)]

@@ -1,4 +1,6 @@
-"""Denoising whole images of any size: in tiles where they are large, with the same result, and with the eightfold self-ensemble."""
+"""Denoising whole images of any size: in tiles where they are large, with the same result, and with the eightfold
+self-ensemble.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,10 @@ from models.denoiser import BlindSpotDenoiser, Prediction, noise_level, posterio
 from models.gaussian import Full
 from models.mwcnn import MULTIPLE, MWCNN, pad_to_multiple
 
-WORKING_SET = {"cpu": 1e9, "cuda": 8e9}  # bytes of activations that an untiled image, or a tile, may take; on a GPU at most half of what is free
+WORKING_SET = {
+    "cpu": 1e9,
+    "cuda": 8e9,
+}  # bytes of activations that an untiled image, or a tile, may take; on a GPU at most half of what is free
 STRIP = 2**20  # pixels whose posterior is computed at once
 
 
@@ -21,8 +26,10 @@ STRIP = 2**20  # pixels whose posterior is computed at once
 class Denoised:
     """Images (N,C,H,W), float32, on the CPU. A stage-1 model fills all; a stage-2 model only `image`.
 
-    image: the denoised image: posterior mean or student's output. mu: what the surroundings alone say. std: standard deviation of the posterior.
-    noise_level: standard deviation of the noise (N,1,H,W) or (N,1,1,1), 0..1 units. theta: what the noise estimator found, (N,K,1,1).
+    image: the denoised image: posterior mean or student's output. mu: what the surroundings alone say. std: standard
+    deviation of the posterior.
+    noise_level: standard deviation of the noise (N,1,H,W) or (N,1,1,1), 0..1 units. theta: what the noise estimator
+    found, (N,K,1,1).
     tiled: whether the images were too large to be taken whole.
     """
 
@@ -35,11 +42,18 @@ class Denoised:
 
 
 @torch.no_grad()
-def denoise(model: BlindSpotDenoiser | MWCNN, y: Tensor, tile: int | None = None, self_ensemble: bool = False, progress: bool = False) -> Denoised:
-    """y: noisy images (N,C,H,W), float32, 0..1, on any device. tile: side of the tiles in pixels; None chooses one where the images need it.
+def denoise(
+    model: BlindSpotDenoiser | MWCNN,
+    y: Tensor,
+    tile: int | None = None,
+    self_ensemble: bool = False,
+    progress: bool = False,
+) -> Denoised:
+    """y: noisy images (N,C,H,W), float32, 0..1, on any device. tile: side of the tiles in pixels; None chooses one
+    where the images need it.
 
-    The result does not depend on the tile (to rounding): tiles overlap by the network's receptive field, and a noise level that is one for the image is
-    found over all of it first.
+    The result does not depend on the tile (to rounding): tiles overlap by the network's receptive field, and a noise
+    level that is one for the image is found over all of it first.
     """
     if not self_ensemble:
         return run(model, y, tile, progress)
@@ -87,8 +101,11 @@ def run(model: BlindSpotDenoiser | MWCNN, y: Tensor, tile: int | None, progress:
     return Denoised(image.cpu(), mu.cpu(), std.cpu(), noise, theta.cpu(), tiled)
 
 
-def in_tiles(f: Callable[[Tensor], tuple[Tensor, ...]], model, y: Tensor, tile: int, progress: bool) -> tuple[Tensor, ...]:
-    """f applied tile by tile. Each tile is read with the receptive field around it, as far as the image goes, and only its core is kept.
+def in_tiles(
+    f: Callable[[Tensor], tuple[Tensor, ...]], model, y: Tensor, tile: int, progress: bool
+) -> tuple[Tensor, ...]:
+    """f applied tile by tile. Each tile is read with the receptive field around it, as far as the image goes, and
+    only its core is kept.
 
     Results are on the CPU, or on the model's device where one tile is all.
     """
@@ -98,7 +115,9 @@ def in_tiles(f: Callable[[Tensor], tuple[Tensor, ...]], model, y: Tensor, tile: 
     around = -(-model.receptive_radius // step) * step
     cores = [(r, c) for r in spans(height, tile) for c in spans(width, tile)]
     outputs: tuple[Tensor, ...] = ()
-    for (top, bottom), (left, right) in tqdm(cores, desc="tiles", leave=False, disable=None if progress and len(cores) > 1 else True):
+    for (top, bottom), (left, right) in tqdm(
+        cores, desc="tiles", leave=False, disable=None if progress and len(cores) > 1 else True
+    ):
         first, start = max(0, top - around), max(0, left - around)
         part = y[:, :, first : bottom + around, start : right + around].to(device)
         results = [r[:, :, top - first : bottom - first, left - start : right - start] for r in f(part)]
@@ -133,7 +152,9 @@ def working_set(device: torch.device) -> float:
     most = WORKING_SET[device.type]
     if device.type != "cuda":
         return most
-    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # kept by PyTorch from earlier images
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(
+        device
+    )  # kept by PyTorch from earlier images
     return min(most, (torch.cuda.mem_get_info(device)[0] + unused) / 2)
 
 

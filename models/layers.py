@@ -1,7 +1,8 @@
 """Convolutions that D-BSN, its heads and MWCNN share.
 
-All keep the image size, pad with zeros and compute in the dtype of their input, while the weights stay float32: mixed precision is a matter of the tensor
-that is passed in. ReLU is fused into the convolution where the CPU library has that as one kernel.
+All keep the image size, pad with zeros and compute in the dtype of their input, while the weights stay float32: mixed
+precision is a matter of the tensor that is passed in. ReLU is fused into the convolution where the CPU library has
+that as one kernel.
 """
 
 from __future__ import annotations
@@ -13,10 +14,16 @@ from torch.nn import functional as F
 
 
 class Conv2d(nn.Conv2d):
-    """nn.Conv2d of stride 1 with optional ReLU, Kaiming-normal weights (fan_in) and zero bias; (N,in,H,W) -> (N,out,H,W)."""
+    """nn.Conv2d of stride 1 with optional ReLU, Kaiming-normal weights (fan_in) and zero bias; (N,in,H,W) ->
+    (N,out,H,W).
+    """
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 1, dilation: int = 1, relu: bool = False):
-        super().__init__(in_channels, out_channels, kernel_size, padding=dilation * (kernel_size // 2), dilation=dilation)
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int = 1, dilation: int = 1, relu: bool = False
+    ):
+        super().__init__(
+            in_channels, out_channels, kernel_size, padding=dilation * (kernel_size // 2), dilation=dilation
+        )
         self.relu = relu
         nn.init.kaiming_normal_(self.weight, mode="fan_in")
         nn.init.zeros_(self.bias)
@@ -25,8 +32,9 @@ class Conv2d(nn.Conv2d):
         return self.weight
 
     def forward(self, x: Tensor | list[Tensor], dense: bool = False) -> Tensor:
-        """x: a list stands for the concatenation of its tensors along the channels. dense: ignore the dilation, because x holds the interleaved phases on
-        which a dilated convolution is a dense one."""
+        """x: a list stands for the concatenation of its tensors along the channels. dense: ignore the dilation,
+        because x holds the interleaved phases on which a dilated convolution is a dense one.
+        """
         if isinstance(x, list):
             if self.kernel_size == (1, 1) and all(map(fusible, x)):
                 return ConcatConv.apply(self.weight.to(x[0].dtype), self.bias.to(x[0].dtype), self.relu, *x)
@@ -63,7 +71,9 @@ class PointwiseNet(nn.Module):
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor, padding: int, dilation: int, relu: bool) -> Tensor:
-    """relu(conv(x)) or conv(x): one fused CPU kernel for channels-last tensors, F.conv2d and an in-place ReLU otherwise."""
+    """relu(conv(x)) or conv(x): one fused CPU kernel for channels-last tensors, F.conv2d and an in-place ReLU
+    otherwise.
+    """
     if not relu:
         return F.conv2d(x, weight, bias, 1, padding, dilation)
     if fusible(x):
@@ -101,13 +111,16 @@ class ConvReLU(torch.autograd.Function):
         padding, stride, dilation, groups = ctx.geometry
         grad = torch.ops.aten.threshold_backward(grad, out, 0)
         wanted = list(ctx.needs_input_grad[:3])
-        grads = torch.ops.aten.convolution_backward(grad, x, weight, [weight.shape[0]], stride, padding, dilation, False, [0, 0], groups, wanted)
+        grads = torch.ops.aten.convolution_backward(
+            grad, x, weight, [weight.shape[0]], stride, padding, dilation, False, [0, 0], groups, wanted
+        )
         return *grads, None, None
 
 
 class ConcatConv(torch.autograd.Function):
-    """1x1 convolution, with ReLU or without, of tensors that are never concatenated: oneDNN adds up what each contributes. It saves writing and reading
-    the concatenation, and in the backward pass taking its gradient apart."""
+    """1x1 convolution, with ReLU or without, of tensors that are never concatenated: oneDNN adds up what each
+    contributes. It saves writing and reading the concatenation, and in the backward pass taking its gradient apart.
+    """
 
     GEOMETRY = ([0, 0], [1, 1], [1, 1], 1)  # padding, stride, dilation, groups
 
@@ -120,7 +133,9 @@ class ConcatConv(torch.autograd.Function):
             if out is None:
                 out = torch.ops.mkldnn._convolution_pointwise(x, w, bias, *ConcatConv.GEOMETRY, after or "none", [], "")
             else:
-                torch.ops.mkldnn._convolution_pointwise_.binary(out, x, w, None, *ConcatConv.GEOMETRY, "add", 1.0, after, [], None)
+                torch.ops.mkldnn._convolution_pointwise_.binary(
+                    out, x, w, None, *ConcatConv.GEOMETRY, "add", 1.0, after, [], None
+                )
         ctx.save_for_backward(weight, out if relu else None, *parts)
         return out
 
@@ -135,7 +150,9 @@ class ConcatConv(torch.autograd.Function):
         inputs, weights, bias = [], [], None
         for k, (x, w) in enumerate(zip(parts, weight.split([x.shape[1] for x in parts], dim=1))):
             mask = [wanted[3 + k], wanted[0], wanted[1] and k == 0]
-            found = torch.ops.aten.convolution_backward(grad, x, w, [weight.shape[0]], stride, padding, dilation, False, [0, 0], groups, mask)
+            found = torch.ops.aten.convolution_backward(
+                grad, x, w, [weight.shape[0]], stride, padding, dilation, False, [0, 0], groups, mask
+            )
             inputs.append(found[0])
             weights.append(found[1])
             bias = found[2] if k == 0 else bias

@@ -1,4 +1,5 @@
-"""MWCNN, the student of stage 2: a U-Net whose poolings are Haar wavelet transforms (Liu et al., "Multi-level Wavelet-CNN for image restoration").
+"""MWCNN, the student of stage 2: a U-Net whose poolings are Haar wavelet transforms (Liu et al., "Multi-level
+Wavelet-CNN for image restoration").
 
 Shapes: N images, C channels, H x W pixels.
 """
@@ -16,7 +17,9 @@ MULTIPLE = 8  # three halvings
 
 
 class Haar(torch.autograd.Function):
-    """Orthonormal Haar transform, and with `inverse` its inverse. The one's gradient is the other, for the transform is a rotation."""
+    """Orthonormal Haar transform, and with `inverse` its inverse. The one's gradient is the other, for the transform
+    is a rotation.
+    """
 
     @staticmethod
     def forward(ctx, x: Tensor, inverse: bool) -> Tensor:
@@ -30,7 +33,9 @@ class Haar(torch.autograd.Function):
 
 
 def dwt(x: Tensor) -> Tensor:
-    """Orthonormal Haar transform, (N,C,H,W) -> (N,4C,H/2,W/2): bands LL, LH, HL, HH, each of C channels. H and W must be even."""
+    """Orthonormal Haar transform, (N,C,H,W) -> (N,4C,H/2,W/2): bands LL, LH, HL, HH, each of C channels. H and W must
+    be even.
+    """
     return Haar.apply(x, False)
 
 
@@ -44,16 +49,23 @@ def to_bands(x: Tensor) -> Tensor:
     a, b = x[:, :, 0::2], x[:, :, 1::2]
     top, top_difference = a[..., 0::2] + a[..., 1::2], a[..., 1::2] - a[..., 0::2]
     bottom, bottom_difference = b[..., 0::2] + b[..., 1::2], b[..., 1::2] - b[..., 0::2]
-    return torch.cat([top + bottom, top_difference + bottom_difference, bottom - top, bottom_difference - top_difference], 1).div_(2)
+    return torch.cat(
+        [top + bottom, top_difference + bottom_difference, bottom - top, bottom_difference - top_difference], 1
+    ).div_(2)
 
 
 def from_bands(x: Tensor) -> Tensor:
-    """iwt without its gradient; the result lies in memory as x does (channels last or not), for the convolution after it."""
+    """iwt without its gradient; the result lies in memory as x does (channels last or not), for the convolution after
+    it.
+    """
     ll, lh, hl, hh = (x / 2).chunk(4, dim=1)
     batch, channels, height, width = ll.shape
     last = x.is_contiguous(memory_format=torch.channels_last)
     out = torch.empty(
-        (batch, channels, 2 * height, 2 * width), dtype=x.dtype, device=x.device, memory_format=torch.channels_last if last else torch.contiguous_format
+        (batch, channels, 2 * height, 2 * width),
+        dtype=x.dtype,
+        device=x.device,
+        memory_format=torch.channels_last if last else torch.contiguous_format,
     )
     for row, total, difference in ((0, ll - hl, lh - hh), (1, ll + hl, lh + hh)):
         out[:, :, row::2, 0::2] = total - difference
@@ -62,7 +74,9 @@ def from_bands(x: Tensor) -> Tensor:
 
 
 def pad_to_multiple(x: Tensor) -> Tensor:
-    """Images whose sides are made multiples of 8 at the bottom and right: by their mirror image, or their edge where they are too small for one."""
+    """Images whose sides are made multiples of 8 at the bottom and right: by their mirror image, or their edge where
+    they are too small for one.
+    """
     height, width = x.shape[2:]
     bottom, right = -height % MULTIPLE, -width % MULTIPLE
     if not bottom and not right:
@@ -77,10 +91,11 @@ def convolutions(sizes: list[int], relu_last: bool = True) -> nn.Sequential:
 
 
 class MWCNN(nn.Module):
-    """Three wavelet levels of `width`, 1.6 `width` and 1.6 `width` channels (160, 256 and 256 by default), four convolutions down and four up at each.
+    """Three wavelet levels of `width`, 1.6 `width` and 1.6 `width` channels (160, 256 and 256 by default), four
+    convolutions down and four up at each.
 
-    The noise is what the network predicts: the input's own wavelet bands are added to the last convolution's. `dtype`, float32 or bfloat16, is what the
-    convolutions are computed in; free to set.
+    The noise is what the network predicts: the input's own wavelet bands are added to the last convolution's.
+    `dtype`, float32 or bfloat16, is what the convolutions are computed in; free to set.
     """
 
     stage = 2
@@ -102,7 +117,8 @@ class MWCNN(nn.Module):
         for module in self.modules():
             if isinstance(module, Conv2d):
                 nn.init.orthogonal_(module.weight)
-        # what is added to a skip connection starts small, so that the network starts near the identity: it learns faster (docs/recipes.md)
+        # what is added to a skip connection starts small, so that the network starts near the identity: it learns
+        # faster (docs/recipes.md)
         with torch.no_grad():
             for convolution in (self.up3[-1], self.up2[-1], self.last):
                 convolution.weight *= 0.1

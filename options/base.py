@@ -1,7 +1,8 @@
 """Flags that every script has, and how their values are checked.
 
-An option class builds an argument parser and turns a command line into a namespace. Parsing reads no file and creates nothing. A wrong
-value ends with one line that names the flag, exit code 2. Levels stay in 0..255 units here; scripts divide by 255 where options become arguments.
+An option class builds an argument parser and turns a command line into a namespace. Parsing reads no file and creates
+nothing. A wrong value ends with one line that names the flag, exit code 2. Levels stay in 0..255 units here; scripts
+divide by 255 where options become arguments.
 """
 
 from __future__ import annotations
@@ -15,11 +16,20 @@ from pathlib import Path
 from models.noise import NOISES, Level, NoiseModel
 from options.recipes import RECIPES, arguments
 
-# Options that do not count. A run that goes on compares its options with those it began with, all but MAY_CHANGE; a result tells all but NO_FACTS.
-WHERE = frozenset("name checkpoints_dir device data_root max_minutes save_every".split())  # where a run works and how long: not what comes out of it
-RENAMED = frozenset("recipe clean noisy synthetic_noisy teacher".split())  # another name may mean the same: what it stands for is compared instead
-WATCHED = frozenset("log_every val val_every compile deterministic on_nonfinite".split())  # what a run reports and how it computes: of no use to a reader
-IN_CONFIG = frozenset("white_level width blocks mdc student_width".split())  # a checkpoint's own values and its configuration tell these
+# Options that do not count. A run that goes on compares its options with those it began with, all but MAY_CHANGE; a
+# result tells all but NO_FACTS.
+WHERE = frozenset(
+    "name checkpoints_dir device data_root max_minutes save_every".split()
+)  # where a run works and how long: not what comes out of it
+RENAMED = frozenset(
+    "recipe clean noisy synthetic_noisy teacher".split()
+)  # another name may mean the same: what it stands for is compared instead
+WATCHED = frozenset(
+    "log_every val val_every compile deterministic on_nonfinite".split()
+)  # what a run reports and how it computes: of no use to a reader
+IN_CONFIG = frozenset(
+    "white_level width blocks mdc student_width".split()
+)  # a checkpoint's own values and its configuration tell these
 MAY_CHANGE = WHERE | RENAMED
 NO_FACTS = WHERE | WATCHED | IN_CONFIG
 
@@ -34,12 +44,16 @@ class Formatter(argparse.ArgumentDefaultsHelpFormatter):
     """Shows a default where there is one and the text does not tell it already."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
-        empty = action.default is None or action.default is False or action.default == []  # 0 equals False, but it is a value to show
+        empty = (
+            action.default is None or action.default is False or action.default == []
+        )  # 0 equals False, but it is a value to show
         return action.help if empty or "default" in action.help.lower() else super()._get_help_string(action)
 
 
 def number(kind: type, low: float | None = None, high: float | None = None, above: float | None = None):
-    """An argparse type: a finite int or float within bounds, which the error names. Integers are below 2^31 in any case."""
+    """An argparse type: a finite int or float within bounds, which the error names. Integers are below 2^31 in any
+    case.
+    """
     high = 2**31 - 1 if kind is int and high is None else high
 
     def convert(text: str):
@@ -47,7 +61,11 @@ def number(kind: type, low: float | None = None, high: float | None = None, abov
             value = kind(text)
         except ValueError:
             raise argparse.ArgumentTypeError(f"{text!r} is not {'an integer' if kind is int else 'a number'}") from None
-        if (low is not None and not value >= low) or (high is not None and not value <= high) or (above is not None and not value > above):
+        if (
+            (low is not None and not value >= low)
+            or (high is not None and not value <= high)
+            or (above is not None and not value > above)
+        ):
             bounds = [
                 f"at least {low:g}" if low is not None else "",
                 f"above {above:g}" if above is not None else "",
@@ -75,7 +93,9 @@ def noise_of(opt: argparse.Namespace) -> NoiseModel:
     levels = NOISES[opt.noise].levels
     given = {level.name: getattr(opt, level.name) for level in levels}
     units = {level.name: level.unit for level in levels}
-    return NOISES[opt.noise](**{k: tuple(x / units[k] for x in v) if isinstance(v, tuple) else v for k, v in given.items()})
+    return NOISES[opt.noise](
+        **{k: tuple(x / units[k] for x in v) if isinstance(v, tuple) else v for k, v in given.items()}
+    )
 
 
 class BaseOptions:
@@ -88,17 +108,40 @@ class BaseOptions:
     may_change = MAY_CHANGE
 
     def __init__(self):
-        self.parser = Parser(prog=self.prog, description=self.description, formatter_class=Formatter, allow_abbrev=False)
+        self.parser = Parser(
+            prog=self.prog, description=self.description, formatter_class=Formatter, allow_abbrev=False
+        )
         run = self.parser.add_argument_group("run")
         if self.stage:
             run.add_argument("--name", required=True, help="run folder checkpoints/NAME/")
         run.add_argument("--checkpoints-dir", type=Path, default=Path("checkpoints"), help="folder of the run folders")
         if self.stage:
-            run.add_argument("--seed", type=number(int, 0, 2**31 - 1), default=0, help="of the initial weights, the noise, the crops and every split of images")
-        run.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: CUDA where there is one")
-        run.add_argument("--data-root", type=Path, default=None, help="folder of the named image sets; default: $DBSN_DATA, then datasets/")
-        run.add_argument("--amp", choices=("auto", "bf16", "off"), default="auto", help="convolutions in bfloat16; auto: where the processor has units for it")
-        run.add_argument("--deterministic", action="store_true", help="on CUDA: the same bits at every run, as on the CPU, somewhat slower")
+            run.add_argument(
+                "--seed",
+                type=number(int, 0, 2**31 - 1),
+                default=0,
+                help="of the initial weights, the noise, the crops and every split of images",
+            )
+        run.add_argument(
+            "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: CUDA where there is one"
+        )
+        run.add_argument(
+            "--data-root",
+            type=Path,
+            default=None,
+            help="folder of the named image sets; default: $DBSN_DATA, then datasets/",
+        )
+        run.add_argument(
+            "--amp",
+            choices=("auto", "bf16", "off"),
+            default="auto",
+            help="convolutions in bfloat16; auto: where the processor has units for it",
+        )
+        run.add_argument(
+            "--deterministic",
+            action="store_true",
+            help="on CUDA: the same bits at every run, as on the CPU, somewhat slower",
+        )
         self.add_options()
 
     def add_options(self) -> None:
@@ -111,14 +154,18 @@ class BaseOptions:
         argv = sys.argv[1:] if argv is None else list(argv)
         opt = self.parser.parse_args(self.recipe(argv) + argv)
         if self.stage and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*(/[A-Za-z0-9_][A-Za-z0-9_.+-]*)*", opt.name):
-            self.parser.error(f"--name {opt.name!r}: use letters, digits, '.', '_', '+' and '-', with '/' between folders")
+            self.parser.error(
+                f"--name {opt.name!r}: use letters, digits, '.', '_', '+' and '-', with '/' between folders"
+            )
         if self.stage and opt.lr is None:
             opt.lr = self.muon_lr if opt.optimizer == "muon" else self.adam_lr
         self.check(opt)
         return opt
 
     def recipe(self, argv: list[str]) -> list[str]:
-        """The command line that a --recipe in argv stands for. It goes first, so that what argv says itself overrides it."""
+        """The command line that a --recipe in argv stands for. It goes first, so that what argv says itself overrides
+        it.
+        """
         if self.stage is None:
             return []
         first = Parser(prog=self.prog, add_help=False, allow_abbrev=False)
@@ -129,11 +176,14 @@ class BaseOptions:
         return arguments(found.recipe, self.stage, found.noisy is not None, found.optimizer) if found.recipe else []
 
     def defaults(self) -> dict:
-        """What an option counts as that a run's record lacks, because an older version wrote it. So the default of an option that some version lacks must stay;
-        every version recorded those of the networks' sizes, steps, crops and warm-up, whose defaults did change."""
+        """What an option counts as that a run's record lacks, because an older version wrote it. So the default of an
+        option that some version lacks must stay; every version recorded those of the networks' sizes, steps, crops
+        and warm-up, whose defaults did change.
+        """
         return {a.dest: a.default for a in self.parser._actions if a.dest != "help"}
 
-    # ------------------------------------------------------------------------------------------------- flags that scripts share
+    # ------------------------------------------------------------------------------------------------- flags that
+    # scripts share
 
     def add_noise(self, required: bool) -> None:
         noise = self.parser.add_argument_group("noise", "levels in units of 0..255; two values are a range")
@@ -144,15 +194,22 @@ class BaseOptions:
             kind = number(int if first.whole else float, first.low, first.high)
             several = {} if first.whole else dict(nargs="+", metavar=name[0].upper())
             flag = f"--{name.replace('_', '-')}"
-            noise.add_argument(flag, type=kind, default=None, help="; ".join(level.meaning for level in levels), **several)
+            noise.add_argument(
+                flag, type=kind, default=None, help="; ".join(level.meaning for level in levels), **several
+            )
 
     def add_noise_draw(self, group: argparse._ArgumentGroup, images: str) -> None:
         group.add_argument(
-            "--noise-draw", choices=("fixed", "fresh"), default=None, help=f"draw the noise of {images} once, or anew for every crop; default: fixed"
+            "--noise-draw",
+            choices=("fixed", "fresh"),
+            default=None,
+            help=f"draw the noise of {images} once, or anew for every crop; default: fixed",
         )
 
     def refuse(self, opt: argparse.Namespace, names: str, why: str) -> None:
-        """Ends with an error where one of the options, named in one string, was given. Their defaults have to be None."""
+        """Ends with an error where one of the options, named in one string, was given. Their defaults have to be
+        None.
+        """
         for name in names.split():
             if getattr(opt, name) is not None:
                 self.parser.error(f"--{name.replace('_', '-')} {why}")
@@ -180,18 +237,32 @@ class BaseOptions:
                 self.parser.error(f"--{name} {value[0]:g} {value[1]:g}: a test needs one level, not a range")
             setattr(opt, name, (value[0], value[-1]))
 
-    def add_training(self, steps: int, batch_size: int, patch_size: int, muon_lr: float, adam_lr: float, warmup: int, clip: float) -> None:
+    def add_training(
+        self, steps: int, batch_size: int, patch_size: int, muon_lr: float, adam_lr: float, warmup: int, clip: float
+    ) -> None:
         train = self.parser.add_argument_group("training")
         train.add_argument(
-            "--recipe", choices=RECIPES, default=None, metavar="NAME", help="preset of options, which flags override: docs/recipes.md lists them"
+            "--recipe",
+            choices=RECIPES,
+            default=None,
+            metavar="NAME",
+            help="preset of options, which flags override: docs/recipes.md lists them",
         )
-        train.add_argument("--steps", type=number(int, 0), default=steps, help="optimizer steps; in stage 1 those of the joint phase")
+        train.add_argument(
+            "--steps", type=number(int, 0), default=steps, help="optimizer steps; in stage 1 those of the joint phase"
+        )
         train.add_argument("--batch-size", type=number(int, 1), default=batch_size, help="crops in a step")
         train.add_argument("--patch-size", type=number(int, 8), default=patch_size, help="side of a crop in pixels")
         train.add_argument(
-            "--optimizer", choices=("muon", "adam", "adamw"), default="muon", help="muon: orthogonalised momentum for hidden layers, Adam for the others"
+            "--optimizer",
+            choices=("muon", "adam", "adamw"),
+            default="muon",
+            help="muon: orthogonalised momentum for hidden layers, Adam for the others",
         )
-        self.muon_lr, self.adam_lr = muon_lr, adam_lr  # Muon's for the default width, Adam's for the published one: wide networks take less
+        self.muon_lr, self.adam_lr = (
+            muon_lr,
+            adam_lr,
+        )  # Muon's for the default width, Adam's for the published one: wide networks take less
         train.add_argument(
             "--lr",
             type=number(float, above=0, high=1),
@@ -199,13 +270,25 @@ class BaseOptions:
             help=f"highest learning rate, less for a wider network; default: {muon_lr:g} for muon, {adam_lr:g} for the others",
         )
         train.add_argument(
-            "--schedule", choices=("cosine", "step", "constant"), default="cosine", help="cosine to zero, or step decay at 20, 40, 60, 70, 80, 90%%"
+            "--schedule",
+            choices=("cosine", "step", "constant"),
+            default="cosine",
+            help="cosine to zero, or step decay at 20, 40, 60, 70, 80, 90%%",
         )
-        train.add_argument("--lr-decay", type=number(float, above=0, high=1), default=0.1, help="factor of the step decay")
-        train.add_argument("--warmup", type=number(int, 0), default=warmup, help="steps over which the learning rate rises from zero")
-        train.add_argument("--clip-grad", type=number(float, 0), default=clip, help="greatest gradient norm; 0: no clipping")
         train.add_argument(
-            "--ema", type=number(float, 0, 0.999999), default=0.999, help="decay of the running average of weights, which is what gets saved for use"
+            "--lr-decay", type=number(float, above=0, high=1), default=0.1, help="factor of the step decay"
+        )
+        train.add_argument(
+            "--warmup", type=number(int, 0), default=warmup, help="steps over which the learning rate rises from zero"
+        )
+        train.add_argument(
+            "--clip-grad", type=number(float, 0), default=clip, help="greatest gradient norm; 0: no clipping"
+        )
+        train.add_argument(
+            "--ema",
+            type=number(float, 0, 0.999999),
+            default=0.999,
+            help="decay of the running average of weights, which is what gets saved for use",
         )
         train.add_argument(
             "--compile",
@@ -222,12 +305,29 @@ class BaseOptions:
             help="decode all images once, or each whenever a crop of it is needed; auto: once, where they take less than half of the free memory",
         )
         train.add_argument(
-            "--on-nonfinite", choices=("stop", "skip"), default="stop", help="a loss or gradient that is not finite: stop, or skip the step, ten times at most"
+            "--on-nonfinite",
+            choices=("stop", "skip"),
+            default="stop",
+            help="a loss or gradient that is not finite: stop, or skip the step, ten times at most",
         )
-        train.add_argument("--max-minutes", type=number(float, above=0), default=None, help="stop in good order with a checkpoint after this long")
+        train.add_argument(
+            "--max-minutes",
+            type=number(float, above=0),
+            default=None,
+            help="stop in good order with a checkpoint after this long",
+        )
         train.add_argument("--log-every", type=number(int, 1), default=50, help="steps between lines of stats.jsonl")
         train.add_argument("--save-every", type=number(int, 1), default=500, help="steps between checkpoints")
-        train.add_argument("--val-every", type=number(int, 1), default=1000, help="steps between evaluations on held-out and --val images")
         train.add_argument(
-            "--val", nargs="+", default=None, metavar="IMAGES", help="clean images to report PSNR on while training; never used to choose a model"
+            "--val-every",
+            type=number(int, 1),
+            default=1000,
+            help="steps between evaluations on held-out and --val images",
+        )
+        train.add_argument(
+            "--val",
+            nargs="+",
+            default=None,
+            metavar="IMAGES",
+            help="clean images to report PSNR on while training; never used to choose a model",
         )

@@ -1,4 +1,5 @@
-"""Presets for --recipe: one for each row of the paper's tables, and for blind ranges of levels, in three flavours. Why they are as they are: docs/recipes.md.
+"""Presets for --recipe: one for each row of the paper's tables, and for blind ranges of levels, in three flavours.
+Why they are as they are: docs/recipes.md.
 
 A recipe is a value for each flag it sets, for either stage. Flags on the command line override it.
 """
@@ -21,14 +22,24 @@ LEVELS = {
 
 PAPER = ("awgn15", "awgn25", "awgn50", "hg", "mg")  # the rows of its tables: its noise estimator learns one level
 
-# what the flavours share, except where one says otherwise: sizes of the networks and crops, fresh noise, the make-up of stage 2's batches
+# what the flavours share, except where one says otherwise: sizes of the networks and crops, fresh noise, the make-up
+# of stage 2's batches
 COMMON = {
     "stage1": dict(noise_draw="fresh", width=96, blocks=8, patch_size=96),
-    "stage2": dict(noise_draw="fresh", student_width=160, noisy_share=0.125, noisy_weight=0.1, level_jitter=0.1, batch_size=32, patch_size=160),
+    "stage2": dict(
+        noise_draw="fresh",
+        student_width=160,
+        noisy_share=0.125,
+        noisy_weight=0.1,
+        level_jitter=0.1,
+        batch_size=32,
+        patch_size=160,
+    ),
 }
 
 FLAVOURS = {
-    # the authors' schedule and images: 100 epochs of 50,000, of which 30 are for mu alone and 10 for the covariances alone
+    # the authors' schedule and images: 100 epochs of 50,000, of which 30 are for mu alone and 10 for the covariances
+    # alone
     "paper": {
         "stage1": dict(
             clean=["imagenet_val"],
@@ -110,7 +121,8 @@ FLAVOURS = {
     },
 }
 
-# how long each released model was trained, and what it started from; of an AWGN model in two parts, this is the first one, and its card has the second
+# how long each released model was trained, and what it started from; of an AWGN model in two parts, this is the first
+# one, and its card has the second
 RELEASED = {
     "gray-awgn-blind": {
         "stage1": dict(steps=10_000, lr=4e-3, warmup=200),
@@ -156,14 +168,20 @@ def exists(mode: str, row: str, flavour: str) -> bool:
 
 
 RECIPES = {
-    f"{mode}-{row}-{flavour}": recipe(mode, row, flavour) for mode in ("gray", "color") for row in LEVELS for flavour in FLAVOURS if exists(mode, row, flavour)
+    f"{mode}-{row}-{flavour}": recipe(mode, row, flavour)
+    for mode in ("gray", "color")
+    for row in LEVELS
+    for flavour in FLAVOURS
+    if exists(mode, row, flavour)
 }
 DEFAULT = "gray-awgn-blind-small"  # the flags' defaults are this recipe's, images, noise and levels aside
 
 
 def arguments(name: str, stage: str, really_noisy: bool = False, optimizer: str | None = None) -> list[str]:
-    """A recipe as a command line. really_noisy: --noisy images are given, so all that is for making clean ones noisy is left out. optimizer: the one that is
-    given; the learning rate of another is left out. A paper recipe takes Muon's from the fast one, whose networks are of the same size."""
+    """A recipe as a command line. really_noisy: --noisy images are given, so all that is for making clean ones noisy
+    is left out. optimizer: the one that is given; the learning rate of another is left out. A paper recipe takes
+    Muon's from the fast one, whose networks are of the same size.
+    """
     values = dict(RECIPES[name][stage])
     if optimizer not in (None, values["optimizer"]):
         values.pop("lr")

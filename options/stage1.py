@@ -8,30 +8,48 @@ from options.base import BaseOptions, noise_levels, number
 
 class Stage1Options(BaseOptions):
     prog = "train_dbsn.py"
-    description = "Stage 1: train D-BSN and the noise estimator from noisy images alone. Run the same command again to continue."
+    description = (
+        "Stage 1: train D-BSN and the noise estimator from noisy images alone. Run the same command again to continue."
+    )
     stage = "stage1"
     may_change = BaseOptions.may_change | {"val", "images"}  # neither changes what is learned
 
     def add_options(self) -> None:
         data = self.parser.add_argument_group("images", "each a folder, a file, a glob pattern or a named set")
         source = data.add_mutually_exclusive_group(required=True)
-        source.add_argument("--clean", nargs="+", metavar="IMAGES", help="clean images, to which --noise is added: a synthetic study")
+        source.add_argument(
+            "--clean", nargs="+", metavar="IMAGES", help="clean images, to which --noise is added: a synthetic study"
+        )
         source.add_argument("--noisy", nargs="+", metavar="IMAGES", help="really noisy images")
         data.add_argument("--mode", choices=("gray", "color"), default="gray", help="images are converted to it")
         data.add_argument(
-            "--white-level", type=number(float, above=0), default=None, help="file value that becomes 1.0; default: 255, 65535, or 1.0 for float images"
+            "--white-level",
+            type=number(float, above=0),
+            default=None,
+            help="file value that becomes 1.0; default: 255, 65535, or 1.0 for float images",
         )
         self.add_noise_draw(data, "a clean image")
-        data.add_argument("--held-out", type=number(float, 0, 0.5), default=0.03, help="share of the training images kept for the held-out likelihood")
+        data.add_argument(
+            "--held-out",
+            type=number(float, 0, 0.5),
+            default=0.03,
+            help="share of the training images kept for the held-out likelihood",
+        )
         self.add_noise(required=True)
         model = self.parser.add_argument_group("model")
         model.add_argument("--width", type=number(int, 1), default=64, help="channels of D-BSN")
         model.add_argument("--blocks", type=number(int, 0), default=3, help="MDC blocks in each of the two branches")
         model.add_argument(
-            "--mdc", choices=("release", "paper", "residual"), default="residual", help="form of the block: one 5x5, two 3x3, or with a clean residual path"
+            "--mdc",
+            choices=("release", "paper", "residual"),
+            default="residual",
+            help="form of the block: one 5x5, two 3x3, or with a clean residual path",
         )
         model.add_argument(
-            "--start-from", default=None, metavar="CHECKPOINT", help="start with this stage-1 model's weights, and its size, instead of from scratch"
+            "--start-from",
+            default=None,
+            metavar="CHECKPOINT",
+            help="start with this stage-1 model's weights, and its size, instead of from scratch",
         )
         loss = self.parser.add_argument_group("loss")
         loss.add_argument(
@@ -53,8 +71,12 @@ class Stage1Options(BaseOptions):
             help="of the noise: cnn, the paper's, learns one level; residual finds each image's own; auto: residual for a range of levels, for mg, and for "
             "--noisy images of awgn",
         )
-        loss.add_argument("--mu-steps", type=number(int, 0), default=0, help="first phase: steps for mu alone, by squared error")
-        loss.add_argument("--sigma-steps", type=number(int, 0), default=0, help="second phase: steps for the covariances with mu held")
+        loss.add_argument(
+            "--mu-steps", type=number(int, 0), default=0, help="first phase: steps for mu alone, by squared error"
+        )
+        loss.add_argument(
+            "--sigma-steps", type=number(int, 0), default=0, help="second phase: steps for the covariances with mu held"
+        )
         self.add_training(steps=10_000, batch_size=6, patch_size=64, muon_lr=4e-3, adam_lr=3e-4, warmup=200, clip=10.0)
 
     def check(self, opt: argparse.Namespace) -> None:
@@ -68,7 +90,11 @@ class Stage1Options(BaseOptions):
                 " ".join(noise_levels()) + " noise_draw",
                 "is for synthetic noise on --clean images; with --noisy the level is estimated, so leave it out",
             )
-            self.refuse(opt, "val", "takes clean images and makes them noisy as --clean images are, which says nothing of --noisy ones; leave it out")
+            self.refuse(
+                opt,
+                "val",
+                "takes clean images and makes them noisy as --clean images are, which says nothing of --noisy ones; leave it out",
+            )
         else:
             self.check_levels(opt)
         if opt.estimator == "auto":
@@ -77,9 +103,15 @@ class Stage1Options(BaseOptions):
             wanted = NOISES[opt.noise].estimator(ranges, noisy=bool(opt.noisy))
             opt.estimator = wanted if opt.loss == "envelope" else "cnn"
         if opt.estimator == "residual" and opt.loss != "envelope":
-            self.parser.error(f"--loss {opt.loss} trains a noise estimator, and --estimator residual learns nothing: leave one of them out")
+            self.parser.error(
+                f"--loss {opt.loss} trains a noise estimator, and --estimator residual learns nothing: leave one of them out"
+            )
         if opt.estimator == "residual" or opt.loss != "envelope":
-            self.refuse(opt, "quantile", f"is for --loss envelope with --estimator cnn; here they are {opt.loss} and {opt.estimator}")
+            self.refuse(
+                opt,
+                "quantile",
+                f"is for --loss envelope with --estimator cnn; here they are {opt.loss} and {opt.estimator}",
+            )
         opt.quantile, opt.noise_draw, opt.mg_seed = opt.quantile or 0.05, opt.noise_draw or "fixed", opt.mg_seed or 0
         if opt.mu_steps + opt.sigma_steps + opt.steps == 0:
             self.parser.error("--mu-steps, --sigma-steps and --steps are all 0: nothing to train")

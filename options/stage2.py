@@ -13,10 +13,20 @@ class Stage2Options(BaseOptions):
 
     def add_options(self) -> None:
         data = self.parser.add_argument_group("images", "each a folder, a file, a glob pattern or a named set")
-        data.add_argument("--teacher", required=True, metavar="CHECKPOINT", help="stage-1 checkpoint, or the name of its run")
-        data.add_argument("--clean", nargs="+", required=True, metavar="IMAGES", help="clean images, from which the teacher's noise model makes pairs")
+        data.add_argument(
+            "--teacher", required=True, metavar="CHECKPOINT", help="stage-1 checkpoint, or the name of its run"
+        )
+        data.add_argument(
+            "--clean",
+            nargs="+",
+            required=True,
+            metavar="IMAGES",
+            help="clean images, from which the teacher's noise model makes pairs",
+        )
         source = data.add_mutually_exclusive_group(required=True)
-        source.add_argument("--noisy", nargs="+", metavar="IMAGES", help="really noisy images, which the teacher denoises")
+        source.add_argument(
+            "--noisy", nargs="+", metavar="IMAGES", help="really noisy images, which the teacher denoises"
+        )
         source.add_argument(
             "--synthetic-noisy",
             nargs="+",
@@ -24,7 +34,10 @@ class Stage2Options(BaseOptions):
             help="clean images that --noise is added to first; images also named by --clean are split, half each",
         )
         data.add_argument(
-            "--white-level", type=number(float, above=0), default=None, help="value in the --noisy files that becomes 1.0; default: the teacher's"
+            "--white-level",
+            type=number(float, above=0),
+            default=None,
+            help="value in the --noisy files that becomes 1.0; default: the teacher's",
         )
         data.add_argument(
             "--clean-white-level",
@@ -36,11 +49,23 @@ class Stage2Options(BaseOptions):
         self.add_noise(required=False)
         model = self.parser.add_argument_group("model")
         model.add_argument("--student-width", type=number(int, 4), default=96, help="channels of MWCNN's first level")
-        model.add_argument("--student", default=None, metavar="CHECKPOINT", help="start from this MWCNN instead of from scratch")
+        model.add_argument(
+            "--student", default=None, metavar="CHECKPOINT", help="start from this MWCNN instead of from scratch"
+        )
         loss = self.parser.add_argument_group("loss")
-        loss.add_argument("--noisy-share", type=number(float, 0, 1), default=0.125, help="share of a batch that are noisy images; the rest are clean ones")
+        loss.add_argument(
+            "--noisy-share",
+            type=number(float, 0, 1),
+            default=0.125,
+            help="share of a batch that are noisy images; the rest are clean ones",
+        )
         loss.add_argument("--noisy-weight", type=number(float, 0), default=0.1, help="weight of the noisy images' term")
-        loss.add_argument("--level-jitter", type=number(float, 0, 0.9), default=0.1, help="synthetic noise is scaled by 1 -/+ this, uniformly")
+        loss.add_argument(
+            "--level-jitter",
+            type=number(float, 0, 0.9),
+            default=0.1,
+            help="synthetic noise is scaled by 1 -/+ this, uniformly",
+        )
         self.add_training(steps=14_000, batch_size=8, patch_size=96, muon_lr=1.5e-3, adam_lr=1e-4, warmup=300, clip=1.0)
 
     def check(self, opt: argparse.Namespace) -> None:
@@ -48,10 +73,22 @@ class Stage2Options(BaseOptions):
             if opt.noise is None:
                 self.parser.error("--synthetic-noisy needs --noise and its levels")
             self.check_levels(opt)
-            self.refuse(opt, "white_level", "is for --noisy files; of --clean and --synthetic-noisy ones --clean-white-level says which value is white")
+            self.refuse(
+                opt,
+                "white_level",
+                "is for --noisy files; of --clean and --synthetic-noisy ones --clean-white-level says which value is white",
+            )
         else:
-            self.refuse(opt, "noise noise_draw " + " ".join(noise_levels()), "is for --synthetic-noisy; with --noisy the teacher's estimate is used")
-            self.refuse(opt, "val", "takes clean images and makes them noisy as --synthetic-noisy ones are, which says nothing of --noisy ones; leave it out")
+            self.refuse(
+                opt,
+                "noise noise_draw " + " ".join(noise_levels()),
+                "is for --synthetic-noisy; with --noisy the teacher's estimate is used",
+            )
+            self.refuse(
+                opt,
+                "val",
+                "takes clean images and makes them noisy as --synthetic-noisy ones are, which says nothing of --noisy ones; leave it out",
+            )
         opt.noise_draw, opt.mg_seed = opt.noise_draw or "fixed", opt.mg_seed or 0
         if opt.steps == 0:
             self.parser.error("--steps 0: nothing to train")

@@ -13,7 +13,13 @@ class TestOptions(BaseOptions):
 
     def add_options(self) -> None:
         data = self.parser.add_argument_group("images", "each a folder, a file, a glob pattern or a named set")
-        data.add_argument("--data", nargs="+", required=True, metavar="IMAGES", help="clean images under --protocol published, images to denoise under none")
+        data.add_argument(
+            "--data",
+            nargs="+",
+            required=True,
+            metavar="IMAGES",
+            help="clean images under --protocol published, images to denoise under none",
+        )
         data.add_argument(
             "--clean",
             nargs="+",
@@ -21,7 +27,9 @@ class TestOptions(BaseOptions):
             metavar="IMAGES",
             help="with --protocol none: the clean images that --data shows, in the same order or by the same names",
         )
-        data.add_argument("--mode", choices=("gray", "color"), default=None, help="convert images to it; default: as they are stored")
+        data.add_argument(
+            "--mode", choices=("gray", "color"), default=None, help="convert images to it; default: as they are stored"
+        )
         data.add_argument(
             "--white-level",
             type=number(float, above=0),
@@ -35,12 +43,19 @@ class TestOptions(BaseOptions):
             help="published: seeded noise on clean images; none: images as they are. Default: published with --noise",
         )
         data.add_argument(
-            "--on-bad", choices=("stop", "skip"), default="stop", help="an image that cannot be used: stop, or go on and list it at the end (exit code 1)"
+            "--on-bad",
+            choices=("stop", "skip"),
+            default="stop",
+            help="an image that cannot be used: stop, or go on and list it at the end (exit code 1)",
         )
         self.add_noise(required=False)
         model = self.parser.add_argument_group("model")
         model.add_argument(
-            "--checkpoint", nargs="+", default=[], metavar="CHECKPOINT", help="checkpoints of either stage: files, or names of runs or released weights"
+            "--checkpoint",
+            nargs="+",
+            default=[],
+            metavar="CHECKPOINT",
+            help="checkpoints of either stage: files, or names of runs or released weights",
         )
         model.add_argument(
             "--baseline",
@@ -49,9 +64,16 @@ class TestOptions(BaseOptions):
             choices=("wavelet", "nlm", "bm3d"),
             help="with --protocol published: classical denoisers, which are told the true noise level (HG, MG: its root mean square over the image)",
         )
-        model.add_argument("--self-ensemble", action="store_true", help="average over the eight flips and rotations: a little better, eight times slower")
         model.add_argument(
-            "--tile", type=number(int, 16), default=None, help="denoise in tiles of this side, which bounds memory; default: where the image is large"
+            "--self-ensemble",
+            action="store_true",
+            help="average over the eight flips and rotations: a little better, eight times slower",
+        )
+        model.add_argument(
+            "--tile",
+            type=number(int, 16),
+            default=None,
+            help="denoise in tiles of this side, which bounds memory; default: where the image is large",
         )
         out = self.parser.add_argument_group("output")
         out.add_argument("--json", type=Path, default=None, metavar="FILE", help="write the table in full")
@@ -64,11 +86,19 @@ class TestOptions(BaseOptions):
             if opt.noise is None:
                 self.parser.error("--protocol published needs --noise and its levels")
             if opt.clean:
-                self.parser.error("--clean is for --protocol none; under the published protocol --data are the clean images")
+                self.parser.error(
+                    "--clean is for --protocol none; under the published protocol --data are the clean images"
+                )
         else:
-            self.refuse(opt, "noise " + " ".join(noise_levels()), "is for --protocol published; with --protocol none the images are noisy already")
+            self.refuse(
+                opt,
+                "noise " + " ".join(noise_levels()),
+                "is for --protocol published; with --protocol none the images are noisy already",
+            )
             if opt.baseline:
-                self.parser.error(f"--baseline {opt.baseline[0]} is told the true noise level, which is known under --protocol published only: leave it out")
+                self.parser.error(
+                    f"--baseline {opt.baseline[0]} is told the true noise level, which is known under --protocol published only: leave it out"
+                )
         opt.baseline = list(dict.fromkeys(opt.baseline))
         self.check_levels(opt, ranges=False)
         opt.mg_seed = opt.mg_seed or 0

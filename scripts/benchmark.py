@@ -3,12 +3,13 @@
     python scripts/benchmark.py --json benchmark.json               the release's sizes; minutes on a GPU, an hour on two CPU cores
     python scripts/benchmark.py --json benchmark.json --quick       small sizes, seconds: shows that everything works, says nothing of speed
 
-Three tasks: "train", a step of stage 1; "infer", stage 1's posterior mean of one image; "distill", a step of stage 2's student. Each is timed on the plain
-path (NCHW tensors, float32, dilated convolutions, one operation after another, as the original release computes) and on this project's. All paths of a
-task share weights and inputs, and are first compared with the plain one: where they differ, the benchmark fails.
+Three tasks: "train", a step of stage 1; "infer", stage 1's posterior mean of one image; "distill", a step of stage
+2's student. Each is timed on the plain path (NCHW tensors, float32, dilated convolutions, one operation after
+another, as the original release computes) and on this project's. All paths of a task share weights and inputs, and
+are first compared with the plain one: where they differ, the benchmark fails.
 
-A round times every path once and rounds are repeated, so that whatever else the machine does falls on all paths alike; medians and interquartile ranges
-are reported. One row for each task, path and size:
+A round times every path once and rounds are repeated, so that whatever else the machine does falls on all paths
+alike; medians and interquartile ranges are reported. One row for each task, path and size:
 
     size                tensor of images that goes in: images x height x width
     seconds, spread     median over the rounds, interquartile range
@@ -119,14 +120,20 @@ def scale_of(quick: bool, device_type: str) -> Scale:
     cuda = device_type == "cuda"
     if quick:
         sizes: dict[str, Size] = {"train": (2, 32, 32), "infer": (1, 49, 65), "distill": (2, 32, 32)}
-        scaling: dict[str, tuple[Size, ...]] = {"infer": ((1, 32, 32), (1, 64, 64)), "train": ((1, 32, 32), (2, 32, 32))}
+        scaling: dict[str, tuple[Size, ...]] = {
+            "infer": ((1, 32, 32), (1, 64, 64)),
+            "train": ((1, 32, 32), (2, 32, 32)),
+        }
         return Scale(24, 1, 16, sizes, (2, 13, 17), scaling, large_side=500, matrix=512, rounds=2)
     sizes = {"train": (8, 96, 96), "infer": (1, 321, 481), "distill": (32 if cuda else 8, 160, 160)}
-    scaling = {"infer": ((1, 256, 256), (1, 512, 512), (1, 1024, 1024)), "train": ((2, 96, 96), (4, 96, 96), (8, 96, 96))}
+    scaling = {
+        "infer": ((1, 256, 256), (1, 512, 512), (1, 1024, 1024)),
+        "train": ((2, 96, 96), (4, 96, 96), (8, 96, 96)),
+    }
     return Scale(96, 8, 160, sizes, (2, 37, 41), scaling, large_side=10_000, matrix=8192 if cuda else 2048, rounds=5)
 
 
-# ------------------------------------------------------------------------------------------------------------------- what is timed
+# --------------------------------------------------------------------------------------- what is timed
 
 
 class Case:
@@ -144,7 +151,9 @@ class Case:
             self.model = BlindSpotDenoiser(1, "awgn", scale.width, scale.blocks)
             self.model.path = variant.form
             for net in (self.model.cov_head, self.model.noise_estimator.net):
-                nn.init.normal_(net.last.weight, std=0.01)  # zero as they are made: layers before them would have no say in the comparison
+                nn.init.normal_(
+                    net.last.weight, std=0.01
+                )  # zero as they are made: layers before them would have no say in the comparison
         self.model.dtype = variant.dtype
         self.model.to(device, memory_format=torch.channels_last if variant.channels_last else torch.contiguous_format)
         if variant.compiled != "off":
@@ -160,7 +169,9 @@ class Case:
         """Sets the input, the same for every path: y (N,1,H,W), and the student's target."""
         images, height, width = size
         generator = torch.Generator().manual_seed(0)
-        self.y, self.target = (torch.rand(images, 1, height, width, generator=generator).to(self.device) for _ in range(2))
+        self.y, self.target = (
+            torch.rand(images, 1, height, width, generator=generator).to(self.device) for _ in range(2)
+        )
 
     def loss(self) -> tuple[Tensor, list[Tensor]]:
         """What is minimised, and what the network adds of its own to it, (N,1,H,W) each."""
@@ -190,22 +201,36 @@ class Case:
             self.infer() if self.task == "infer" else self.step()
 
     def results(self) -> dict[str, Tensor]:
-        """What must be the same on every path: outputs, and the gradient where the task trains. Weights stay as they are."""
+        """What must be the same on every path: outputs, and the gradient where the task trains. Weights stay as they
+        are.
+        """
         with self.algorithms():
             if self.task == "infer":
                 with torch.no_grad():
-                    return {"mu": self.model(self.y).mu.clone(), "posterior mean": self.infer()}  # a CUDA graph's next replay overwrites its outputs
+                    return {
+                        "mu": self.model(self.y).mu.clone(),
+                        "posterior mean": self.infer(),
+                    }  # a CUDA graph's next replay overwrites its outputs
             loss, outputs = self.loss()
             loss.backward()
         gradient = torch.cat([p.grad.flatten() for p in self.model.parameters()])
         self.optimizer.zero_grad()
-        return {"loss": loss.detach(), "output": torch.cat([o.detach().flatten() for o in outputs]), "gradient": gradient}
+        return {
+            "loss": loss.detach(),
+            "output": torch.cat([o.detach().flatten() for o in outputs]),
+            "gradient": gradient,
+        }
 
     def bytes_held(self) -> int:
         """Of weights, gradients and the optimizer's state, between steps."""
         tensors = [t for p in self.model.parameters() for t in (p, p.grad) if t is not None]
         if self.optimizer:
-            tensors += [t for state in self.optimizer.state.values() for t in state.values() if t.device.type == self.device.type]
+            tensors += [
+                t
+                for state in self.optimizer.state.values()
+                for t in state.values()
+                if t.device.type == self.device.type
+            ]
         return sum(t.numel() * t.element_size() for t in tensors)
 
 
@@ -219,7 +244,9 @@ def deterministic_algorithms() -> Iterator[None]:
 
 
 def flops(task: str, size: Size, scale: Scale) -> int:
-    """Floating-point operations of one call of the plain path, forward and, where it trains, backward. Nothing is computed: tensors have no data."""
+    """Floating-point operations of one call of the plain path, forward and, where it trains, backward. Nothing is
+    computed: tensors have no data.
+    """
     case = Case(task, DENOISER[PLAIN], scale, torch.device("meta"))
     case.feed(size)
     with FlopCounterMode(display=False) as counter:
@@ -230,7 +257,7 @@ def flops(task: str, size: Size, scale: Scale) -> int:
     return counter.get_total_flops()
 
 
-# ------------------------------------------------------------------------------------------------------------------- correctness
+# ----------------------------------------------------------------------------------------- correctness
 
 
 def guard(path: str, found: dict[str, Tensor], wanted: dict[str, Tensor], dtype: torch.dtype) -> None:
@@ -245,13 +272,17 @@ def guard(path: str, found: dict[str, Tensor], wanted: dict[str, Tensor], dtype:
 
 
 def build(task: str, variants: dict[str, Variant], size: Size, scale: Scale, device: torch.device) -> dict[str, Case]:
-    """The cases of a task, each compared with the plain one and fed with images of `size`. One that cannot be compiled here is left out, with a line."""
+    """The cases of a task, each compared with the plain one and fed with images of `size`. One that cannot be
+    compiled here is left out, with a line.
+    """
     torch.compiler.reset()  # the compiler gives up on a function after a handful of versions
     cases, wanted = {}, {}
     tf32, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
     for path, variant in variants.items():
         case = Case(task, variant, scale, device)
-        case.feed(size if device.type == "cuda" else scale.check)  # on a GPU paths are compiled, which is once for each size
+        case.feed(
+            size if device.type == "cuda" else scale.check
+        )  # on a GPU paths are compiled, which is once for each size
         try:
             found = case.results()
         except torch._dynamo.exc.TorchDynamoException as error:
@@ -265,7 +296,7 @@ def build(task: str, variants: dict[str, Variant], size: Size, scale: Scale, dev
     return cases
 
 
-# ------------------------------------------------------------------------------------------------------------------- measuring
+# ------------------------------------------------------------------------------------------- measuring
 
 
 def seconds_of(call: Callable[[], object], device: torch.device) -> float:
@@ -291,7 +322,9 @@ def matrix_peaks(n: int, device: torch.device) -> dict[torch.dtype, float]:
 
 
 def time_rounds(cases: dict[str, Case], device: torch.device, rounds: int, seconds: float) -> dict[str, list[float]]:
-    """Seconds of every round, by path: at least `rounds` rounds, and more until `seconds` are used up. Each round begins with another path."""
+    """Seconds of every round, by path: at least `rounds` rounds, and more until `seconds` are used up. Each round
+    begins with another path.
+    """
     for case in cases.values():
         case()  # warm-up: libraries choose kernels, Adam makes its state
     times: dict[str, list[float]] = {path: [] for path in cases}
@@ -314,7 +347,9 @@ def cuda_peak_mb(case: Case) -> float:
 
 
 def resident_mb() -> tuple[float, float] | None:
-    """Resident size of this process now and at its greatest; None where the system has no /proc. (getrusage's peak would be no less than the parent's.)"""
+    """Resident size of this process now and at its greatest; None where the system has no /proc. (getrusage's peak
+    would be no less than the parent's.)
+    """
     status = Path("/proc/self/status")
     if not status.is_file():
         return None
@@ -326,7 +361,12 @@ def one(task: str, path: str, scale: Scale, device: torch.device) -> dict[str, f
     """What a fresh process measures: seconds, peak_mb. In it nothing but this task runs, on this path."""
     if path == LARGE:
         torch.manual_seed(0)
-        model = BlindSpotDenoiser(1, "awgn", width=16, blocks=1).to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+        model = (
+            BlindSpotDenoiser(1, "awgn", width=16, blocks=1)
+            .to(device, memory_format=torch.channels_last)
+            .eval()
+            .requires_grad_(False)
+        )
         y = torch.rand(1, 1, scale.large_side, scale.large_side)
         seconds = seconds_of(lambda: denoise(model, y, progress=True), device)
         sizes = resident_mb()
@@ -341,17 +381,27 @@ def one(task: str, path: str, scale: Scale, device: torch.device) -> dict[str, f
 
 
 def in_fresh_process(task: str, path: str, opt: argparse.Namespace) -> dict[str, float | None]:
-    command = [sys.executable, __file__, "--one", task, path, "--device", opt.device] + (["--quick"] if opt.quick else [])
+    command = [sys.executable, __file__, "--one", task, path, "--device", opt.device] + (
+        ["--quick"] if opt.quick else []
+    )
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         raise RunError(f"{task}, {path}: the process that measures its memory ended with code {done.returncode}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
-# ------------------------------------------------------------------------------------------------------------------- rows
+# ------------------------------------------------------------------------------------------------ rows
 
 
-def row(task: str, path: str, size: Size, times: list[float], plain: float | None, peak_mb: float | None, share: float | None) -> dict:
+def row(
+    task: str,
+    path: str,
+    size: Size,
+    times: list[float],
+    plain: float | None,
+    peak_mb: float | None,
+    share: float | None,
+) -> dict:
     seconds = statistics.median(times)
     return {
         "task": task,
@@ -368,7 +418,14 @@ def row(task: str, path: str, size: Size, times: list[float], plain: float | Non
 
 
 def measure(
-    task: str, size: Size, variants: dict[str, Variant], scale: Scale, device: torch.device, opt: argparse.Namespace, peaks, memory: bool
+    task: str,
+    size: Size,
+    variants: dict[str, Variant],
+    scale: Scale,
+    device: torch.device,
+    opt: argparse.Namespace,
+    peaks,
+    memory: bool,
 ) -> list[dict]:
     """Rows of a task at one size, one for each path."""
     cases = build(task, variants, size, scale, device)
@@ -388,14 +445,24 @@ def measure_large(scale: Scale, device: torch.device, opt: argparse.Namespace) -
     """The row of one image that has to be denoised in tiles, by a small model (16 channels, 1 + 1 blocks)."""
     size = (1, scale.large_side, scale.large_side)
     found = in_fresh_process("infer", LARGE, opt)
-    return row("infer", f"{LARGE} {scale.large_side**2 / 1e6:g} megapixel", size, [found["seconds"]], None, found["peak_mb"], None)
+    return row(
+        "infer",
+        f"{LARGE} {scale.large_side**2 / 1e6:g} megapixel",
+        size,
+        [found["seconds"]],
+        None,
+        found["peak_mb"],
+        None,
+    )
 
 
 def read_rows(file: Path) -> list[dict]:
     try:
         return json.loads(file.read_text())
     except (OSError, ValueError) as error:
-        raise UsageError(f"--show {file}: {error.strerror if isinstance(error, OSError) else 'not JSON'}; give a file that --json wrote") from error
+        raise UsageError(
+            f"--show {file}: {error.strerror if isinstance(error, OSError) else 'not JSON'}; give a file that --json wrote"
+        ) from error
 
 
 HEADER = ("task", "path", "size", "ms", "+-", "x plain", "images/s", "Mpixel/s", "peak MB", "% of peak")
@@ -405,39 +472,92 @@ def cells(r: dict) -> tuple[str, ...]:
     def shown(value: float | None, form: str, factor: float = 1.0) -> str:
         return "-" if value is None else format(factor * value, form)
 
-    numbers = [shown(r["seconds"], ".2f", 1e3), shown(r["spread"], ".2f", 1e3), shown(r["ratio_to_plain"], ".2f"), shown(r["images_per_second"], ".3g")]
-    numbers += [shown(r["pixels_per_second"], ".3g", 1e-6), shown(r["peak_memory_mb"], ".0f"), shown(r["flops_share"], ".1f", 100)]
+    numbers = [
+        shown(r["seconds"], ".2f", 1e3),
+        shown(r["spread"], ".2f", 1e3),
+        shown(r["ratio_to_plain"], ".2f"),
+        shown(r["images_per_second"], ".3g"),
+    ]
+    numbers += [
+        shown(r["pixels_per_second"], ".3g", 1e-6),
+        shown(r["peak_memory_mb"], ".0f"),
+        shown(r["flops_share"], ".1f", 100),
+    ]
     return r["task"], r["path"], r["size"], *numbers
 
 
 def table(rows: list[dict]) -> str:
     lines = [HEADER, *map(cells, rows)]
     widths = [max(map(len, column)) for column in zip(*lines)]
-    return "\n".join("  ".join(c.ljust(w) if k < 3 else c.rjust(w) for k, (c, w) in enumerate(zip(line, widths))).rstrip() for line in lines)
+    return "\n".join(
+        "  ".join(c.ljust(w) if k < 3 else c.rjust(w) for k, (c, w) in enumerate(zip(line, widths))).rstrip()
+        for line in lines
+    )
 
 
 def machine_name(device: torch.device) -> str:
     return device_name(device) + (f", {torch.get_num_threads()} threads" if device.type == "cpu" else "")
 
 
-# ------------------------------------------------------------------------------------------------------------------- the script
+# ------------------------------------------------------------------------------------------ the script
 
 
 def parser() -> Parser:
     p = Parser(
-        prog="scripts/benchmark.py", description="Time and memory of training and inference on every path, against the plain network.", allow_abbrev=False
+        prog="scripts/benchmark.py",
+        description="Time and memory of training and inference on every path, against the plain network.",
+        allow_abbrev=False,
     )
-    p.add_argument("--json", type=Path, default=None, metavar="FILE", help="where the rows go; without it only the table is printed")
-    p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: CUDA where there is one")
-    p.add_argument("--quick", action="store_true", help="small networks and images, few rounds, no memory of fresh processes: to see that it works")
     p.add_argument(
-        "--seconds", type=number(float, 0), default=60.0, metavar="S", help="go on with rounds of a task until this long has been used (default: 60)"
+        "--json",
+        type=Path,
+        default=None,
+        metavar="FILE",
+        help="where the rows go; without it only the table is printed",
     )
-    p.add_argument("--rounds", type=number(int, 1), default=None, help="rounds that are made however long they take (default: 5, or 2 with --quick)")
-    p.add_argument("--scaling", action="store_true", help="also infer larger images and train larger batches, on the path this machine takes")
-    p.add_argument("--large", action="store_true", help="also denoise 100 megapixels in tiles, with a small network (1/4 megapixel with --quick)")
-    p.add_argument("--show", type=Path, default=None, metavar="FILE", help="measure nothing: print the table of a file that --json wrote")
-    p.add_argument("--one", nargs=2, metavar=("TASK", "PATH"), default=None, help="for the benchmark's own use: measure one path in this process")
+    p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: CUDA where there is one")
+    p.add_argument(
+        "--quick",
+        action="store_true",
+        help="small networks and images, few rounds, no memory of fresh processes: to see that it works",
+    )
+    p.add_argument(
+        "--seconds",
+        type=number(float, 0),
+        default=60.0,
+        metavar="S",
+        help="go on with rounds of a task until this long has been used (default: 60)",
+    )
+    p.add_argument(
+        "--rounds",
+        type=number(int, 1),
+        default=None,
+        help="rounds that are made however long they take (default: 5, or 2 with --quick)",
+    )
+    p.add_argument(
+        "--scaling",
+        action="store_true",
+        help="also infer larger images and train larger batches, on the path this machine takes",
+    )
+    p.add_argument(
+        "--large",
+        action="store_true",
+        help="also denoise 100 megapixels in tiles, with a small network (1/4 megapixel with --quick)",
+    )
+    p.add_argument(
+        "--show",
+        type=Path,
+        default=None,
+        metavar="FILE",
+        help="measure nothing: print the table of a file that --json wrote",
+    )
+    p.add_argument(
+        "--one",
+        nargs=2,
+        metavar=("TASK", "PATH"),
+        default=None,
+        help="for the benchmark's own use: measure one path in this process",
+    )
     return p
 
 
@@ -448,9 +568,13 @@ def main(argv: list[str] | None = None) -> int:
     if opt.show:
         print(table(read_rows(opt.show)))
         return 0
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic algorithms need it set before CUDA starts
+    os.environ.setdefault(
+        "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+    )  # deterministic algorithms need it set before CUDA starts
     device = choose_device(opt.device)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that would only slow the deterministic paths
+    torch.utils.deterministic.fill_uninitialized_memory = (
+        False  # a debugging aid that would only slow the deterministic paths
+    )
     scale = scale_of(opt.quick, device.type)
     if opt.one:
         task, path = opt.one
@@ -462,8 +586,14 @@ def main(argv: list[str] | None = None) -> int:
 
     peaks = matrix_peaks(scale.matrix, device)
     machine = machine_name(device)
-    print(f"{machine}; PyTorch {torch.__version__}; matrix product {peaks[FLOAT] / 1e12:.3g} TFLOP/s in float32, {peaks[BF16] / 1e12:.3g} in bf16", flush=True)
-    print(f"D-BSN {scale.width} channels, {scale.blocks}+{scale.blocks} blocks; MWCNN {scale.student_width} channels\n", flush=True)
+    print(
+        f"{machine}; PyTorch {torch.__version__}; matrix product {peaks[FLOAT] / 1e12:.3g} TFLOP/s in float32, {peaks[BF16] / 1e12:.3g} in bf16",
+        flush=True,
+    )
+    print(
+        f"D-BSN {scale.width} channels, {scale.blocks}+{scale.blocks} blocks; MWCNN {scale.student_width} channels\n",
+        flush=True,
+    )
 
     rows: list[dict] = []
 
@@ -476,7 +606,10 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{task}: done", file=sys.stderr)
 
     for task in TASKS:
-        keep(task, measure(task, scale.sizes[task], variants_of(task, device.type), scale, device, opt, peaks, memory=True))
+        keep(
+            task,
+            measure(task, scale.sizes[task], variants_of(task, device.type), scale, device, opt, peaks, memory=True),
+        )
     if opt.scaling:
         own = f"{'phases' if device.type == 'cuda' else 'fused'} {'bf16' if choose_dtype('auto', device) == BF16 else 'float32'}"
         variants = {own: DENOISER[own]}

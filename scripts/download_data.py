@@ -3,8 +3,9 @@
     python scripts/download_data.py bsd68 cbsd68
     python scripts/download_data.py all --check
 
-data/manifest.tsv says of each file where it is (a path in one commit of a GitHub repository), its size and its SHA-256. A file gets its name in
-ROOT/SET/ after its bytes are found to be right, files that are right already are left alone, and wrong ones are replaced.
+data/manifest.tsv says of each file where it is (a path in one commit of a GitHub repository), its size and its
+SHA-256. A file gets its name in ROOT/SET/ after its bytes are found to be right, files that are right already are
+left alone, and wrong ones are replaced.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ from urllib.parse import quote, urlsplit
 
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages, wherever the script is started from
+sys.path.insert(
+    0, str(Path(__file__).resolve().parents[1])
+)  # the project's packages, wherever the script is started from
 
 from data.sets import SETS, bsd68_names, content_hash, root_folder
 from options.base import Parser, number
@@ -45,7 +48,10 @@ def main(argv: Sequence[str] | None = None, manifest: Path = MANIFEST) -> int:
     if root.exists() and not root.is_dir():
         raise UsageError(f"{root}: is not a folder; name another root with --data-root or DBSN_DATA")
     folders = files_of_sets(opt.sets, read_manifest(manifest))
-    states = {name: {root / name / e.file: state(root / name / e.file, e) for e in entries} for name, entries in folders.items()}
+    states = {
+        name: {root / name / e.file: state(root / name / e.file, e) for e in entries}
+        for name, entries in folders.items()
+    }
     if opt.check:
         for name, files in states.items():
             print(f"{root / name}: {summary(files)}")
@@ -63,23 +69,47 @@ def main(argv: Sequence[str] | None = None, manifest: Path = MANIFEST) -> int:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UsageError(f"{folder}: cannot make the folder ({error.strerror}); name another root with --data-root or DBSN_DATA") from None
+            raise UsageError(
+                f"{folder}: cannot make the folder ({error.strerror}); name another root with --data-root or DBSN_DATA"
+            ) from None
     total = sum(e.bytes for entries in folders.values() for e in entries)
     there = total - sum(e.bytes for e in todo.values())
     with tqdm(total=total, initial=there, desc="download", unit="B", unit_scale=True, disable=None) as bar:
         download(todo, opt.base_url, opt.jobs, bar)
     for name, entries in folders.items():
-        print(f"{root / name}: {len(entries)} files, {sum((root / name / e.file) in todo for e in entries)} of them new")
+        print(
+            f"{root / name}: {len(entries)} files, {sum((root / name / e.file) in todo for e in entries)} of them new"
+        )
     return 0
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="scripts/download_data.py", description="Downloads public image sets and verifies them.", allow_abbrev=False)
-    parser.add_argument("sets", nargs="+", metavar="SET", help=f"{', '.join(NAMES)}, or all: every set (bsd432 is taken from bsd500 then)")
-    parser.add_argument("--data-root", type=Path, default=None, help="folder of the named image sets; default: $DBSN_DATA, then datasets/")
-    parser.add_argument("--base-url", default="https://raw.githubusercontent.com", help="where the repositories are; default: %(default)s")
+    parser = Parser(
+        prog="scripts/download_data.py",
+        description="Downloads public image sets and verifies them.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "sets",
+        nargs="+",
+        metavar="SET",
+        help=f"{', '.join(NAMES)}, or all: every set (bsd432 is taken from bsd500 then)",
+    )
+    parser.add_argument(
+        "--data-root",
+        type=Path,
+        default=None,
+        help="folder of the named image sets; default: $DBSN_DATA, then datasets/",
+    )
+    parser.add_argument(
+        "--base-url",
+        default="https://raw.githubusercontent.com",
+        help="where the repositories are; default: %(default)s",
+    )
     parser.add_argument("--jobs", type=number(int, 1, 16), default=4, help="parallel connections; default: %(default)s")
-    parser.add_argument("--check", action="store_true", help="download nothing; exit code 1 if a file is missing or wrong")
+    parser.add_argument(
+        "--check", action="store_true", help="download nothing; exit code 1 if a file is missing or wrong"
+    )
     opt = parser.parse_args(argv)
     for name in opt.sets:
         if name not in (*NAMES, "all"):
@@ -93,12 +123,18 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def is_http(url: str) -> bool:
     try:
         parts = urlsplit(url)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and url.isascii() and url.isprintable() and " " not in url
+        return (
+            parts.scheme in ("http", "https")
+            and bool(parts.hostname)
+            and url.isascii()
+            and url.isprintable()
+            and " " not in url
+        )
     except ValueError:
         return False
 
 
-# ---------------------------------------------------------------------------------------------------------------- what there is to download
+# --------------------------------------------------------------------------- what there is to download
 
 
 @dataclass(frozen=True)
@@ -114,13 +150,17 @@ class Entry:
 
 
 def read_manifest(manifest: Path) -> dict[str, list[Entry]]:
-    """The entries of each set. RunError for a row that is damaged, or that would lead out of the set's folder or the commit."""
+    """The entries of each set. RunError for a row that is damaged, or that would lead out of the set's folder or the
+    commit.
+    """
     try:
         lines = manifest.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise RunError(f"{manifest}: cannot be read ({one_line(error)}); restore it with git") from None
     if not lines or tuple(lines[0].split("\t")) != COLUMNS:
-        raise RunError(f"{manifest}: the first line does not name the columns {', '.join(COLUMNS)}; restore it with git")
+        raise RunError(
+            f"{manifest}: the first line does not name the columns {', '.join(COLUMNS)}; restore it with git"
+        )
     sets: dict[str, dict[str, Entry]] = {}
     name = r"[A-Za-z0-9_-][A-Za-z0-9._-]*"  # no separator, no leading dot: neither hidden nor ".."
     for i, line in enumerate(lines[1:], 2):
@@ -135,7 +175,9 @@ def read_manifest(manifest: Path) -> dict[str, list[Entry]]:
             and not {"", ".", ".."} & set(cells["path"].split("/"))
         )
         if not sound or cells["file"] in sets.get(cells["set"], {}):
-            raise RunError(f"{manifest}: line {i} is no row of a manifest, or names a file again or outside its folder; restore it with git")
+            raise RunError(
+                f"{manifest}: line {i} is no row of a manifest, or names a file again or outside its folder; restore it with git"
+            )
         folder = cells.pop("set")
         sets.setdefault(folder, {})[cells["file"]] = Entry(**cells | {"bytes": int(cells["bytes"])})
     return {name: list(entries.values()) for name, entries in sets.items()}
@@ -176,7 +218,7 @@ def summary(states: dict[Path, str]) -> str:
     return text
 
 
-# -------------------------------------------------------------------------------------------------------------------------------- downloading
+# ---------------------------------------------------------------------------- ------------ downloading
 
 
 def download(wanted: dict[Path, Entry], base_url: str, jobs: int, bar: tqdm) -> None:
@@ -185,7 +227,9 @@ def download(wanted: dict[Path, Entry], base_url: str, jobs: int, bar: tqdm) -> 
     stopping = threading.Event()
     pool = ThreadPoolExecutor(jobs)
     try:
-        futures = {pool.submit(download_file, opener, file, entry, base_url, stopping): entry for file, entry in wanted.items()}
+        futures = {
+            pool.submit(download_file, opener, file, entry, base_url, stopping): entry for file, entry in wanted.items()
+        }
         for future in as_completed(futures):
             future.result()
             bar.update(futures[future].bytes)
@@ -194,7 +238,9 @@ def download(wanted: dict[Path, Entry], base_url: str, jobs: int, bar: tqdm) -> 
         pool.shutdown(cancel_futures=True)
 
 
-def download_file(opener: urllib.request.OpenerDirector, file: Path, entry: Entry, base_url: str, stopping: threading.Event) -> None:
+def download_file(
+    opener: urllib.request.OpenerDirector, file: Path, entry: Entry, base_url: str, stopping: threading.Event
+) -> None:
     url = f"{base_url.rstrip('/')}/{quote(f'{entry.repository}/{entry.commit}/{entry.path}')}"
     data = fetch(opener, url, entry.bytes, stopping)
     found = hashlib.sha256(data).hexdigest()
@@ -206,7 +252,9 @@ def download_file(opener: urllib.request.OpenerDirector, file: Path, entry: Entr
 
 
 def fetch(opener: urllib.request.OpenerDirector, url: str, size: int, stopping: threading.Event) -> bytes:
-    """What is at the URL, of which at most size + 1 bytes are read: one more shows that it is too long. RunError when the attempts run out."""
+    """What is at the URL, of which at most size + 1 bytes are read: one more shows that it is too long. RunError when
+    the attempts run out.
+    """
     for wait in (*WAITS, 0.0):
         try:
             with opener.open(url, timeout=TIMEOUT) as response:
@@ -231,7 +279,9 @@ class HttpRedirects(urllib.request.HTTPRedirectHandler):
 
     def redirect_request(self, request, response, code, message, headers, url):
         if not is_http(url):
-            raise urllib.error.HTTPError(request.full_url, code, f"refused to follow to {ascii(url)[1:-1]}", headers, response)
+            raise urllib.error.HTTPError(
+                request.full_url, code, f"refused to follow to {ascii(url)[1:-1]}", headers, response
+            )
         return super().redirect_request(request, response, code, message, headers, url)
 
 

@@ -1,10 +1,13 @@
 """What makes the networks learn more: trains variants of one small model of each stage and compares them.
 
-    python scripts/learning_curves.py --json results/learning-curves.json --plot docs/learning-curves.png --table docs/recipes.md
+    python scripts/learning_curves.py --json results/learning-curves.json --plot docs/learning-curves.png --table
+    docs/recipes.md
 
-Gray, AWGN 25 drawn afresh, on bsd432 less twelve photographs, which the PSNR is measured on; no test image is seen. Stage 1: 32 channels, 3 + 3 blocks.
-Stage 2: 64 channels, pairs alone, made with the level that released weights find. Each variant differs from its stage's base in what its name says. Seconds depend on the machine and on what else it does, so variants are compared by step,
-by pixels seen and by floating-point operations. Run it again to continue: finished variants are kept.
+Gray, AWGN 25 drawn afresh, on bsd432 less twelve photographs, which the PSNR is measured on; no test image is seen.
+Stage 1: 32 channels, 3 + 3 blocks. Stage 2: 64 channels, pairs alone, made with the level that released weights find.
+Each variant differs from its stage's base in what its name says. Seconds depend on the machine and on what else it
+does, so variants are compared by step, by pixels seen and by floating-point operations. Run it again to continue:
+finished variants are kept.
 """
 
 from __future__ import annotations
@@ -76,12 +79,27 @@ ALL = VARIANTS | STUDENTS
 
 def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="scripts/learning_curves.py", description=__doc__.splitlines()[0])
-    parser.add_argument("--variants", nargs="+", choices=ALL, default=None, metavar="NAME", help=f"of {', '.join(ALL)}; default: all")
-    parser.add_argument("--data-root", type=Path, default=None, help="folder of the named image sets; default: $DBSN_DATA, then datasets/")
+    parser.add_argument(
+        "--variants", nargs="+", choices=ALL, default=None, metavar="NAME", help=f"of {', '.join(ALL)}; default: all"
+    )
+    parser.add_argument(
+        "--data-root",
+        type=Path,
+        default=None,
+        help="folder of the named image sets; default: $DBSN_DATA, then datasets/",
+    )
     parser.add_argument("--checkpoints-dir", type=Path, default=Path("checkpoints/curves"), help="where the runs are")
-    parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="all that was measured; variants that it has already are kept")
+    parser.add_argument(
+        "--json",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="all that was measured; variants that it has already are kept",
+    )
     parser.add_argument("--plot", type=Path, default=None, metavar="FILE")
-    parser.add_argument("--table", type=Path, default=None, metavar="FILE", help="write the table into this file, between its markers")
+    parser.add_argument(
+        "--table", type=Path, default=None, metavar="FILE", help="write the table into this file, between its markers"
+    )
     opt = parser.parse_args(argv)
     for file in (opt.json, opt.plot, opt.table):
         if file is not None and not file.parent.is_dir():
@@ -109,8 +127,21 @@ def train(name: str, data_root: Path | None, folder: Path) -> dict:
     val = files[:: len(files) // VALIDATION_IMAGES][:VALIDATION_IMAGES]
     pixels, base_pixels = (o["batch_size"] * o["patch_size"] ** 2 for o in (options, base))
     run = name.replace(", ", "-").replace(" ", "-")
-    argv = ["--name", run, "--checkpoints-dir", str(folder), "--clean", *(str(f) for f in files if f not in val), "--val", *map(str, val), *FIXED.split()]
-    argv += ["--val-every", str(-(-base["steps"] // 3) * base_pixels // pixels)]  # three times in a run as long as the base's
+    argv = [
+        "--name",
+        run,
+        "--checkpoints-dir",
+        str(folder),
+        "--clean",
+        *(str(f) for f in files if f not in val),
+        "--val",
+        *map(str, val),
+        *FIXED.split(),
+    ]
+    argv += [
+        "--val-every",
+        str(-(-base["steps"] // 3) * base_pixels // pixels),
+    ]  # three times in a run as long as the base's
     for flag, value in options.items():
         argv += [f"--{flag.replace('_', '-')}", str(value)]
     if name in STUDENTS:  # none of a batch is noisy images, but they must be named and must not be among the clean ones
@@ -121,7 +152,13 @@ def train(name: str, data_root: Path | None, folder: Path) -> dict:
         raise SystemExit(code)
     stats = [json.loads(line) for line in (folder / run / "stats.jsonl").read_text().splitlines()]
     parameters, flops = cost(options)
-    row = {"name": name, **options, "parameters": parameters, "flops_per_pixel": flops, "teraflops": options["steps"] * pixels * flops / 1e12}
+    row = {
+        "name": name,
+        **options,
+        "parameters": parameters,
+        "flops_per_pixel": flops,
+        "teraflops": options["steps"] * pixels * flops / 1e12,
+    }
     if name not in STUDENTS:
         row["noise_level"] = stats[-2]["noise_level"]
     return row | {"points": [{"pixels": s["step"] * pixels, **s} for s in stats if "val_psnr" in s]}
@@ -144,7 +181,10 @@ def cost(options: dict) -> tuple[int, int]:
 
 def table(rows: list[dict]) -> str:
     """Markdown, one line for each variant."""
-    lines = ["| variant | steps x crops | parameters | TFLOP | held-out NLL | mu, dB | result, dB | level |", "|" + "---|" * 8]
+    lines = [
+        "| variant | steps x crops | parameters | TFLOP | held-out NLL | mu, dB | result, dB | level |",
+        "|" + "---|" * 8,
+    ]
     for r in rows:
         last = r["points"][-1]
         size = f"{r['steps']} x {r['batch_size']} of {r['patch_size']}²"
@@ -165,8 +205,14 @@ def write_table(file: Path, rows: list[dict]) -> None:
 
 
 PANELS = {  # title -> (x axis, variants)
-    "optimizer": ("step", ["base", "seed 1", "1200 steps", "muon", "muon, seed 1", "muon, 1200 steps", "muon, lr 5e-3, 1200 steps"]),
-    "learning rate": ("step", ["base", "lr 1e-3", "lr 4e-3", "muon", "muon, lr 1e-3", "muon, lr 5e-3", "muon, lr 1e-2"]),
+    "optimizer": (
+        "step",
+        ["base", "seed 1", "1200 steps", "muon", "muon, seed 1", "muon, 1200 steps", "muon, lr 5e-3, 1200 steps"],
+    ),
+    "learning rate": (
+        "step",
+        ["base", "lr 1e-3", "lr 4e-3", "muon", "muon, lr 1e-3", "muon, lr 5e-3", "muon, lr 1e-2"],
+    ),
     "block form": ("teraflops", ["base", "release", "paper", "muon", "muon, release", "muon, paper"]),
     "crops": ("megapixels", ["muon", "muon, batch 4", "muon, batch 16", "muon, patch 32", "muon, patch 96"]),
     "stage 2": ("step", list(STUDENTS)),
@@ -186,7 +232,9 @@ def plot(file: Path, rows: list[dict]) -> None:
     shown = {title: (unit, few) for title, (unit, few) in shown.items() if len(few) > 1}
     if not shown:
         raise UsageError("--plot compares variants, and fewer than two have been trained")
-    figure, axes = pyplot.subplots(1, len(shown), figsize=(5 * len(shown), 4.5), sharey=True, layout="constrained", squeeze=False)
+    figure, axes = pyplot.subplots(
+        1, len(shown), figsize=(5 * len(shown), 4.5), sharey=True, layout="constrained", squeeze=False
+    )
     for axis, (title, (unit, few)) in zip(axes[0], shown.items()):
         for row in few:
             points = row["points"]

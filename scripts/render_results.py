@@ -3,8 +3,9 @@
     python scripts/render_results.py             writes both files
     python scripts/render_results.py --check     writes nothing; exit code 1 where one is out of date
 
-Every measured figure comes from a file that `python test.py .. --json results/NAME.json` wrote, every published one from results/published.json; other files
-in results/ are left alone. A file is refused where it is not whole, names folders of one machine, or was measured with other weights than those released.
+Every measured figure comes from a file that `python test.py .. --json results/NAME.json` wrote, every published one
+from results/published.json; other files in results/ are left alone. A file is refused where it is not whole, names
+folders of one machine, or was measured with other weights than those released.
 """
 
 from __future__ import annotations
@@ -101,15 +102,23 @@ class Result:
     table: dict
 
     def cells(self, group: Iterable[dict], figure: str = "psnr") -> dict[str, float]:
-        """The mean figure of everything measured that is not a network, and of the networks in the group (records of table["models"])."""
+        """The mean figure of everything measured that is not a network, and of the networks in the group (records of
+        table["models"]).
+        """
         suffix = " x8" if self.table["self_ensemble"] else ""
         names = {"noisy": "noisy", **{name: name for name in self.table["baselines"]}}
         for model in group:
             names |= {method + suffix: name for method, name in model["methods"].items()}
-        return {key: self.table["mean"][name][figure] for key, name in names.items() if self.table["mean"][name]["psnr"] is not None}
+        return {
+            key: self.table["mean"][name][figure]
+            for key, name in names.items()
+            if self.table["mean"][name]["psnr"] is not None
+        }
 
     def groups(self) -> list[list[dict]]:
-        """Models that share a row: a stage-1 model and its student where there is one of each, else every model alone."""
+        """Models that share a row: a stage-1 model and its student where there is one of each, else every model
+        alone.
+        """
         models = self.table["models"]
         stages = [model["stage"] for model in models]
         return [models] if len(set(stages)) == len(stages) else [[model] for model in models]
@@ -117,7 +126,9 @@ class Result:
 
 @dataclass
 class Section:
-    """One table. rows: label -> names of the models, "" for the noisy input and the baselines -> column -> (PSNR, SSIM, file in results/)."""
+    """One table. rows: label -> names of the models, "" for the noisy input and the baselines -> column -> (PSNR,
+    SSIM, file in results/).
+    """
 
     title: str
     first: str  # head of the first column
@@ -141,7 +152,9 @@ class Section:
                     )
 
     def render_narrow(self) -> str:
-        """The table of the README: a row for each noise that was measured, and one for each pair of models where there are several."""
+        """The table of the README: a row for each noise that was measured, and one for each pair of models where
+        there are several.
+        """
         lines = []
         for label, groups in self.rows.items():
             names = [name for name in groups if name]
@@ -171,7 +184,14 @@ class Section:
                 cells = shared | groups.get(name, {})
                 shown = [show(cells[c], ssim) if c in cells else MISSING for c in columns]
                 published = self.published.get(label, {})
-                lines.append([label, name or "-", *shown, *("-" if published.get(m) is None else f"*{published[m]:.2f}*" for m in methods)])
+                lines.append(
+                    [
+                        label,
+                        name or "-",
+                        *shown,
+                        *("-" if published.get(m) is None else f"*{published[m]:.2f}*" for m in methods),
+                    ]
+                )
         return markdown([self.first, "model", *(MEASURED[c] for c in columns), *(f"*{m}*" for m in methods)], lines)
 
 
@@ -187,7 +207,11 @@ def markdown(head: list[str], rows: list[list[str]]) -> str:
 def model_name(file: str) -> str:
     """checkpoints/NAME.safetensors, checkpoints/NAME/last.safetensors -> NAME"""
     path = Path(file)
-    return path.stem if path.stem not in ("last", "best") else path.parent.name + ("" if path.stem == "last" else " (best)")
+    return (
+        path.stem
+        if path.stem not in ("last", "best")
+        else path.parent.name + ("" if path.stem == "last" else " (best)")
+    )
 
 
 def noise_label(noise: dict) -> str:
@@ -205,18 +229,28 @@ def read_results(root: Path) -> list[Result]:
         if not isinstance(table, dict) or "protocol" not in table:
             continue  # of another script
         if "models" not in table:
-            raise RunError(f"results/{file.name} does not tell which weights it measured: make it again with test.py --json")
+            raise RunError(
+                f"results/{file.name} does not tell which weights it measured: make it again with test.py --json"
+            )
         if table["skipped"]:
-            raise RunError(f"results/{file.name} lacks {len(table['skipped'])} images that were skipped: make it again without --on-bad skip")
+            raise RunError(
+                f"results/{file.name} lacks {len(table['skipped'])} images that were skipped: make it again without --on-bad skip"
+            )
         for argument in table["arguments"]:
             if Path(argument).is_absolute():
-                raise RunError(f"results/{file.name} was made with the path {argument} of one machine: make it again with a named set and $DBSN_DATA")
+                raise RunError(
+                    f"results/{file.name} was made with the path {argument} of one machine: make it again with a named set and $DBSN_DATA"
+                )
         for model in table["models"]:
             weights = root / model["file"]
             released = weights.parent == root / "checkpoints" and weights.is_file()
-            if model["sha256"] != (content_hash(weights) if released else weights_of.setdefault(model["file"], model["sha256"])):
+            if model["sha256"] != (
+                content_hash(weights) if released else weights_of.setdefault(model["file"], model["sha256"])
+            ):
                 others = "those now in" if released else "another file there of"
-                raise RunError(f"results/{file.name} was measured with other weights than {others} {model['file']}: make it again")
+                raise RunError(
+                    f"results/{file.name} was measured with other weights than {others} {model['file']}: make it again"
+                )
         if table["mean"]:
             results.append(Result(file.name, table))
     return results
@@ -225,7 +259,9 @@ def read_results(root: Path) -> list[Result]:
 def sections_of(results: list[Result], published: dict) -> tuple[list[Section], Section, Section]:
     """The published tables, other images with noise by the published protocol, and really noisy photographs."""
     tables = {
-        (t["data"], t["mode"], t["images"]): Section(t["title"], "noise", {noise_label(row["noise"]): row["psnr"] for row in t["rows"]})
+        (t["data"], t["mode"], t["images"]): Section(
+            t["title"], "noise", {noise_label(row["noise"]): row["psnr"] for row in t["rows"]}
+        )
         for t in published["tables"]
     }
     others, real = Section("Other images", "images, noise"), Section("Real photographs", "images")
@@ -235,7 +271,11 @@ def sections_of(results: list[Result], published: dict) -> tuple[list[Section], 
         if table["protocol"] == "none":
             real.add(images, result)
             continue
-        found = [s for (data, mode, count), s in tables.items() if images == data and table["mode"] in (None, mode) and len(table["images"]) == count]
+        found = [
+            s
+            for (data, mode, count), s in tables.items()
+            if images == data and table["mode"] in (None, mode) and len(table["images"]) == count
+        ]
         label = noise_label(table["noise"])
         if found:
             found[0].add(label, result)
@@ -250,20 +290,50 @@ def models_table(root: Path, results: list[Result]) -> str:
     for model in sorted(models.values(), key=lambda m: (m["stage"], m["file"])):
         facts, name = model["training"] or {}, model_name(model["file"])
         cards = [
-            c for c in sorted((root / "checkpoints").glob("*.md"), key=lambda c: -len(c.stem)) if name.startswith(c.stem)
+            c
+            for c in sorted((root / "checkpoints").glob("*.md"), key=lambda c: -len(c.stem))
+            if name.startswith(c.stem)
         ]  # a student's may be its teacher's
         unknown = "see card" if cards else "not recorded"
-        images = "; ".join(f"{flag.replace('_', ' ')} {' '.join(facts[flag])}" for flag in ("clean", "noisy", "synthetic_noisy") if facts.get(flag))
+        images = "; ".join(
+            f"{flag.replace('_', ' ')} {' '.join(facts[flag])}"
+            for flag in ("clean", "noisy", "synthetic_noisy")
+            if facts.get(flag)
+        )
         levels = [f"{n} " + "..".join(f"{v:g}" for v in dict.fromkeys(facts[n])) for n in LEVELS if facts.get(n)]
         noise = " ".join([facts["noise"], *levels]) if facts.get("noise") else "" if not facts else "-"
-        crops = f" of {facts['batch_size']} crops, {facts['patch_size']}x{facts['patch_size']}" if "batch_size" in facts else ""
+        crops = (
+            f" of {facts['batch_size']} crops, {facts['patch_size']}x{facts['patch_size']}"
+            if "batch_size" in facts
+            else ""
+        )
         network = ", ".join(f"{k} {v}" for k, v in model["config"].items() if k in ("width", "blocks", "mdc"))
         learned = facts.get("loss") or (f"teacher {model_name(facts['teacher'])}" if facts.get("teacher") else "")
         cells = (images, noise, facts.get("noise_draw"), learned)
         linked = f"[{name}](../checkpoints/{cards[0].name})" if cards else name
-        rows.append([linked, f"`{model['sha256'][:12]}`", model["stage"], network, *(cell or unknown for cell in cells), f"{model['step']}{crops}"])
+        rows.append(
+            [
+                linked,
+                f"`{model['sha256'][:12]}`",
+                model["stage"],
+                network,
+                *(cell or unknown for cell in cells),
+                f"{model['step']}{crops}",
+            ]
+        )
         rows[-1].append(facts.get("trained_on") or unknown)
-    head = ["checkpoint", "SHA-256", "stage", "network", "training images", "noise", "noise draw", "loss", "steps", "trained on, for how long"]
+    head = [
+        "checkpoint",
+        "SHA-256",
+        "stage",
+        "network",
+        "training images",
+        "noise",
+        "noise draw",
+        "loss",
+        "steps",
+        "trained on, for how long",
+    ]
     return markdown(head, rows)
 
 
@@ -273,11 +343,35 @@ def runs_table(results: list[Result]) -> str:
         t = result.table
         tiled = [model_name(model["file"]) for model in t["models"] if model["tiled"]]
         seconds = ", ".join(f"{model_name(name)} {value:.2f}" for name, value in t["seconds_per_image"].items())
-        rows.append([f"[{result.name}]({'../results/' + result.name})", t["protocol"], len(t["images"]), t["code"] or "unknown", t["torch"]])
-        levels = [image["noise_level"] for image in t["images"] if (image.get("noise_level") or {}).get("estimated") and image["noise_level"].get("true")]
-        off = f"{sum(abs(level['estimated'] / level['true'] - 1) for level in levels) / len(levels):.1%}" if levels else "-"
-        rows[-1] += [f"{t['device']}, {t['threads']} thread{'s' * (t['threads'] > 1)}", seconds or "-", ", ".join(tiled) or "no", off]
-    return markdown(["file", "protocol", "images", "commit", "PyTorch", "device", "seconds per image", "in tiles", "level off by"], rows)
+        rows.append(
+            [
+                f"[{result.name}]({'../results/' + result.name})",
+                t["protocol"],
+                len(t["images"]),
+                t["code"] or "unknown",
+                t["torch"],
+            ]
+        )
+        levels = [
+            image["noise_level"]
+            for image in t["images"]
+            if (image.get("noise_level") or {}).get("estimated") and image["noise_level"].get("true")
+        ]
+        off = (
+            f"{sum(abs(level['estimated'] / level['true'] - 1) for level in levels) / len(levels):.1%}"
+            if levels
+            else "-"
+        )
+        rows[-1] += [
+            f"{t['device']}, {t['threads']} thread{'s' * (t['threads'] > 1)}",
+            seconds or "-",
+            ", ".join(tiled) or "no",
+            off,
+        ]
+    return markdown(
+        ["file", "protocol", "images", "commit", "PyTorch", "device", "seconds per image", "in tiles", "level off by"],
+        rows,
+    )
 
 
 def command(result: Result) -> str:
@@ -286,7 +380,11 @@ def command(result: Result) -> str:
 
 def render_document(root: Path, results: list[Result], published: dict) -> str:
     tables, others, real = sections_of(results, published)
-    parts = ["# Results", "`python scripts/render_results.py` makes this page from the files in [results](../results). Do not edit it by hand.", LEGEND]
+    parts = [
+        "# Results",
+        "`python scripts/render_results.py` makes this page from the files in [results](../results). Do not edit it by hand.",
+        LEGEND,
+    ]
     parts += [text for section in tables for text in (f"## {section.title}", section.render())]
     parts += [f"Published: {published['citation']}", NOTES]
     if others.rows:
@@ -323,7 +421,12 @@ def render_readme(text: str, results: list[Result], published: dict) -> str:
 def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="scripts/render_results.py", description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 where a file is out of date")
-    parser.add_argument("--root", type=Path, default=ROOT, help="folder with results/, docs/, checkpoints/ and README.md; default: this project")
+    parser.add_argument(
+        "--root",
+        type=Path,
+        default=ROOT,
+        help="folder with results/, docs/, checkpoints/ and README.md; default: this project",
+    )
     opt = parser.parse_args(argv)
     try:
         readme = (opt.root / "README.md").read_text()
@@ -331,10 +434,21 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         raise RunError(f"cannot read {error.filename}: {error.strerror}") from None
     results = read_results(opt.root)
-    wanted = {"docs/results.md": render_document(opt.root, results, published), "README.md": render_readme(readme, results, published)}
-    outdated = [name for name, text in wanted.items() if not (opt.root / name).is_file() or (opt.root / name).read_text() != text]
+    wanted = {
+        "docs/results.md": render_document(opt.root, results, published),
+        "README.md": render_readme(readme, results, published),
+    }
+    outdated = [
+        name
+        for name, text in wanted.items()
+        if not (opt.root / name).is_file() or (opt.root / name).read_text() != text
+    ]
     if opt.check:
-        print(*(f"{name} is out of date: python scripts/render_results.py" for name in outdated), sep="\n", end="\n" if outdated else "")
+        print(
+            *(f"{name} is out of date: python scripts/render_results.py" for name in outdated),
+            sep="\n",
+            end="\n" if outdated else "",
+        )
         return EXIT_FAILURE if outdated else 0
     for name in outdated:
         atomic_write_text(opt.root / name, wanted[name])

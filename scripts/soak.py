@@ -1,14 +1,17 @@
-"""Kills trainings with SIGKILL at random moments, starts each again with the same command, and compares what they leave with a run never interrupted.
+"""Kills trainings with SIGKILL at random moments, starts each again with the same command, and compares what they
+leave with a run never interrupted.
 
     python scripts/soak.py --kills 200                   both stages
     python scripts/soak.py --kills 50 --stage 2 --keep /tmp/soak
 
-A tiny model is trained on crops of photographs that come with scikit-image. A run is equal to the reference if it left the same files, with the same
-tensors and values bit for bit (the run's name aside), and a stats.jsonl of the same bytes. The last line is the figure: survived N kills in M runs, 0
-differences. Exit code 1 and the folders kept where anything differs.
+A tiny model is trained on crops of photographs that come with scikit-image. A run is equal to the reference if it
+left the same files, with the same tensors and values bit for bit (the run's name aside), and a stats.jsonl of the
+same bytes. The last line is the figure: survived N kills in M runs, 0 differences. Exit code 1 and the folders kept
+where anything differs.
 
-Most trainings run in a forked child of this process, which has imported everything already, because imports take a hundred times as long as a step;
-the share --fresh-share of them in a fresh interpreter, as a user starts them. The child is a real process either way, and gets a real SIGKILL.
+Most trainings run in a forked child of this process, which has imported everything already, because imports take a
+hundred times as long as a step; the share --fresh-share of them in a fresh interpreter, as a user starts them. The
+child is a real process either way, and gets a real SIGKILL.
 """
 
 from __future__ import annotations
@@ -19,7 +22,9 @@ from pathlib import Path
 
 THREADS = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 ROOT = Path(__file__).resolve().parents[1]
-os.environ.update(THREADS)  # before NumPy and torch: a process with threads must not fork, and the bits of a sum depend on their number
+os.environ.update(
+    THREADS
+)  # before NumPy and torch: a process with threads must not fork, and the bits of a sum depend on their number
 sys.path.insert(0, str(ROOT))
 
 import faulthandler  # noqa: E402
@@ -74,7 +79,9 @@ def main(argv: list[str] | None = None) -> int:
     opt = parse(argv)
     torch.set_num_threads(1)
     tqdm.monitor_interval = 0  # no thread, so that forking is safe
-    tqdm.set_lock(threading.RLock())  # its own lock is shared with forked children: one that is killed while it writes would hold it for ever
+    tqdm.set_lock(
+        threading.RLock()
+    )  # its own lock is shared with forked children: one that is killed while it writes would hold it for ever
     choose = random.Random(opt.seed)
     if opt.keep:
         try:
@@ -118,29 +125,52 @@ def main(argv: list[str] | None = None) -> int:
 
 def parse(argv: list[str] | None) -> Namespace:
     description = "Kill trainings at random moments and check that they end as if never killed."
-    parser = Parser(prog="scripts/soak.py", description=description, formatter_class=ArgumentDefaultsHelpFormatter, allow_abbrev=False)
-    parser.add_argument("--kills", type=number(int, 1), required=True, help="how many kills have to hit a live training")
-    parser.add_argument("--seed", type=number(int, 0), default=0, help="of the moments; what one falls on depends on the machine too")
-    parser.add_argument("--stage", choices=("1", "2", "both"), default="both", help="which script is killed; both: in turns")
-    parser.add_argument("--fresh-share", type=number(float, 0, 1), default=0.1, help="share of the starts in a fresh interpreter")
-    parser.add_argument("--keep", type=Path, default=None, metavar="DIR", help="work in a new folder below DIR and keep it")
+    parser = Parser(
+        prog="scripts/soak.py",
+        description=description,
+        formatter_class=ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--kills", type=number(int, 1), required=True, help="how many kills have to hit a live training"
+    )
+    parser.add_argument(
+        "--seed", type=number(int, 0), default=0, help="of the moments; what one falls on depends on the machine too"
+    )
+    parser.add_argument(
+        "--stage", choices=("1", "2", "both"), default="both", help="which script is killed; both: in turns"
+    )
+    parser.add_argument(
+        "--fresh-share", type=number(float, 0, 1), default=0.1, help="share of the starts in a fresh interpreter"
+    )
+    parser.add_argument(
+        "--keep", type=Path, default=None, metavar="DIR", help="work in a new folder below DIR and keep it"
+    )
     return parser.parse_args(argv)
 
 
 def prepare(folder: Path, stage: str) -> tuple[list[Case], dict[str, float]]:
-    """Pictures, the uninterrupted reference of each case in a fresh interpreter, and the seconds that its steps take in a forked child.
+    """Pictures, the uninterrupted reference of each case in a fresh interpreter, and the seconds that its steps take
+    in a forked child.
 
-    The child's run is compared as well: a fork has to leave the same bits as a fresh start, or nothing below would mean anything.
+    The child's run is compared as well: a fork has to leave the same bits as a fresh start, or nothing below would
+    mean anything.
     """
     (folder / "pictures").mkdir()
-    photograph = read_image(next(f for f in find_images("skimage_test") if f.name == "camera.png"), mode="gray")  # H,W,1
+    photograph = read_image(
+        next(f for f in find_images("skimage_test") if f.name == "camera.png"), mode="gray"
+    )  # H,W,1
     for k in range(10):
         write_image(folder / "pictures" / f"{k}.png", photograph[40 * k : 40 * k + 24 + k % 2, 200:223])
     where = ["--checkpoints-dir", str(folder)]
     pictures = str(folder / "pictures")
     first = Case("train_dbsn", [*STAGE1.split(), "--clean", pictures, *where], folder)
     teacher = str(first.reference / "last.safetensors")
-    second = Case("train_distill", [*STAGE2.split(), "--clean", pictures, "--synthetic-noisy", pictures, "--teacher", teacher, *where], folder)
+    second = Case(
+        "train_distill",
+        [*STAGE2.split(), "--clean", pictures, "--synthetic-noisy", pictures, "--teacher", teacher, *where],
+        folder,
+    )
 
     cases, spans = {"1": [first], "2": [second], "both": [first, second]}[stage], {}
     for case in [first, second]:
@@ -162,7 +192,10 @@ def start(case: Case, run: Path, fresh: bool) -> int:
     """Starts the training; returns its process id. What it prints is appended to the run's log, beside its folder."""
     argv, log = [*case.argv, "--name", run.name], log_of(run)
     if fresh:
-        to_log = [(os.POSIX_SPAWN_OPEN, 1, str(log), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), (os.POSIX_SPAWN_DUP2, 1, 2)]
+        to_log = [
+            (os.POSIX_SPAWN_OPEN, 1, str(log), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644),
+            (os.POSIX_SPAWN_DUP2, 1, 2),
+        ]
         command = [sys.executable, "-X", "faulthandler", str(ROOT / f"{case.script}.py"), *argv]
         return os.posix_spawn(sys.executable, command, os.environ, file_actions=to_log)
     sys.stdout.flush()
@@ -188,9 +221,12 @@ def start(case: Case, run: Path, fresh: bool) -> int:
     return pid
 
 
-def survive(case: Case, run: Path, most: int, choose: random.Random, span: float, fresh_share: float, bar: tqdm) -> tuple[int, int]:
-    """Kills the run and starts it again until it comes to its end, at the latest after `most` kills. Returns how many hit it, and how many of those left
-    a temporary file."""
+def survive(
+    case: Case, run: Path, most: int, choose: random.Random, span: float, fresh_share: float, bar: tqdm
+) -> tuple[int, int]:
+    """Kills the run and starts it again until it comes to its end, at the latest after `most` kills. Returns how many
+    hit it, and how many of those left a temporary file.
+    """
     kills, unfinished = 0, 0
     while True:
         progress, fresh = Progress(run), choose.random() < fresh_share
@@ -205,11 +241,20 @@ def survive(case: Case, run: Path, most: int, choose: random.Random, span: float
 
 
 def until_killed(pid: int, progress: Progress, choose: random.Random, span: float) -> int | None:
-    """Kills the process at a random moment: anywhere in its first steps, while or just after it saves, or while it begins. Its exit code where it was
-    faster, None where the signal ended it."""
+    """Kills the process at a random moment: anywhere in its first steps, while or just after it saves, or while it
+    begins. Its exit code where it was faster, None where the signal ended it.
+    """
     aim = choose.choices(("step", "saving", "beginning"), (5, 4, 1))[0]
-    moment = {"step": progress.logged, "saving": progress.saving(choose.randint(1, 8)), "beginning": lambda: progress.locked_by(pid)}[aim]
-    later = {"step": choose.uniform(0, span / 3), "saving": choose.choice((0, choose.uniform(0, 0.005))), "beginning": choose.uniform(0, 0.03)}[aim]
+    moment = {
+        "step": progress.logged,
+        "saving": progress.saving(choose.randint(1, 8)),
+        "beginning": lambda: progress.locked_by(pid),
+    }[aim]
+    later = {
+        "step": choose.uniform(0, span / 3),
+        "saving": choose.choice((0, choose.uniform(0, 0.005))),
+        "beginning": choose.uniform(0, 0.03),
+    }[aim]
     code = until(pid, moment)
     if code is None and later:
         end = time.monotonic() + later
@@ -222,7 +267,9 @@ def until_killed(pid: int, progress: Progress, choose: random.Random, span: floa
 
 
 def until(pid: int, happened: Callable[[], bool]) -> int | None:
-    """Waits until something has happened (None) or the process has ended (its exit code). The process is killed where this is interrupted."""
+    """Waits until something has happened (None) or the process has ended (its exit code). The process is killed where
+    this is interrupted.
+    """
     end, done = time.monotonic() + LIMIT, 0
     try:
         while not happened():
@@ -232,7 +279,9 @@ def until(pid: int, happened: Callable[[], bool]) -> int | None:
             if time.monotonic() > end:
                 os.kill(pid, signal.SIGABRT)  # faulthandler writes to the log where it hangs
                 time.sleep(1)
-                raise RunError(f"a training made no progress in {LIMIT} seconds; the end of its log shows where it hung")
+                raise RunError(
+                    f"a training made no progress in {LIMIT} seconds; the end of its log shows where it hung"
+                )
             time.sleep(0.0003)
         return None
     except BaseException:
@@ -277,8 +326,9 @@ class Progress:
         return found.st_ino, found.st_size
 
     def logged(self) -> bool:
-        """A step was made and logged. Rows that an earlier, killed start logged after its last state do not count: they are cut off first, which
-        makes another file of it."""
+        """A step was made and logged. Rows that an earlier, killed start logged after its last state do not count:
+        they are cut off first, which makes another file of it.
+        """
         if self.stats_file() == self.stats:
             return False
         lines = (self.run / "stats.jsonl").read_bytes().split(b"\n")[:-1] if self.stats_file()[1] else []
@@ -288,7 +338,9 @@ class Progress:
         """Whether at least `count` temporary files and new states have been seen."""
 
         def happened() -> bool:
-            self.seen |= {name for name in set(self.names()) - self.at_start if name.endswith(".tmp") or name.startswith("state-")}
+            self.seen |= {
+                name for name in set(self.names()) - self.at_start if name.endswith(".tmp") or name.startswith("state-")
+            }
             return len(self.seen) >= count
 
         return happened
@@ -301,7 +353,9 @@ class Progress:
 
 
 def compare(reference: Path, run: Path) -> list[str]:
-    """One line for each file, tensor and value in which a run folder is not what the reference is; the name of the run and its log do not count."""
+    """One line for each file, tensor and value in which a run folder is not what the reference is; the name of the
+    run and its log do not count.
+    """
     ignored = {".lock", "options.json", "tensorboard"}
     names = [set(os.listdir(folder)) - ignored for folder in (reference, run)]
     found = [f"{name} is {'missing' if name in names[0] else 'left over'}" for name in sorted(names[0] ^ names[1])]
@@ -318,15 +372,27 @@ def compare(reference: Path, run: Path) -> list[str]:
             found.append(f"{name}: {error.reason}")
             continue
         found += [f"{name}: tensor {t} is in one of the two only" for t in sorted(a.tensors.keys() ^ b.tensors.keys())]
-        found += [f"{name}: tensor {t} differs" for t in sorted(a.tensors.keys() & b.tensors.keys()) if not identical(a.tensors[t], b.tensors[t])]
+        found += [
+            f"{name}: tensor {t} differs"
+            for t in sorted(a.tensors.keys() & b.tensors.keys())
+            if not identical(a.tensors[t], b.tensors[t])
+        ]
         values = [{**c.values, "options": {**c.values.get("options", {}), "name": None}} for c in (a, b)]
-        found += [f"{name}: {v} differs" for v in sorted(values[0].keys() | values[1].keys()) if values[0].get(v) != values[1].get(v)]
+        found += [
+            f"{name}: {v} differs"
+            for v in sorted(values[0].keys() | values[1].keys())
+            if values[0].get(v) != values[1].get(v)
+        ]
     return found
 
 
 def identical(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Same dtype, shape and bits; -0.0 is not 0.0, and NaN may equal NaN."""
-    return a.dtype == b.dtype and a.shape == b.shape and torch.equal(a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8))
+    return (
+        a.dtype == b.dtype
+        and a.shape == b.shape
+        and torch.equal(a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8))
+    )
 
 
 if __name__ == "__main__":

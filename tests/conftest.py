@@ -19,7 +19,12 @@ torch.set_num_threads(1)  # tests run in several processes
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"
 SCRIPTS = {"train_dbsn": train_dbsn, "train_distill": train_distill, "test": test_script}
-LEVELS = {"awgn": "--noise awgn --sigma 25", "hg": "--noise hg --alpha 40 --delta 10", "mg": "--noise mg", "poisson": "--noise poisson --lam 30"}
+LEVELS = {
+    "awgn": "--noise awgn --sigma 25",
+    "hg": "--noise hg --alpha 40 --delta 10",
+    "mg": "--noise mg",
+    "poisson": "--noise poisson --lam 30",
+}
 TINY = "--width 4 --blocks 1 --patch-size 16 --batch-size 2 --log-every 1 --warmup 2 --amp off"
 TINY2 = "--student-width 4 --patch-size 16 --batch-size 8 --log-every 1 --warmup 2 --amp off"
 
@@ -57,7 +62,9 @@ def pictures(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def run(tmp_path, capsys):
-    """run("train_dbsn", "--name a ..") -> exit code, stdout, stderr; in this process, with run folders under tmp_path."""
+    """run("train_dbsn", "--name a ..") -> exit code, stdout, stderr; in this process, with run folders under
+    tmp_path.
+    """
 
     def call(script: str, line: str) -> tuple[int, str, str]:
         argv = [*line.split(), "--checkpoints-dir", str(tmp_path), "--device", "cpu"]
@@ -86,7 +93,9 @@ def models(tmp_path_factory, pictures):
     root = tmp_path_factory.mktemp("models")
     where = ["--checkpoints-dir", str(root), "--device", "cpu"]
     train_dbsn.main([*f"--name s1 --clean {pictures}/gray {LEVELS['awgn']} {TINY} --steps 1".split(), *where])
-    train_distill.main([*f"--name s2 --teacher s1 --clean {pictures}/gray --noisy {pictures}/gray {TINY2} --steps 1".split(), *where])
+    train_distill.main(
+        [*f"--name s2 --teacher s1 --clean {pictures}/gray --noisy {pictures}/gray {TINY2} --steps 1".split(), *where]
+    )
     return root
 
 

@@ -2,8 +2,9 @@
 
     pytest -p tests.fake_cuda tests/test_gpu.py
 
-An operation on tensors of both kinds raises, as it does on CUDA; so do .numpy() and a generator of the other device. That shows what was not moved to the
-device and back. It says nothing of CUDA's kernels, memory or speed, and other processes do not see the device.
+An operation on tensors of both kinds raises, as it does on CUDA; so do .numpy() and a generator of the other device.
+That shows what was not moved to the device and back. It says nothing of CUDA's kernels, memory or speed, and other
+processes do not see the device.
 """
 
 from __future__ import annotations
@@ -35,15 +36,21 @@ class CudaTensor(torch.Tensor):
 
     def __deepcopy__(self, memo: dict):
         copied = CudaTensor(self.held.clone())
-        memo[id(self)] = torch.nn.Parameter(copied, self.requires_grad) if isinstance(self, torch.nn.Parameter) else copied
+        memo[id(self)] = (
+            torch.nn.Parameter(copied, self.requires_grad) if isinstance(self, torch.nn.Parameter) else copied
+        )
         return memo[id(self)]
 
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
-        others = [a for a in tree_leaves((args, kwargs)) if isinstance(a, torch.Tensor) and not isinstance(a, CudaTensor)]
+        others = [
+            a for a in tree_leaves((args, kwargs)) if isinstance(a, torch.Tensor) and not isinstance(a, CudaTensor)
+        ]
         if any(a.dim() for a in others) and not func._schema.name.startswith(MIXED):
-            raise RuntimeError(f"expected all tensors to be on the same device, but {func} got some on cuda:0 and some on cpu")
+            raise RuntimeError(
+                f"expected all tensors to be on the same device, but {func} got some on cuda:0 and some on cpu"
+            )
         if is_cuda(kwargs.get("device")):
             kwargs["device"] = torch.device("cpu")
         if func._schema.name == "aten::copy_" and not isinstance(args[0], CudaTensor):
@@ -139,15 +146,26 @@ def pytest_configure(config) -> None:
     gib = 2**30
     torch.Generator = Generator
     answers = dict(
-        is_available=True, device_count=1, current_device=0, get_device_name="an emulated GPU", is_bf16_supported=True, mem_get_info=(40 * gib, 80 * gib)
+        is_available=True,
+        device_count=1,
+        current_device=0,
+        get_device_name="an emulated GPU",
+        is_bf16_supported=True,
+        mem_get_info=(40 * gib, 80 * gib),
     )
-    for name, answer in (answers | dict.fromkeys(("memory_reserved", "memory_allocated"), 0) | dict.fromkeys(("set_device", "synchronize"))).items():
+    for name, answer in (
+        answers
+        | dict.fromkeys(("memory_reserved", "memory_allocated"), 0)
+        | dict.fromkeys(("set_device", "synchronize"))
+    ).items():
         setattr(torch.cuda, name, lambda *_, answer=answer, **__: answer)
     torch.__future__.set_overwrite_module_params_on_conversion(True)  # a moved parameter is another tensor
     mode = FakeCuda()
     run_backward = torch.autograd._engine_run_backward
 
-    def under_the_mode(*args, **kwargs):  # it is off while it handles .backward(), and our own gradients call PyTorch too
+    def under_the_mode(
+        *args, **kwargs
+    ):  # it is off while it handles .backward(), and our own gradients call PyTorch too
         with mode:
             return run_backward(*args, **kwargs)
 

@@ -1,4 +1,6 @@
-"""The benchmark runs, reports every path, and refuses a path that computes something else. Nothing here asserts a speed."""
+"""The benchmark runs, reports every path, and refuses a path that computes something else. Nothing here asserts a
+speed.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,18 @@ def benchmark():
 @pytest.mark.slow
 def test_quick_run_reports_every_path(tmp_path):
     file = tmp_path / "benchmark.json"
-    command = [sys.executable, str(SCRIPT), "--quick", "--seconds", "1", "--device", "cpu", "--large", "--json", str(file)]
+    command = [
+        sys.executable,
+        str(SCRIPT),
+        "--quick",
+        "--seconds",
+        "1",
+        "--device",
+        "cpu",
+        "--large",
+        "--json",
+        str(file),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     rows = json.loads(file.read_text())
@@ -70,10 +83,14 @@ def test_paths_use_their_memory_format(benchmark):
             case = benchmark.Case(task, benchmark.variants_of(task, "cpu")[path], scale, torch.device("cpu"))
             layouts = []
             last = case.model.up1 if task == "distill" else case.model.dbsn.branches[0].last
-            last.register_forward_hook(lambda module, args, out, layouts=layouts: layouts.append((out.is_contiguous(), out.dtype)))
+            last.register_forward_hook(
+                lambda module, args, out, layouts=layouts: layouts.append((out.is_contiguous(), out.dtype))
+            )
             case.feed((1, 16, 16))
             case.results()
-            assert set(layouts) == {(path == "plain float32", torch.bfloat16 if path.endswith("bf16") else torch.float32)}, (task, path)
+            assert set(layouts) == {
+                (path == "plain float32", torch.bfloat16 if path.endswith("bf16") else torch.float32)
+            }, (task, path)
 
 
 def test_path_that_computes_something_else_is_refused(benchmark):

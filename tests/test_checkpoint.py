@@ -19,12 +19,22 @@ from utils.checkpoint import DamagedCheckpoint, canonical, checksum, load_checkp
 from utils.errors import RunError, UsageError
 
 torch.set_num_threads(1)
-VALUES = {"config": {"width": 24, "mdc": "release", "scale": 0.1}, "step": 7, "names": ["a", "é"], "none": None, "yes": True}
+VALUES = {
+    "config": {"width": 24, "mdc": "release", "scale": 0.1},
+    "step": 7,
+    "names": ["a", "é"],
+    "none": None,
+    "yes": True,
+}
 
 
 def tensors() -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return {"head.weight": torch.randn(4, 3, generator=generator), "head.bias": torch.randn(4, generator=generator), "count": torch.tensor(5)}
+    return {
+        "head.weight": torch.randn(4, 3, generator=generator),
+        "head.bias": torch.randn(4, generator=generator),
+        "count": torch.tensor(5),
+    }
 
 
 @pytest.fixture
@@ -65,7 +75,9 @@ def test_round_trip(saved: Path):
     loaded.tensors["head.bias"].add_(1)  # memory of its own, not a read-only view of the file
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16", "int64", "int32", "uint8", "int8", "bool"])
+@pytest.mark.parametrize(
+    "dtype", ["float32", "float64", "float16", "bfloat16", "int64", "int32", "uint8", "int8", "bool"]
+)
 def test_dtypes_and_empty_shapes(tmp_path: Path, dtype: str):
     given = {str(shape): torch.ones(shape, dtype=getattr(torch, dtype)) for shape in [(), (3,), (2, 0, 3), (1, 2, 3)]}
     save_checkpoint(tmp_path / "x.safetensors", "stage1", given, {})
@@ -80,7 +92,9 @@ def test_no_tensors_at_all(tmp_path: Path):
 
 
 def test_special_floats_keep_their_bits(tmp_path: Path):
-    bits = torch.tensor([0x7FC00001, 0x7F800000, -0x80000000, 1], dtype=torch.int32)  # NaN with a payload, infinity, -0.0, a denormal
+    bits = torch.tensor(
+        [0x7FC00001, 0x7F800000, -0x80000000, 1], dtype=torch.int32
+    )  # NaN with a payload, infinity, -0.0, a denormal
     save_checkpoint(tmp_path / "x.safetensors", "stage1", {"x": bits.view(torch.float32)}, {})
     assert torch.equal(load_checkpoint(tmp_path / "x.safetensors").tensors["x"].view(torch.int32), bits)
 
@@ -98,7 +112,9 @@ def test_memory_formats_and_shared_storage(tmp_path: Path):
         "parameter": torch.nn.Parameter(torch.ones(2)),
     }
     save_checkpoint(tmp_path / "x.safetensors", "stage1", given, {})
-    save_checkpoint(tmp_path / "y.safetensors", "stage1", {name: tensor.detach().contiguous() for name, tensor in given.items()}, {})
+    save_checkpoint(
+        tmp_path / "y.safetensors", "stage1", {name: tensor.detach().contiguous() for name, tensor in given.items()}, {}
+    )
     assert (tmp_path / "x.safetensors").read_bytes() == (tmp_path / "y.safetensors").read_bytes()
     loaded = load_checkpoint(tmp_path / "x.safetensors").tensors
     for name, tensor in given.items():
@@ -111,7 +127,9 @@ def test_same_contents_same_bytes(saved: Path, tmp_path: Path):
     assert again.read_bytes() == saved.read_bytes()
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), {1: "a"}, {"a": {"b": torch.ones(1)}}, Path("x"), b"x", {1, 2}])
+@pytest.mark.parametrize(
+    "value", [float("nan"), float("inf"), {1: "a"}, {"a": {"b": torch.ones(1)}}, Path("x"), b"x", {1, 2}]
+)
 def test_values_that_are_not_plain(tmp_path: Path, value):
     with pytest.raises((TypeError, ValueError), match=r"values\.entry"):
         save_checkpoint(tmp_path / "x.safetensors", "stage1", {}, {"entry": value})
@@ -141,7 +159,9 @@ def test_truncated_by_a_few_bytes_or_extended(saved: Path):
 
 def test_every_bit_of_the_header_and_many_of_the_data(tmp_path: Path):
     path = tmp_path / "x.safetensors"
-    save_checkpoint(path, "stage1", tensors(), {"rate": 1e-05, "text": "é"})  # both have spellings that parse to the same value
+    save_checkpoint(
+        path, "stage1", tensors(), {"rate": 1e-05, "text": "é"}
+    )  # both have spellings that parse to the same value
     data = path.read_bytes()
     header = 8 + int.from_bytes(data[:8], "little")
     bits = [*range(8 * header), *random.Random(0).sample(range(8 * header, 8 * len(data)), 40)]
@@ -190,8 +210,12 @@ def hostile_files() -> dict[str, bytes]:
         "record is a list": with_header(b'{"__metadata__":{"dbsn":"[]"},' + tensor + b"}"),
         "record is nested": with_header(b'{"__metadata__":{"dbsn":"' + b"[" * 50_000 + b'"}}'),
         "record has NaN": with_header(b'{"__metadata__":{"dbsn":"{\\"sha256\\":NaN}"}}'),
-        "unknown dtype": with_header(b'{"__metadata__":{"dbsn":"{}"},"x":{"dtype":"F4","shape":[4],"data_offsets":[0,2]}}'),
-        "endless shape": with_header(b'{"__metadata__":{"dbsn":"{}"},"x":{"dtype":"F32","shape":[0,4611686018427387904,8],"data_offsets":[0,0]}}'),
+        "unknown dtype": with_header(
+            b'{"__metadata__":{"dbsn":"{}"},"x":{"dtype":"F4","shape":[4],"data_offsets":[0,2]}}'
+        ),
+        "endless shape": with_header(
+            b'{"__metadata__":{"dbsn":"{}"},"x":{"dtype":"F32","shape":[0,4611686018427387904,8],"data_offsets":[0,0]}}'
+        ),
     }
 
 
@@ -204,7 +228,11 @@ def test_garbage(tmp_path: Path, case: str):
 
 def test_signed_but_incomplete_record(tmp_path: Path):
     path = tmp_path / "last.safetensors"
-    for record in [{}, {"format": "dbsn"}, {"format": "dbsn", "format_version": "1", "kind": "stage1", "values": {}, "versions": {}}]:
+    for record in [
+        {},
+        {"format": "dbsn"},
+        {"format": "dbsn", "format_version": "1", "kind": "stage1", "values": {}, "versions": {}},
+    ]:
         signed = {**record, "sha256": checksum({}, record)}
         path.write_bytes(safetensors.torch.save({}, metadata={"dbsn": canonical(signed)}))
         refusal(path, DamagedCheckpoint)
@@ -319,7 +347,11 @@ def test_a_failing_disk_keeps_the_old_checkpoint(saved: Path, monkeypatch: pytes
 
 
 def test_a_disk_that_is_really_full(tmp_path: Path):
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", tmp_path], capture_output=True) if sys.platform == "linux" else None
+    mounted = (
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", tmp_path], capture_output=True)
+        if sys.platform == "linux"
+        else None
+    )
     if mounted is None or mounted.returncode:
         pytest.skip("no small file system can be mounted here")
     try:

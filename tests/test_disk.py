@@ -1,4 +1,6 @@
-"""Images that stay on disk: the same training as with images in memory, within bounds, and every way in which it can end."""
+"""Images that stay on disk: the same training as with images in memory, within bounds, and every way in which it can
+end.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ def mixed(pictures, tmp_path):
     shutil.copytree(pictures / "color", tmp_path / "mixed")
     for k in range(3):
         deep = 257 * read_image(pictures / "gray" / f"{k}.png")[..., 0].astype(np.uint16)
-        tifffile.imwrite(tmp_path / "mixed" / f"deep{k}.tif", deep, extratags=[(274, "H", 1, 6, True)])  # turned by a quarter
+        tifffile.imwrite(
+            tmp_path / "mixed" / f"deep{k}.tif", deep, extratags=[(274, "H", 1, 6, True)]
+        )  # turned by a quarter
     return tmp_path / "mixed"
 
 
@@ -51,10 +55,13 @@ def assert_same_run(a, b):
         assert one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one)
 
 
-# ------------------------------------------------------------------------------------------------------------------ the same training
+# ----------------------------------------------------------------------------------- the same training
 
 
-@pytest.mark.parametrize("images", ["--clean P/color --noise-draw fixed", "--clean M --noise-draw fixed", "--clean M --noise-draw fresh", "--noisy M"])
+@pytest.mark.parametrize(
+    "images",
+    ["--clean P/color --noise-draw fixed", "--clean M --noise-draw fixed", "--clean M --noise-draw fresh", "--noisy M"],
+)
 def test_stage_1_from_disk_is_that_from_memory(images, run, pictures, mixed, tmp_path):
     levels = f"{LEVELS['awgn']} --val P/color/0.png" if "--clean" in images else "--noise hg"
     line = f"{images} {levels} {TINY} --mode {'gray' if 'P/' in images else 'color'} --steps 6 --save-every 2 --val-every 3"
@@ -69,19 +76,31 @@ def test_stage_1_from_disk_is_that_from_memory(images, run, pictures, mixed, tmp
     assert_same_run(tmp_path / "memory", tmp_path / "parts")
 
 
-STAGE2 = "--teacher s1 --clean {0}/gray --synthetic-noisy {0}/gray " + f"{LEVELS['awgn']} {TINY2} --noisy-share 0.25 --steps 5 --save-every 2"
+STAGE2 = (
+    "--teacher s1 --clean {0}/gray --synthetic-noisy {0}/gray "
+    + f"{LEVELS['awgn']} {TINY2} --noisy-share 0.25 --steps 5 --save-every 2"
+)
 
 
 @pytest.mark.parametrize("draw", ["fixed", "fresh"])
 def test_stage_2_from_disk(draw, run, pictures, models, tmp_path):
     shutil.copytree(models / "s1", tmp_path / "s1")
     line = f"{STAGE2.format(pictures)} --noise-draw {draw}"
-    for name, flags in (("memory", "--images memory"), ("disk", "--images disk"), ("parts", "--images disk --max-minutes 1e-9")):
+    for name, flags in (
+        ("memory", "--images memory"),
+        ("disk", "--images disk"),
+        ("parts", "--images disk --max-minutes 1e-9"),
+    ):
         ok(run("train_distill", f"--name {name} {line} {flags}"))
     ok(run("train_distill", f"--name parts {line} --images auto"))
     assert_same_run(tmp_path / "disk", tmp_path / "parts")
-    assert json.loads((tmp_path / "parts" / "options.json").read_text())["images"] == "disk"  # kept, though they would fit
-    rows = [[json.loads(text) for text in (tmp_path / name / "stats.jsonl").read_text().splitlines()] for name in ("memory", "disk")]
+    assert (
+        json.loads((tmp_path / "parts" / "options.json").read_text())["images"] == "disk"
+    )  # kept, though they would fit
+    rows = [
+        [json.loads(text) for text in (tmp_path / name / "stats.jsonl").read_text().splitlines()]
+        for name in ("memory", "disk")
+    ]
     assert rows[0][0]["pairs"] == rows[1][0]["pairs"]
     if draw == "fresh":  # the targets are those of crops either way
         assert_same_run(tmp_path / "memory", tmp_path / "disk")
@@ -110,13 +129,23 @@ def test_pools_agree(mode, white_level, kind, mixed):
     images = look_at(files, mode, white_level)
     held = images.decode()
     np.testing.assert_array_equal(images.sizes, held.sizes)
-    assert images.memory() == sum(array.nbytes for array in held.arrays) or kind == "mixed"  # where one is float32, all are
+    assert (
+        images.memory() == sum(array.nbytes for array in held.arrays) or kind == "mixed"
+    )  # where one is float32, all are
     assert images.memory(1) == sum(5 * array.size if images.as_bytes else 8 * array.size for array in held.arrays)
     where = draw_crops(images.sizes, np.arange(40), 16, seed=3)
     pools = [held.pool(), images.pool()]
-    assert isinstance(pools[0], ImagePool) and isinstance(pools[1], DiskPool) and len(pools[0]) == len(pools[1]) == len(files)
+    assert (
+        isinstance(pools[0], ImagePool)
+        and isinstance(pools[1], DiskPool)
+        and len(pools[0]) == len(pools[1]) == len(files)
+    )
     for memory, disk in (pools, [add_noise_once(pool, Hg(alpha=(0.1, 0.2), delta=(0, 0.1)), seed=1) for pool in pools]):
-        for one, two in ((memory.cut(where, 16), disk.cut(where, 16)), (memory.crops(where, 16), disk.crops(where, 16)), (memory.image(2), disk.image(2))):
+        for one, two in (
+            (memory.cut(where, 16), disk.cut(where, 16)),
+            (memory.crops(where, 16), disk.crops(where, 16)),
+            (memory.image(2), disk.image(2)),
+        ):
             assert torch.equal(one, two) and one.dtype == two.dtype and one.stride() == two.stride()
 
 
@@ -135,14 +164,17 @@ def test_sources_agree(mixed):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_sources_agree_on_a_gpu(mixed):
     images = look_at(sorted(mixed.glob("*.png")), "color", None)
-    with crop_source(images.decode().pool("cuda"), 16, 7, 4) as memory, crop_source(images.pool("cuda"), 16, 7, 4) as disk:
+    with (
+        crop_source(images.decode().pool("cuda"), 16, 7, 4) as memory,
+        crop_source(images.pool("cuda"), 16, 7, 4) as disk,
+    ):
         for step in range(50):
             samples = np.arange(4 * step, 4 * step + 4)
             (y, _), (again, _) = memory.crops(samples), disk.crops(samples)
             assert torch.equal(y, again) and again.is_cuda and y.stride() == again.stride()
 
 
-# ------------------------------------------------------------------------------------------------------------------ bounds and waiting
+# ---------------------------------------------------------------------------------- bounds and waiting
 
 
 class Slow(DiskPool):
@@ -174,18 +206,27 @@ def test_work_ahead_is_bounded(monkeypatch, two_threads):
     pool = Slow()
     with DiskSource(pool, 16, 0, stride=8, processes=2) as source:
         for step in range(5):
-            source.crops(np.arange(8 * step, 8 * step + 4))  # of two processes the first: strides of 8, 4 samples of its own
+            source.crops(
+                np.arange(8 * step, 8 * step + 4)
+            )  # of two processes the first: strides of 8, 4 samples of its own
             assert len(source.coming) == AHEAD
             deadline = time.monotonic() + 30
-            while not all(crop.done() for crops in source.coming.values() for crop in crops) and time.monotonic() < deadline:
+            while (
+                not all(crop.done() for crops in source.coming.values() for crop in crops)
+                and time.monotonic() < deadline
+            ):
                 time.sleep(0.002)
             time.sleep(0.01)
             assert pool.cuts == 4 * (step + 1 + AHEAD)  # each made once, and no more than these
-    assert 1 <= len(pool.threads) <= 3 and all(name.startswith("decode") for name in pool.threads)  # six processors for two processes
+    assert 1 <= len(pool.threads) <= 3 and all(
+        name.startswith("decode") for name in pool.threads
+    )  # six processors for two processes
     assert set(pool.threads.values()) == {1} and torch.get_num_threads() == 2  # here as it was
 
 
-@pytest.mark.parametrize(("side", "processes", "expected"), [(300, 1, 16), (300, 4, 10), (300, 99, 1), (4000, 1, 4), (20000, 1, 1)])
+@pytest.mark.parametrize(
+    ("side", "processes", "expected"), [(300, 1, 16), (300, 4, 10), (300, 99, 1), (4000, 1, 4), (20000, 1, 1)]
+)
 def test_thread_count(side, processes, expected, monkeypatch):
     monkeypatch.setattr("data.source.processors", lambda: 40)
     assert thread_count(np.array([[side, side]] * 3), processes) == expected
@@ -204,7 +245,9 @@ def test_waiting_is_measured():
         assert source.share_waited() == 0
 
 
-@pytest.mark.parametrize(("fault", "raised"), [(UsageError("x.png is damaged"), RunError), (ZeroDivisionError("a bug"), ZeroDivisionError)])
+@pytest.mark.parametrize(
+    ("fault", "raised"), [(UsageError("x.png is damaged"), RunError), (ZeroDivisionError("a bug"), ZeroDivisionError)]
+)
 def test_what_a_thread_raises_comes_back(fault, raised):
     with pytest.raises(raised, match=r"damaged|a bug"), DiskSource(Slow(fault=fault), 16, 0, stride=4) as source:
         for step in range(100):
@@ -219,7 +262,7 @@ def test_leaving_does_not_make_what_is_begun():
     assert pool.cuts < 100
 
 
-# ------------------------------------------------------------------------------------------------------------------ ends
+# ------------------------------------------------------------------------------------------------ ends
 
 
 @pytest.fixture
@@ -254,7 +297,9 @@ def test_damaged_file_is_named_by_the_step_that_needs_it(damage, run, folder, pi
     finally:
         train_dbsn.objective = before
     assert code == 1 and "of 16 steps" not in out
-    assert [text for text in err.splitlines() if "error" in text] == [text for text in err.splitlines() if text.startswith("error: ") and "3.png" in text]
+    assert [text for text in err.splitlines() if "error" in text] == [
+        text for text in err.splitlines() if text.startswith("error: ") and "3.png" in text
+    ]
     (folder / "3.png").write_bytes(original)
     ok(run("train_dbsn", line))
     ok(run("train_dbsn", line.replace("--name a", "--name whole")))
@@ -293,13 +338,15 @@ def test_signal_in_the_middle(run, pictures, tmp_path, monkeypatch):
     assert all(torch.equal(one[k], two[k]) for k in one)
 
 
-# ------------------------------------------------------------------------------------------------------------------ choice and record
+# ----------------------------------------------------------------------------------- choice and record
 
 
 @pytest.mark.parametrize(("free", "place"), [(10**12, "memory"), (10**5, "disk")])
 def test_auto_takes_memory_where_the_images_fit(free, place, run, pictures, models, tmp_path, monkeypatch):
     monkeypatch.setattr(data.training, "free_memory", lambda device, processes: free)
-    out = ok(run("train_dbsn", f"--name a --clean {pictures}/gray {LEVELS['awgn']} {TINY} --noise-draw fixed --steps 2"))
+    out = ok(
+        run("train_dbsn", f"--name a --clean {pictures}/gray {LEVELS['awgn']} {TINY} --noise-draw fixed --steps 2")
+    )
     assert ("read from disk as they are needed" in out) == (place == "disk")
     shutil.copytree(models / "s1", tmp_path / "s1")
     ok(run("train_distill", f"--name s2 {STAGE2.format(pictures)}"))
@@ -334,7 +381,9 @@ def test_digests(folder):
     on_disk = look_at(files, "gray", None)
     held = on_disk.decode()
     assert digest(held) == digest(on_disk, digest(held)) != digest(held.subset([1, 0, *range(2, 10)]))
-    assert digest(on_disk).startswith("files:") and digest(on_disk) == digest(held, digest(on_disk)) != digest(on_disk.subset([1, 0, *range(2, 10)]))
+    assert digest(on_disk).startswith("files:") and digest(on_disk) == digest(held, digest(on_disk)) != digest(
+        on_disk.subset([1, 0, *range(2, 10)])
+    )
     pixels = to_float(held.arrays[3])
     pixels[0, 0] = 1 - pixels[0, 0]
     held.arrays[3] = pixels

@@ -1,4 +1,6 @@
-"""Two processes (gloo, CPU) do what one does: the same losses and weights to rounding, one writer, a resume across world sizes, one merged table."""
+"""Two processes (gloo, CPU) do what one does: the same losses and weights to rounding, one writer, a resume across
+world sizes, one merged table.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +23,20 @@ pytestmark = pytest.mark.slow
 
 
 def torchrun(script: str, line: str, folder: Path) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script, *line.split()]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        script,
+        *line.split(),
+    ]
     command += ["--checkpoints-dir", str(folder), "--device", "cpu"]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=200, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
 
 
 def stats(folder: Path) -> list[dict]:
@@ -36,7 +49,10 @@ def assert_same_course(a: Path, b: Path):
     for one, two in rows:
         assert one.keys() == two.keys()
         for key, value in one.items():
-            assert two[key] == (value if isinstance(value, str) else pytest.approx(value, rel=2e-3, abs=1e-5)), (one["step"], key)
+            assert two[key] == (value if isinstance(value, str) else pytest.approx(value, rel=2e-3, abs=1e-5)), (
+                one["step"],
+                key,
+            )
     one, two = (load_checkpoint(f / "last.safetensors").tensors for f in (a, b))
     for name in one:
         torch.testing.assert_close(one[name], two[name], atol=2e-3, rtol=1e-2)

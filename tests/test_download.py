@@ -25,7 +25,9 @@ FILES = {f"{i:02}.png": bytes([i]) * (1000 + i) for i in range(1, 6)}
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves `files` by path and counts requests. plan: {path: answers in turn}, a status, a (status, headers) or "cut"; afterwards the file."""
+    """Serves `files` by path and counts requests. plan: {path: answers in turn}, a status, a (status, headers) or
+    "cut"; afterwards the file.
+    """
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
@@ -68,7 +70,12 @@ def server(monkeypatch):
 
 
 def row(name: str, data: bytes, **changes: str) -> str:
-    cells = dict(zip(COLUMNS, ("set12", name, str(len(data)), hashlib.sha256(data).hexdigest(), "some/sets", COMMIT, f"a folder/{name}")))
+    cells = dict(
+        zip(
+            COLUMNS,
+            ("set12", name, str(len(data)), hashlib.sha256(data).hexdigest(), "some/sets", COMMIT, f"a folder/{name}"),
+        )
+    )
     return "\t".join((cells | changes).values())
 
 
@@ -81,7 +88,9 @@ def write_manifest(path: Path, *rows: str) -> Path:
 def get(server, tmp_path):
     """Runs the script's main on a small manifest of set12 and returns its exit code."""
     manifest = write_manifest(tmp_path / "manifest.tsv", *(row(name, data) for name, data in FILES.items()))
-    return lambda *argv: main([*(argv or ["set12"]), "--data-root", str(tmp_path / "root"), "--base-url", server.url + "/"], manifest)
+    return lambda *argv: main(
+        [*(argv or ["set12"]), "--data-root", str(tmp_path / "root"), "--base-url", server.url + "/"], manifest
+    )
 
 
 @pytest.fixture
@@ -112,7 +121,9 @@ def test_right_files_are_skipped_and_wrong_ones_replaced(get, folder, server, ca
     assert get() == 0 and server.requests.total() == 4
 
 
-@pytest.mark.parametrize("bytes_there", [b"?" * len(FILES["02.png"]), FILES["02.png"] + b"?", FILES["02.png"][:-1], b""])
+@pytest.mark.parametrize(
+    "bytes_there", [b"?" * len(FILES["02.png"]), FILES["02.png"] + b"?", FILES["02.png"][:-1], b""]
+)
 def test_wrong_bytes_get_no_name(bytes_there, get, folder, server):
     server.files[server.path_of("02.png")] = bytes_there
     with pytest.raises(RunError) as caught:
@@ -131,7 +142,11 @@ def test_no_more_is_read_than_the_manifest_says(get, folder, server):
 
 
 def test_passing_failures_are_tried_again(get, folder, server):
-    server.plan = {server.path_of("01.png"): [503, "cut"], server.path_of("02.png"): [429], server.path_of("03.png"): ["cut"]}
+    server.plan = {
+        server.path_of("01.png"): [503, "cut"],
+        server.path_of("02.png"): [429],
+        server.path_of("03.png"): ["cut"],
+    }
     assert get() == 0
     assert contents(folder) == FILES
     assert [server.requests[server.path_of(name)] for name in FILES] == [3, 2, 2, 1, 1]
@@ -239,19 +254,32 @@ def test_manifest_that_is_none(tmp_path):
 def test_as_a_script_from_another_folder(server, tmp_path):
     """Exit codes and the line on stderr; the project's own manifest."""
     run = lambda *argv: subprocess.run(  # noqa: E731
-        [sys.executable, PROJECT / "scripts" / "download_data.py", *argv], cwd=tmp_path, env=os.environ | {"DBSN_DATA": "here"}, capture_output=True, text=True
+        [sys.executable, PROJECT / "scripts" / "download_data.py", *argv],
+        cwd=tmp_path,
+        env=os.environ | {"DBSN_DATA": "here"},
+        capture_output=True,
+        text=True,
     )
     unknown, check = run("set13"), run("set12", "--check")
     assert unknown.returncode == 2 and unknown.stderr.startswith("error: set13") and unknown.stderr.count("\n") == 1
     assert check.returncode == 1 and "here/set12: 0 of 12" in check.stdout and not check.stderr
 
 
-# ------------------------------------------------------------------------------------------------------------------ the project's manifest
+# ------------------------------------------------------------------------------ the project's manifest
 
 
 def test_manifest_of_the_project():
     manifest = read_manifest(MANIFEST)
-    counts = {"bsd500": 500, "bsd68": 68, "cbsd68": 68, "cc15": 30, "kodak24": 24, "mcmaster": 18, "polyu": 200, "set12": 12}
+    counts = {
+        "bsd500": 500,
+        "bsd68": 68,
+        "cbsd68": 68,
+        "cc15": 30,
+        "kodak24": 24,
+        "mcmaster": 18,
+        "polyu": 200,
+        "set12": 12,
+    }
     assert {name: len(entries) for name, entries in manifest.items()} == counts
     assert files_of_sets(["all"], manifest).keys() == counts.keys()
     assert files_of_sets(["cc15_clean", "cc15"], manifest).keys() == {"cc15"}
@@ -285,4 +313,6 @@ def test_real_files_match(name):
     entries = files_of_sets([name], read_manifest(MANIFEST))[name]
     assert {e.file for e in entries} == {f.name for f in (root / name).iterdir()}
     for entry in (entries[0], entries[len(entries) // 2], entries[-1]):
-        assert content_hash(root / name / entry.file) == entry.sha256 and state(root / name / entry.file, entry) == "right"
+        assert (
+            content_hash(root / name / entry.file) == entry.sha256 and state(root / name / entry.file, entry) == "right"
+        )

@@ -1,4 +1,6 @@
-"""scripts/estimator_study.py: it trains, measures and resumes; its measures are what they are called; docs/estimator.md shows the results that are committed."""
+"""scripts/estimator_study.py: it trains, measures and resumes; its measures are what they are called;
+docs/estimator.md shows the results that are committed.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,15 @@ def command(tmp_path):
     for k in range(4):
         Image.fromarray(astronaut()[40 * k : 40 * k + 24, 100:125]).save(tmp_path / "pictures" / f"{k}.png")
     line = f"--data {tmp_path}/pictures --evaluation 2 --width 4 --blocks 1 --patch-size 16 --batch-size 2 --steps 3 --device cpu --amp off"
-    return [*line.split(), "--checkpoints-dir", str(tmp_path / "runs"), "--json", str(tmp_path / "results" / "r.json"), "--doc", str(tmp_path / "page.md")]
+    return [
+        *line.split(),
+        "--checkpoints-dir",
+        str(tmp_path / "runs"),
+        "--json",
+        str(tmp_path / "results" / "r.json"),
+        "--doc",
+        str(tmp_path / "page.md"),
+    ]
 
 
 @pytest.mark.slow
@@ -50,11 +60,23 @@ def test_trains_measures_resumes_and_renders(study, command, tmp_path, monkeypat
     first = json.loads(file.read_text())
     assert study.main([*command, "--noises", "awgn", "hg", "--methods", "constrained", "reward", "envelope-0.05"]) == 0
     assert study.main([*command, "--noises", "mg", "--methods", "envelope-0.05"]) == 0
-    assert trained[2:] == ["awgn-constrained-3", "awgn-envelope-0.05-3", "hg-constrained-3", "hg-reward-3", "hg-envelope-0.05-3", "mg-envelope-0.05-3"]
+    assert trained[2:] == [
+        "awgn-constrained-3",
+        "awgn-envelope-0.05-3",
+        "hg-constrained-3",
+        "hg-reward-3",
+        "hg-envelope-0.05-3",
+        "mg-envelope-0.05-3",
+    ]
     results = json.loads(file.read_text())
-    assert results["rows"][:2] == first["rows"] and [f"{r['noise']}-{r['method']}-{r['steps']}" for r in results["rows"]] == trained
+    assert (
+        results["rows"][:2] == first["rows"]
+        and [f"{r['noise']}-{r['method']}-{r['steps']}" for r in results["rows"]] == trained
+    )
     for row in results["rows"]:
-        assert set(row["psnr"]) == {"noisy", "mu", "posterior", "oracle"} and np.isfinite(list(row["psnr"].values())).all()
+        assert (
+            set(row["psnr"]) == {"noisy", "mu", "posterior", "oracle"} and np.isfinite(list(row["psnr"].values())).all()
+        )
         assert row["psnr"]["noisy"] == pytest.approx(-20 * np.log10(row["true_level"] / 255), abs=0.5)
         assert 0 < row["error"] <= row["largest_error"] and ("curve" in row) == (row["noise"] == "hg")
     stats = (tmp_path / "runs" / "awgn-constrained-phases-3" / "stats.jsonl").read_text()
@@ -69,10 +91,17 @@ def test_trains_measures_resumes_and_renders(study, command, tmp_path, monkeypat
         study.main([*command, "--lr", "0.1"])
 
     pytest.importorskip("matplotlib", reason="the figure needs matplotlib")
-    (tmp_path / "page.md").write_text("a\n" + "".join(f"<!-- {n} -->\n<!-- /{n} -->\n" for n in ("awgn", "hg", "mg", "blind")) + "b\n")
+    (tmp_path / "page.md").write_text(
+        "a\n" + "".join(f"<!-- {n} -->\n<!-- /{n} -->\n" for n in ("awgn", "hg", "mg", "blind")) + "b\n"
+    )
     assert study.main([*command, "--blind", str(tmp_path / "runs" / "awgn-reward-3"), "--render"]) == 0
     page = (tmp_path / "page.md").read_text()
-    assert page.startswith("a\n") and page.endswith("b\n") and page.count("| envelope-0.05 | 3 |") == 3 and "| true level |" in page
+    assert (
+        page.startswith("a\n")
+        and page.endswith("b\n")
+        and page.count("| envelope-0.05 | 3 |") == 3
+        and "| true level |" in page
+    )
     blind = json.loads(file.read_text())["blind"]["rows"]
     assert [r["level"] for r in blind] == list(range(5, 60, 5)) and all(len(r["estimated"]) == 4 for r in blind)
     assert (tmp_path / "page.png").read_bytes().startswith(b"\x89PNG")
@@ -82,8 +111,14 @@ def test_trains_measures_resumes_and_renders(study, command, tmp_path, monkeypat
 
 @pytest.mark.parametrize("noise", ["awgn", "hg", "mg"])
 def test_measures_of_a_model_that_knows_the_noise(study, noise, monkeypatch):
-    """Told the truth, a model has no error but that of looking it up at mu, and its own posterior is the oracle's; told twice the truth, the error is there."""
-    levels = {"awgn": {"sigma": (0.1, 0.1)}, "hg": {"alpha": (0.2, 0.2), "delta": (0.05, 0.05)}, "mg": {"sigma": (0.3, 0.3)}}[noise]
+    """Told the truth, a model has no error but that of looking it up at mu, and its own posterior is the oracle's;
+    told twice the truth, the error is there.
+    """
+    levels = {
+        "awgn": {"sigma": (0.1, 0.1)},
+        "hg": {"alpha": (0.2, 0.2), "delta": (0.05, 0.05)},
+        "mg": {"sigma": (0.3, 0.3)},
+    }[noise]
     model, added = BlindSpotDenoiser(3, noise, width=4, blocks=1), NOISES[noise](**levels)
     x = np.random.default_rng(0).random((3, 16, 17))
     told = lambda level, image: added.covariance(image, torch.zeros(1, 2))  # noqa: E731
@@ -96,7 +131,9 @@ def test_measures_of_a_model_that_knows_the_noise(study, noise, monkeypatch):
     wrong = study.measure_image(model, x, added)
     assert wrong["level"] == pytest.approx(2 * right["level"]) and wrong["psnr"]["oracle"] == right["psnr"]["oracle"]
     if noise != "hg":
-        assert right["level"] == pytest.approx(right["true_level"]) and wrong["error"] == pytest.approx({"awgn": 1, "mg": 3}[noise], rel=1e-5)
+        assert right["level"] == pytest.approx(right["true_level"]) and wrong["error"] == pytest.approx(
+            {"awgn": 1, "mg": 3}[noise], rel=1e-5
+        )
 
 
 def test_blind_levels_are_measured_on_draws_of_their_own(study, tmp_path, monkeypatch):

@@ -1,4 +1,6 @@
-"""The GPU tests on the emulated device of tests/fake_cuda.py, so that a tensor left on the wrong device is found without a GPU."""
+"""The GPU tests on the emulated device of tests/fake_cuda.py, so that a tensor left on the wrong device is found
+without a GPU.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,15 @@ SOUND = [
 
 
 def test_the_emulated_device_refuses_what_cuda_refuses():
-    lines = ["import pytest, torch", "from tests import fake_cuda", "fake_cuda.pytest_configure(None)", "gpu = torch.rand(3, device='cuda')", *SOUND]
-    lines += [f"with pytest.raises((RuntimeError, TypeError), match='device|convert'): {code}" for code in MISTAKES.values()]
+    lines = [
+        "import pytest, torch",
+        "from tests import fake_cuda",
+        "fake_cuda.pytest_configure(None)",
+        "gpu = torch.rand(3, device='cuda')",
+        *SOUND,
+    ]
+    lines += [
+        f"with pytest.raises((RuntimeError, TypeError), match='device|convert'): {code}" for code in MISTAKES.values()
+    ]
     done = python("-c", "\n".join([*lines, "assert gpu.device.type == 'cuda'"]))
     assert done.returncode == 0, done.stderr

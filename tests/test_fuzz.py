@@ -1,6 +1,8 @@
-"""Random inputs against everything that reads what others wrote, and random sizes against the identities the code rests on.
+"""Random inputs against everything that reads what others wrote, and random sizes against the identities the code
+rests on.
 
-By default a small budget of fixed examples, the same at every run. FUZZ=5000 pytest tests/test_fuzz.py tries that many new ones in each test.
+By default a small budget of fixed examples, the same at every run. FUZZ=5000 pytest tests/test_fuzz.py tries that
+many new ones in each test.
 """
 
 from __future__ import annotations
@@ -65,17 +67,43 @@ def file(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("fuzz") / "input"
 
 
-# ------------------------------------------------------------------------------------------------------------------------- options
+# --------------------------------------------------------------------------------------- ----- options
 
 OPTIONS = {"stage1": Stage1Options(), "stage2": Stage2Options(), "test": TestOptions()}
-ODD = ["", " ", "-", "--", "-1", "0", "1e400", "nan", "-inf", "1_0", "٣", "0x10", "5.5", "1e-320", "9" * 30, "a=b", "é", "../up", "%s", "x" * 300, "-sigma"]
-NUMBERS = st.one_of(st.integers(-2, 300).map(str), st.floats(-1, 300).map(str), st.floats().map(str), st.integers().map(str))
+ODD = [
+    "",
+    " ",
+    "-",
+    "--",
+    "-1",
+    "0",
+    "1e400",
+    "nan",
+    "-inf",
+    "1_0",
+    "٣",
+    "0x10",
+    "5.5",
+    "1e-320",
+    "9" * 30,
+    "a=b",
+    "é",
+    "../up",
+    "%s",
+    "x" * 300,
+    "-sigma",
+]
+NUMBERS = st.one_of(
+    st.integers(-2, 300).map(str), st.floats(-1, 300).map(str), st.floats().map(str), st.integers().map(str)
+)
 # a line break inside one argument is beyond what a one-line message can repeat
 WORDS = st.text(st.characters(exclude_categories=("Cs", "Cc", "Zl", "Zp")), max_size=12)
 
 
 def values_of(action: argparse.Action) -> st.SearchStrategy[list[str]]:
-    """What may follow a flag: mostly something of the right kind, at times anything at all, or the wrong number of values."""
+    """What may follow a flag: mostly something of the right kind, at times anything at all, or the wrong number of
+    values.
+    """
     if action.choices:
         usual = st.sampled_from(sorted(action.choices))
     elif action.type not in (None, Path):
@@ -137,7 +165,7 @@ def test_a_batch_size_beyond_floats(capsys):
     assert end.value.code == 2 and capsys.readouterr().err.startswith("error: ")
 
 
-# -------------------------------------------------------------------------------------------------------------------------- images
+# --------------------------------------------------------------------------------------- ------ images
 
 MAX_PIXELS = 2**14  # of a picture, in these tests
 MAX_MEMORY = 200e6  # bytes that reading one may take on top
@@ -201,7 +229,19 @@ def mutated(draw: st.DrawFn, originals: list[bytes]) -> bytes:
         elif kind == "byte" and data:
             data[at] = draw(st.integers(0, 255))
         elif kind == "word":
-            word = draw(st.sampled_from([b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\xff\xff\xff\x7f", bytes(4), b"\0\1\0\0", b"\0\0\1\0", b"\0\x80"]))
+            word = draw(
+                st.sampled_from(
+                    [
+                        b"\xff\xff\xff\xff",
+                        b"\x7f\xff\xff\xff",
+                        b"\xff\xff\xff\x7f",
+                        bytes(4),
+                        b"\0\1\0\0",
+                        b"\0\0\1\0",
+                        b"\0\x80",
+                    ]
+                )
+            )
             data[at : at + len(word)] = word
         elif kind == "cut":
             del data[at:]
@@ -216,7 +256,9 @@ def mutated(draw: st.DrawFn, originals: list[bytes]) -> bytes:
 
 
 def repaired(data: bytes) -> bytes:
-    """A PNG whose chunks have the right checksums again, so that their contents are looked at; anything else as it is."""
+    """A PNG whose chunks have the right checksums again, so that their contents are looked at; anything else as it
+    is.
+    """
     if not data.startswith(b"\x89PNG\r\n\x1a\n"):
         return data
     out, at = data[:8], 8
@@ -229,7 +271,9 @@ def repaired(data: bytes) -> bytes:
 
 
 class Memory:
-    """`with Memory() as m:` .. m.peak: bytes by which the resident memory grew at most within the block; None where Linux does not tell."""
+    """`with Memory() as m:` .. m.peak: bytes by which the resident memory grew at most within the block; None where
+    Linux does not tell.
+    """
 
     def __enter__(self) -> Memory:
         self.peak = None
@@ -249,7 +293,9 @@ class Memory:
 
 
 def check_reader(path: Path, data: bytes) -> np.ndarray | None:
-    """The reader's promise, for any bytes: an image that is what the header says, or one line that names the file. Returns the image."""
+    """The reader's promise, for any bytes: an image that is what the header says, or one line that names the file.
+    Returns the image.
+    """
     path.write_bytes(data)
     header = image = None
     with Memory() as memory:
@@ -263,7 +309,10 @@ def check_reader(path: Path, data: bytes) -> np.ndarray | None:
     assert memory.peak is None or memory.peak < MAX_MEMORY, f"{memory.peak / 1e6:.0f} MB for {len(data)} bytes"
     if image is not None:
         assert header is not None, "read, though its header is refused"
-        assert image.shape == (header.height, header.width, header.channels) and image.shape[0] * image.shape[1] <= MAX_PIXELS
+        assert (
+            image.shape == (header.height, header.width, header.channels)
+            and image.shape[0] * image.shape[1] <= MAX_PIXELS
+        )
         assert image.dtype in (np.uint8, np.float32) and np.isfinite(image).all()
     return image
 
@@ -275,7 +324,12 @@ def test_the_fuzzed_files_are_valid(name, file):
 
 
 @budget(300)
-@given(data=st.one_of(st.binary(max_size=200), st.tuples(st.sampled_from([d[:26] for d in VALID.values()]), st.binary(max_size=200)).map(b"".join)))
+@given(
+    data=st.one_of(
+        st.binary(max_size=200),
+        st.tuples(st.sampled_from([d[:26] for d in VALID.values()]), st.binary(max_size=200)).map(b"".join),
+    )
+)
 def test_random_bytes_are_no_image(data, file):
     check_reader(file, data)
 
@@ -299,7 +353,9 @@ def bombs() -> dict[str, bytes]:
         "png pixels": start + header + png_chunk(b"IDAT", zeros) + png_chunk(b"IEND", b""),
         "png text": start + header + png_chunk(b"zTXt", b"a\0\0" + zeros) + end,
         "png profile": start + header + png_chunk(b"iCCP", b"a\0\0" + zeros) + end,
-        "png claims": start + png_chunk(b"IHDR", struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)) + png_chunk(b"IDAT", zeros),
+        "png claims": start
+        + png_chunk(b"IHDR", struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0))
+        + png_chunk(b"IDAT", zeros),
         "tiff strip": with_entry(with_entry(strip + zeros, STRIP_OFFSET, len(strip)), STRIP_BYTES, len(zeros)),
     }
 
@@ -321,9 +377,13 @@ def test_bombs_do_not_fill_the_memory(name, file, bombs):
     check_reader(file, bombs[name])
 
 
-# --------------------------------------------------------------------------------------------------------------------- checkpoints
+# --------------------------------------------------------------------------------------- - checkpoints
 
-TENSORS = {"a.weight": torch.arange(12, dtype=torch.float32).reshape(3, 4), "b": torch.tensor(2.5, dtype=torch.float64), "c": torch.zeros(0, 2)}
+TENSORS = {
+    "a.weight": torch.arange(12, dtype=torch.float32).reshape(3, 4),
+    "b": torch.tensor(2.5, dtype=torch.float64),
+    "c": torch.zeros(0, 2),
+}
 TENSORS |= {"d": torch.tensor([True, False]), "e": torch.arange(5).to(torch.bfloat16)}
 
 
@@ -352,7 +412,9 @@ def check_loader(path: Path, data: bytes) -> bool:
 @budget(300)
 @given(data=st.data())
 def test_random_bytes_are_no_checkpoint(data, file, checkpoint):
-    start = data.draw(st.sampled_from([b"", checkpoint[:8], checkpoint[:9], checkpoint[:100], struct.pack("<Q", 20) + b'{"']))
+    start = data.draw(
+        st.sampled_from([b"", checkpoint[:8], checkpoint[:9], checkpoint[:100], struct.pack("<Q", 20) + b'{"'])
+    )
     assert not check_loader(file, start + data.draw(st.binary(max_size=200)))
 
 
@@ -365,7 +427,10 @@ def test_damaged_checkpoints_are_refused_or_whole(data, file, checkpoint):
 
 JSON = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5)),
-    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.sampled_from(["dbsn", "a", "format", "sha256", "values"]), inner, max_size=3)),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.dictionaries(st.sampled_from(["dbsn", "a", "format", "sha256", "values"]), inner, max_size=3),
+    ),
     max_leaves=8,
 )
 
@@ -383,11 +448,15 @@ def test_headers_that_are_json_but_not_ours(metadata, tensors, file):
 @budget(5)
 @given(depth=st.integers(1, 200_000))
 def test_deeply_nested_headers(depth, file):
-    for header in (b'{"__metadata__":' + b"[" * depth, b'{"__metadata__":{"dbsn":"' + b"[" * depth + b'"}}', b'{"a":' * depth):
+    for header in (
+        b'{"__metadata__":' + b"[" * depth,
+        b'{"__metadata__":{"dbsn":"' + b"[" * depth + b'"}}',
+        b'{"a":' * depth,
+    ):
         assert not check_loader(file, struct.pack("<Q", len(header)) + header)
 
 
-# -------------------------------------------------------------------------------------------------------------------------- tiling
+# --------------------------------------------------------------------------------------- ------ tiling
 
 KINDS = [(1, "awgn"), (3, "awgn"), (1, "hg"), (3, "hg"), (3, "mg")]
 
@@ -409,7 +478,13 @@ def networks() -> dict:
 
 @pytest.mark.parametrize("kind", KINDS)
 @budget(10)
-@given(height=st.integers(1, 48), width=st.integers(1, 48), tile=st.integers(1, 50), count=st.integers(1, 2), seed=st.integers(0, 2**20))
+@given(
+    height=st.integers(1, 48),
+    width=st.integers(1, 48),
+    tile=st.integers(1, 50),
+    count=st.integers(1, 2),
+    seed=st.integers(0, 2**20),
+)
 def test_tiles_equal_the_whole(kind, height, width, tile, count, seed, networks):
     tile = max(tile, max(height, width) // 4)  # few tiles, to save time
     y = torch.rand(count, kind[0], height, width, generator=generator("cpu", seed))
@@ -420,14 +495,22 @@ def test_tiles_equal_the_whole(kind, height, width, tile, count, seed, networks)
 
 @pytest.mark.parametrize("kind", [(1, "student"), (3, "student")])
 @budget(10)
-@given(height=st.integers(1, 40), width=st.integers(1, 400), tile=st.integers(16, 400), seed=st.integers(0, 2**20), turned=st.booleans())
+@given(
+    height=st.integers(1, 40),
+    width=st.integers(1, 400),
+    tile=st.integers(16, 400),
+    seed=st.integers(0, 2**20),
+    turned=st.booleans(),
+)
 def test_tiles_of_the_student_equal_the_whole(kind, height, width, tile, seed, turned, networks):
     y = torch.rand(1, kind[0], height, width, generator=generator("cpu", seed))
     y = y.transpose(2, 3).contiguous() if turned else y
-    torch.testing.assert_close(denoise(networks[kind], y, tile).image, denoise(networks[kind], y).image, atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        denoise(networks[kind], y, tile).image, denoise(networks[kind], y).image, atol=2e-5, rtol=1e-4
+    )
 
 
-# ----------------------------------------------------------------------------------------------------------------- crops and noise
+# ------------------------------------------------------------------------------------- crops and noise
 
 
 @budget(100)
@@ -436,17 +519,31 @@ def test_crops_lie_within_their_images(data):
     patch = data.draw(st.integers(1, 40))
     sides = st.integers(patch, patch + 60)
     sizes = np.array(data.draw(st.lists(st.tuples(sides, sides), min_size=1, max_size=9)))
-    seed, first, count = data.draw(st.integers(0, 2**31 + 5)), data.draw(st.integers(0, 10**9)), data.draw(st.integers(1, 40))
+    seed, first, count = (
+        data.draw(st.integers(0, 2**31 + 5)),
+        data.draw(st.integers(0, 10**9)),
+        data.draw(st.integers(1, 40)),
+    )
     samples = np.arange(first, first + count)
     where = draw_crops(sizes, samples, patch, seed)
     assert where.image.shape == where.top.shape == where.left.shape == where.symmetry.shape == (count,)
-    assert (where.image >= 0).all() and (where.image < len(sizes)).all() and (where.symmetry >= 0).all() and (where.symmetry < 8).all()
+    assert (
+        (where.image >= 0).all()
+        and (where.image < len(sizes)).all()
+        and (where.symmetry >= 0).all()
+        and (where.symmetry < 8).all()
+    )
     assert (where.top >= 0).all() and (where.top + patch <= sizes[where.image, 0]).all()
     assert (where.left >= 0).all() and (where.left + patch <= sizes[where.image, 1]).all()
     # a sample's crop does not depend on the batch it is in
     k = data.draw(st.integers(0, count - 1))
     alone = draw_crops(sizes, samples[k : k + 1], patch, seed)
-    assert [alone.image[0], alone.top[0], alone.left[0], alone.symmetry[0]] == [where.image[k], where.top[k], where.left[k], where.symmetry[k]]
+    assert [alone.image[0], alone.top[0], alone.left[0], alone.symmetry[0]] == [
+        where.image[k],
+        where.top[k],
+        where.left[k],
+        where.symmetry[k],
+    ]
     # a pass over the images sees each once
     begin = first // len(sizes) * len(sizes)
     assert sorted(draw_crops(sizes, np.arange(begin, begin + len(sizes)), patch, seed).image) == list(range(len(sizes)))
@@ -464,7 +561,11 @@ def test_crops_are_cut_where_they_say(data):
     crops = ImagePool(images).crops(where, patch)
     for k in range(6):
         part = images[where.image[k]][where.top[k] : where.top[k] + patch, where.left[k] : where.left[k] + patch]
-        flips = [f(part) for turn in range(4) for f in (lambda a, t=turn: np.rot90(a, t), lambda a, t=turn: np.rot90(a, t)[::-1])]
+        flips = [
+            f(part)
+            for turn in range(4)
+            for f in (lambda a, t=turn: np.rot90(a, t), lambda a, t=turn: np.rot90(a, t)[::-1])
+        ]
         found = np.rint(255 * crops[k].permute(1, 2, 0).numpy()).astype(np.uint8)
         assert any(np.array_equal(found, flip) for flip in flips)
 
@@ -484,7 +585,12 @@ def test_noise_is_finite_and_a_function_of_its_keys(model, levels, mg_seed, shap
     shape = (shape[0], 3, *shape[2:]) if model == "mg" else shape
     ranges = iter(levels)
     kind = NOISES[model]
-    noise = kind(**{level.name: mg_seed if level.whole else tuple(max(level.low / level.unit, v) for v in next(ranges)) for level in kind.levels})
+    noise = kind(
+        **{
+            level.name: mg_seed if level.whole else tuple(max(level.low / level.unit, v) for v in next(ranges))
+            for level in kind.levels
+        }
+    )
     x = torch.rand(shape, generator=generator("cpu", 1))
     y = noise.add(x, [generator("cpu", *keys)] * len(x))
     assert y.shape == x.shape and y.dtype == x.dtype and torch.isfinite(y).all()
@@ -493,7 +599,7 @@ def test_noise_is_finite_and_a_function_of_its_keys(model, levels, mg_seed, shap
     assert not torch.equal(y, other) or max(levels[0]) < 1e-3 or model in ("hg", "poisson")
 
 
-# -------------------------------------------------------------------------------------------------------------------------- phases
+# --------------------------------------------------------------------------------------- ------ phases
 
 
 @budget(100)
@@ -516,22 +622,31 @@ def test_phases_join_to_what_was_split(shape, dilation, seed):
         for q in range(min(d, width)):
             part = x[:, :, p::d, q::d]
             assert torch.equal(parts.unflatten(0, (n, d, d))[:, p, q, :, : part.shape[2], : part.shape[3]], part)
-            assert torch.count_nonzero(filled[:, p, q, :, part.shape[2] :]) == torch.count_nonzero(filled[:, p, q, :, :, part.shape[3] :]) == 0
+            assert (
+                torch.count_nonzero(filled[:, p, q, :, part.shape[2] :])
+                == torch.count_nonzero(filled[:, p, q, :, :, part.shape[3] :])
+                == 0
+            )
 
 
-# ---------------------------------------------------------------------------------------------------------------- Gaussian algebra
+# ------------------------------------------------------------------------------------ Gaussian algebra
 
 
 @st.composite
 def covariances(draw: st.DrawFn, channels: int):
-    """A covariance over pixels or for the whole image, standard deviations 0.05 to 20, correlations well below 1; float64."""
+    """A covariance over pixels or for the whole image, standard deviations 0.05 to 20, correlations well below 1;
+    float64.
+    """
     seed, size = draw(st.integers(0, 2**20)), draw(st.sampled_from([1, 4]))
     g = generator("cpu", seed)
     std = draw(st.sampled_from([0.05, 1.0, 20.0]))
     uniform = lambda count: torch.rand(2, count, size, size, generator=g, dtype=torch.float64)  # noqa: E731
     if draw(st.booleans()):
         return Diagonal((std * (0.5 + uniform(channels))) ** 2)
-    rows = [0.5 + e if i == j else 0.6 * (e - 0.5) for e, (i, j) in zip(uniform(len(triangle(channels))).split(1, 1), triangle(channels))]
+    rows = [
+        0.5 + e if i == j else 0.6 * (e - 0.5)
+        for e, (i, j) in zip(uniform(len(triangle(channels))).split(1, 1), triangle(channels))
+    ]
     return Full(std * torch.cat(rows, 1))
 
 
@@ -568,7 +683,9 @@ def test_gaussian_identities(data):
     close(vectors(total.solve(y)), torch.linalg.solve((ma + mb).expand(2, 4, 4, channels, channels), vectors(y)))
     close(a.sample(a.whiten(y)), y)
     close(a.log_det()[:, 0], torch.logdet(ma))
-    exact = torch.distributions.MultivariateNormal(mu.permute(0, 2, 3, 1), (ma + mb).expand(2, 4, 4, channels, channels))
+    exact = torch.distributions.MultivariateNormal(
+        mu.permute(0, 2, 3, 1), (ma + mb).expand(2, 4, 4, channels, channels)
+    )
     close(nll(y, mu, total)[:, 0], -exact.log_prob(y.permute(0, 2, 3, 1)))
 
     # Bayes' rule as the textbook has it, in terms of precisions

@@ -89,7 +89,9 @@ def test_gray_is_the_scalar_formula():
         result = g.posterior(y, mu, cov_mu, Diagonal(b))
         torch.testing.assert_close(result.mean, mean)
         torch.testing.assert_close(result.cov.variance, 1 / (1 / a + 1 / b))
-        torch.testing.assert_close(g.nll(y, mu, g.add(cov_mu, Diagonal(b))), 0.5 * ((y - mu) ** 2 / 0.05 + math.log(2 * math.pi * 0.05)))
+        torch.testing.assert_close(
+            g.nll(y, mu, g.add(cov_mu, Diagonal(b))), 0.5 * ((y - mu) ** 2 / 0.05 + math.log(2 * math.pi * 0.05))
+        )
 
 
 def test_diagonal_equals_full_without_correlations(rng):
@@ -117,7 +119,9 @@ def test_excess_undoes_a_sum_and_is_never_negative(rng):
     # it is the least such matrix in the metric of b: what it leaves over, a - excess, is nowhere above b
     rest = matrix(b) - (matrix(a) - clipped)
     assert torch.linalg.eigvalsh(rest).min() > -1e-9
-    assert g.excess(Diagonal(torch.full((1, 1, 1, 1), 0.1)), Diagonal(torch.full((1, 1, 1, 1), 0.2))).variance.item() == 0
+    assert (
+        g.excess(Diagonal(torch.full((1, 1, 1, 1), 0.1)), Diagonal(torch.full((1, 1, 1, 1), 0.2))).variance.item() == 0
+    )
 
 
 def test_eigen_decomposition_of_repeated_and_ordinary_eigenvalues(rng):
@@ -130,7 +134,10 @@ def test_eigen_decomposition_of_repeated_and_ordinary_eigenvalues(rng):
 
 
 def test_image_wide_covariance_broadcasts(rng):
-    y, mu = torch.rand(N, 3, H, W, generator=rng, dtype=torch.float64), torch.rand(N, 3, H, W, generator=rng, dtype=torch.float64)
+    y, mu = (
+        torch.rand(N, 3, H, W, generator=rng, dtype=torch.float64),
+        torch.rand(N, 3, H, W, generator=rng, dtype=torch.float64),
+    )
     a, b = spd(3, rng), spd(3, rng, 1, 1)
     wide = b.map(lambda t: t.expand(-1, -1, H, W))
     for f in (g.posterior_mean, g.constrained_nll):
@@ -147,7 +154,10 @@ def test_float32_is_accurate_where_noise_is_strongly_correlated():
     entries = torch.stack([sigma[i, j] for i, j in triangle(3)]).view(1, -1, 1, 1)
     b = g.cholesky(entries)
     a = Full(spd(3, rng).factor * 0.1)
-    y, mu = torch.rand(N, 3, H, W, generator=rng, dtype=torch.float64), torch.rand(N, 3, H, W, generator=rng, dtype=torch.float64)
+    y, mu = (
+        torch.rand(N, 3, H, W, generator=rng, dtype=torch.float64),
+        torch.rand(N, 3, H, W, generator=rng, dtype=torch.float64),
+    )
     exact = g.posterior_mean(y, mu, a, b)
     single = g.posterior_mean(y.float(), mu.float(), a.map(torch.Tensor.float), b.map(torch.Tensor.float))
     assert (single - exact).abs().max() < 2e-3
@@ -165,7 +175,9 @@ def test_envelope_settles_at_the_quantile(quantile, rng):
 def test_envelope_of_a_full_matrix_is_the_mean_over_the_lowest():
     low, high = torch.eye(3) * 0.01, torch.eye(3) * 0.04
     low[0, 1] = low[1, 0] = 0.004
-    entries = torch.stack([torch.stack([m[i, j] for i, j in triangle(3)]) for m in (low, high, high, high)], 1).view(1, 6, 2, 2)
+    entries = torch.stack([torch.stack([m[i, j] for i, j in triangle(3)]) for m in (low, high, high, high)], 1).view(
+        1, 6, 2, 2
+    )
     cov_total = g.cholesky(entries)
     factor = torch.nn.Parameter(torch.tensor([0.2, 0.0, 0.2, 0.0, 0.0, 0.2]).view(1, 6, 1, 1))
     optimizer = torch.optim.Adam([factor], lr=0.01)

@@ -17,10 +17,15 @@ RELEASED = sorted(file.stem for file in (ROOT / "checkpoints").glob("*.safetenso
 
 def test_every_released_model_has_an_entry_point():
     """torch.hub takes every callable whose name has no leading underscore for an entry point."""
-    entry_points = {name: value for name, value in vars(hubconf).items() if callable(value) and not name.startswith("_")}
+    entry_points = {
+        name: value for name, value in vars(hubconf).items() if callable(value) and not name.startswith("_")
+    }
     assert sorted(entry_points) == [name.replace("-", "_") for name in RELEASED]
     for name, entry_point in entry_points.items():
-        stage, color = ("Stage 2" if name.endswith("_full") else "Stage 1"), ("RGB" if name.startswith("color") else "gray")
+        stage, color = (
+            ("Stage 2" if name.endswith("_full") else "Stage 1"),
+            ("RGB" if name.startswith("color") else "gray"),
+        )
         assert entry_point.__doc__.startswith(f"{stage}, {color} images, ")
 
 
@@ -42,5 +47,7 @@ from models import posterior
 y = torch.rand(1, 1, 32, 32)
 print(*posterior(y, model(y)).mean.shape)
 """
-    out = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env={"OMP_NUM_THREADS": "1"})
+    out = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env={"OMP_NUM_THREADS": "1"}
+    )
     assert out.returncode == 0 and out.stdout.split() == ["1", "1", "32", "32"], out.stderr

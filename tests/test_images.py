@@ -39,7 +39,9 @@ def png_chunk(kind, data):
 
 def png_bomb(path):
     header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", 60000, 60000, 8, 0, 0, 0, 0))
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + png_chunk(b"IDAT", zlib.compress(b"\0" * 100)) + png_chunk(b"IEND", b""))
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n" + header + png_chunk(b"IDAT", zlib.compress(b"\0" * 100)) + png_chunk(b"IEND", b"")
+    )
 
 
 def truncated(path, save):
@@ -105,8 +107,14 @@ UNREADABLE = {
     "gray_transparent.png": (lambda p: png(p, np.dstack([GRAY, GRAY])), "transparent"),
     "colour_key.png": (lambda p: Image.fromarray(GRAY).save(p, transparency=int(GRAY[0, 0])), "transparent"),
     "stack.tif": (lambda p: tifffile.imwrite(p, np.stack([GRAY] * 3), photometric="minisblack"), "stack of 3 pages"),
-    "two_channels.tif": (lambda p: tifffile.imwrite(p, np.dstack([GRAY, GRAY]), photometric="minisblack", planarconfig="contig"), "2 channels"),
-    "five_channels.tif": (lambda p: tifffile.imwrite(p, np.dstack([GRAY] * 5), photometric="minisblack", planarconfig="contig"), "5 channels"),
+    "two_channels.tif": (
+        lambda p: tifffile.imwrite(p, np.dstack([GRAY, GRAY]), photometric="minisblack", planarconfig="contig"),
+        "2 channels",
+    ),
+    "five_channels.tif": (
+        lambda p: tifffile.imwrite(p, np.dstack([GRAY] * 5), photometric="minisblack", planarconfig="contig"),
+        "5 channels",
+    ),
     "nan.tif": (lambda p: tifffile.imwrite(p, np.where(SIXTEEN[..., 0] > 0.5, np.nan, SIXTEEN[..., 0])), "not finite"),
     "infinite.tif": (lambda p: tifffile.imwrite(p, np.full((9, 7), np.inf, np.float32)), "not finite"),
     "counts.tif": (lambda p: tifffile.imwrite(p, 4000 * SIXTEEN[..., 0]), "--white-level"),
@@ -189,7 +197,10 @@ def test_written_images_read_back(name, bits, pixels, tmp_path):
     image = (pixels if pixels.ndim == 3 else pixels[..., None]).astype(np.float32) / 65535 * 1.4 - 0.2
     write_image(tmp_path / name, image, bits=bits)
     expected = image if bits == 32 else image.clip(0, 1)
-    assert abs(to_float(read_image(tmp_path / name)) - expected).max() <= {8: 0.5 / 255, 16: 0.5 / 65535, 32: 0}[bits] + 1e-7
+    assert (
+        abs(to_float(read_image(tmp_path / name)) - expected).max()
+        <= {8: 0.5 / 255, 16: 0.5 / 65535, 32: 0}[bits] + 1e-7
+    )
     assert [f.name for f in tmp_path.iterdir()] == [name]
 
 
@@ -219,7 +230,7 @@ def test_side_by_side():
     assert strip.shape[1] == 2 * 7 + 4 and strip.shape[2] == 3 and strip[-1, 0, 0] == 0 and strip[-1, -1, 0] == 255
 
 
-# ------------------------------------------------------------------------------------------------------------------ finding images
+# -------------------------------------------------------------------------------------- finding images
 
 
 def test_find_images(tmp_path):

@@ -40,7 +40,11 @@ def test_variants_see_equally_many_pixels(curves):
     def pixels(options):
         return options["steps"] * options["batch_size"] * options["patch_size"] ** 2
 
-    longer = {"1200 steps": 3, "2400 steps of batch 4": 3, "600 steps": 1.5}  # as the last part of a name says; else equal
+    longer = {
+        "1200 steps": 3,
+        "2400 steps of batch 4": 3,
+        "600 steps": 1.5,
+    }  # as the last part of a name says; else equal
     for base, variants in ((curves.BASE, curves.VARIANTS), (curves.STUDENT, curves.STUDENTS)):
         for name, changes in variants.items():
             assert pixels(base | changes) == pixels(base) * longer.get(name.split(", ")[-1], 1), name
@@ -58,15 +62,15 @@ def test_a_small_study(curves, monkeypatch, pictures, tmp_path):
     monkeypatch.setattr(curves, "VALIDATION_IMAGES", 2)
     page = tmp_path / "page.md"
     page.write_text(f"before\n{curves.START}\nold\n{curves.END}\nafter\n")
-    argv = (
-        f"--data-root {tmp_path} --checkpoints-dir {tmp_path}/runs --json {tmp_path}/x.json --table {page} --plot {tmp_path}/x.png --variants student muon base"
-    )
+    argv = f"--data-root {tmp_path} --checkpoints-dir {tmp_path}/runs --json {tmp_path}/x.json --table {page} --plot {tmp_path}/x.png --variants student muon base"
     curves.main(argv.split())
     rows = json.loads((tmp_path / "x.json").read_text())
     assert [(r["name"], r["optimizer"]) for r in rows] == [("base", "adam"), ("muon", "muon"), ("student", "adam")]
     assert rows[0]["points"][-1]["val_psnr"] > 0 and rows[0]["points"][-1]["pixels"] == 2 * 2 * 16**2
     recorded = json.loads((tmp_path / "runs" / "base" / "options.json").read_text())
-    assert len(recorded["val"]) == 2 and len(recorded["clean"]) == 8 and not set(recorded["val"]) & set(recorded["clean"])
+    assert (
+        len(recorded["val"]) == 2 and len(recorded["clean"]) == 8 and not set(recorded["val"]) & set(recorded["clean"])
+    )
     assert page.read_text() == f"before\n{curves.START}\n{curves.table(rows)}{curves.END}\nafter\n"
     assert (tmp_path / "x.png").stat().st_size > 1000
     shutil.rmtree(tmp_path / "runs")
@@ -88,4 +92,7 @@ def test_the_fast_recipes_arithmetic(curves, monkeypatch):
     page = PAGE.read_text()
     for name, stage, step in zip(("stage 1", "stage 2"), (one, two), steps):
         total = stage["steps"] * step
-        assert f"| {name} | {step / 1e12:.1f} TFLOP | {stage['steps']:,} | {total / 1e18:.2f} EFLOP | {total / 280e12 / 60:.0f} min |" in page
+        assert (
+            f"| {name} | {step / 1e12:.1f} TFLOP | {stage['steps']:,} | {total / 1e18:.2f} EFLOP | {total / 280e12 / 60:.0f} min |"
+            in page
+        )

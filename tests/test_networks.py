@@ -38,7 +38,9 @@ def test_parameter_count_of_the_published_network(mdc, count):
 @pytest.mark.parametrize("mdc", ["release", "paper", "residual"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_blind_at_every_pixel(path, mdc, dtype):
-    """d mu[i] / d y[i] and d cov[i] / d y[i] are exactly zero at all pixels of an image whose sides neither 2 nor 3 divides."""
+    """d mu[i] / d y[i] and d cov[i] / d y[i] are exactly zero at all pixels of an image whose sides neither 2 nor 3
+    divides.
+    """
     h, w = 7, 11
     model = small(mdc=mdc)
     model.path, model.dtype = path, dtype
@@ -56,7 +58,9 @@ def test_blind_at_every_pixel(path, mdc, dtype):
 
 @pytest.mark.slow
 def test_blind_when_compiled():
-    """The gradient of every output with respect to its own pixel, through the compiled network and its compiled backward."""
+    """The gradient of every output with respect to its own pixel, through the compiled network and its compiled
+    backward.
+    """
     h, w = 5, 7
     model = small()
     model.path = "phases"
@@ -164,7 +168,9 @@ def test_synthetic_pairs_have_the_estimated_covariance(noise, rng):
     expected = cov.entries()[0, :, 0, 0]
     found = torch.cov(n)[torch.tril_indices(3, 3).unbind()]
     torch.testing.assert_close(found, expected, atol=0.03 * expected.max().item(), rtol=0.05)
-    torch.testing.assert_close(synthesise(x, cov, z, torch.tensor([1.1])) - x, 1.1 * n.view(x.shape), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        synthesise(x, cov, z, torch.tensor([1.1])) - x, 1.1 * n.view(x.shape), atol=1e-5, rtol=1e-4
+    )
 
 
 def test_wavelets_are_orthonormal_and_inverse():
@@ -182,7 +188,9 @@ def test_wavelets_keep_channels_last(rng):
     """Convolutions are slow otherwise, and bands in the wrong order would go unnoticed by the inverse."""
     x = torch.randn(2, 3, 8, 12, generator=rng).to(memory_format=torch.channels_last)
     bands = dwt(x)
-    assert bands.is_contiguous(memory_format=torch.channels_last) and iwt(bands).is_contiguous(memory_format=torch.channels_last)
+    assert bands.is_contiguous(memory_format=torch.channels_last) and iwt(bands).is_contiguous(
+        memory_format=torch.channels_last
+    )
     assert torch.equal(bands, dwt(x.contiguous())) and torch.equal(iwt(bands), iwt(bands.contiguous()))
     horizontal = torch.tensor([0.0, 1, 2, 3]).expand(1, 1, 4, 4)
     assert torch.equal(dwt(horizontal)[0, :, 0], torch.tensor([[1.0, 5], [1, 1], [0, 0], [0, 0]]))
@@ -230,7 +238,9 @@ def test_tiles_equal_the_whole_in_mwcnn(size):
     for p in model.parameters():
         p.data.mul_(1.5)  # so that what is far away counts
     y = torch.rand(1, 1, *size)
-    torch.testing.assert_close(denoise(model, y, tile=72).image, denoise(model, y, tile=1000).image, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        denoise(model, y, tile=72).image, denoise(model, y, tile=1000).image, atol=1e-4, rtol=1e-4
+    )
 
 
 def test_receptive_radius_of_mwcnn():
@@ -261,7 +271,9 @@ def test_self_ensemble_is_the_mean_over_symmetries():
     torch.testing.assert_close(denoise(model, y, self_ensemble=True).image, expected)
 
 
-@pytest.mark.parametrize(("channels", "noise"), [(1, "awgn"), (3, "awgn"), (3, "mg"), (1, "hg"), (3, "hg"), (1, "poisson")])
+@pytest.mark.parametrize(
+    ("channels", "noise"), [(1, "awgn"), (3, "awgn"), (3, "mg"), (1, "hg"), (3, "hg"), (1, "poisson")]
+)
 def test_residual_estimator_finds_the_noise_of_quiet_pixels(channels, noise, rng):
     """Half of the pixels are predicted exactly, half badly, and the covariance says which: only the first count."""
     size = (1, channels, 200, 300)
@@ -269,7 +281,9 @@ def test_residual_estimator_finds_the_noise_of_quiet_pixels(channels, noise, rng
     if noise == "mg":
         cov_n = Full(torch.tensor([0.2, 0.05, 0.1, -0.03, 0.02, 0.15]).view(1, 6, 1, 1))
     else:
-        variance = {"awgn": torch.full(size, 0.1**2), "hg": 0.05**2 + (0.2 * mu).square(), "poisson": 0.1**2 + mu / 30}[noise]
+        variance = {"awgn": torch.full(size, 0.1**2), "hg": 0.05**2 + (0.2 * mu).square(), "poisson": 0.1**2 + mu / 30}[
+            noise
+        ]
         cov_n = Diagonal(variance)
     texture = (torch.arange(size[3]) % 2).float().expand(size) * 0.3
     random = lambda: torch.randn(size, generator=rng)  # noqa: E731
@@ -277,7 +291,9 @@ def test_residual_estimator_finds_the_noise_of_quiet_pixels(channels, noise, rng
     uncertain = torch.exp(0.1 * random()) * (0.01 + texture.square())  # not known exactly
     estimator = Residual(channels, NOISES[noise])
     found = estimator.covariance(estimator.estimate(y, mu, Diagonal(uncertain)), mu)
-    wanted = cov_n.entries().expand(-1, -1, *found.variance.shape[2:]) if noise != "awgn" else cov_n.entries()[..., :1, :1]
+    wanted = (
+        cov_n.entries().expand(-1, -1, *found.variance.shape[2:]) if noise != "awgn" else cov_n.entries()[..., :1, :1]
+    )
     torch.testing.assert_close(found.entries(), wanted, atol=0.1 * wanted.abs().max().item(), rtol=0.15)
     half = estimator.estimate(y, mu, Diagonal(uncertain), gain=1.0)  # as large a share of the variance is mu's own
     if found.variance.shape[2:] == (1, 1):
@@ -285,7 +301,9 @@ def test_residual_estimator_finds_the_noise_of_quiet_pixels(channels, noise, rng
 
 
 def test_residual_estimator_of_intensities_that_few_pixels_have(rng):
-    """Noise that grows with the signal, in an image that is dark but for a little: what is bright has as much noise as the polynomial says there."""
+    """Noise that grows with the signal, in an image that is dark but for a little: what is bright has as much noise
+    as the polynomial says there.
+    """
     size = (1, 1, 200, 300)
     mu = torch.rand(size, generator=rng) ** 4
     cov_n = Diagonal(0.02**2 + (0.3 * mu).square())
@@ -299,7 +317,9 @@ def test_residual_estimator_of_intensities_that_few_pixels_have(rng):
 
 @pytest.mark.parametrize("texture", [0, 0.3])
 def test_residual_estimator_uses_more_than_the_quietest_pixels(texture, rng):
-    """Over 64 small images the estimate scatters less than a mean over the lowest fiftieth could, with texture or without, and is not biased by it."""
+    """Over 64 small images the estimate scatters less than a mean over the lowest fiftieth could, with texture or
+    without, and is not biased by it.
+    """
     size = (64, 1, 64, 96)
     mu = torch.full(size, 0.5)
     variance = 0.1**2 + (texture * torch.rand(size, generator=rng)).square()
@@ -311,11 +331,15 @@ def test_residual_estimator_uses_more_than_the_quietest_pixels(texture, rng):
 
 
 def test_residual_estimator_of_mg_gives_a_covariance(rng):
-    """Where the lines through the entries do not meet in a covariance, as they may in an image of few pixels, the mean over the lowest pixels is."""
+    """Where the lines through the entries do not meet in a covariance, as they may in an image of few pixels, the
+    mean over the lowest pixels is.
+    """
     size = (200, 3, 6, 6)
     mu = torch.zeros(size)
     cov = Diagonal(torch.rand(size, generator=rng) + 0.5)
-    y = torch.randn(size[0], 1, *size[2:], generator=rng) * torch.tensor([1.0, 0.9, -0.5]).view(3, 1, 1) + 0.05 * torch.randn(size, generator=rng)
+    y = torch.randn(size[0], 1, *size[2:], generator=rng) * torch.tensor([1.0, 0.9, -0.5]).view(
+        3, 1, 1
+    ) + 0.05 * torch.randn(size, generator=rng)
     level = Residual(3, NOISES["mg"]).estimate(y, mu, cov).flatten(1)
     matrix = torch.zeros(200, 3, 3)
     for k, (i, j) in enumerate(triangle(3)):
@@ -325,7 +349,9 @@ def test_residual_estimator_of_mg_gives_a_covariance(rng):
 
 @pytest.mark.parametrize(("channels", "noise"), [(1, "awgn"), (3, "mg"), (1, "hg")])
 def test_residual_estimator_avoids_clipped_places(channels, noise, rng):
-    """A third is black, where the file's range cuts half of the noise off and the context is the surest; nothing of it may count."""
+    """A third is black, where the file's range cuts half of the noise off and the context is the surest; nothing of
+    it may count.
+    """
     size = (1, channels, 200, 300)
     x = torch.linspace(0.4, 0.8, 300).expand(size).clone()
     x[..., :100] = 0
@@ -339,7 +365,9 @@ def test_residual_estimator_avoids_clipped_places(channels, noise, rng):
 
 @pytest.mark.parametrize("sigma", [10, 25])
 def test_released_weights_on_a_clipped_photograph(sigma):
-    """A photograph with much black, its noise cut off and rounded as a file of 8 bits does: the level stays right, and with it the result."""
+    """A photograph with much black, its noise cut off and rounded as a file of 8 bits does: the level stays right,
+    and with it the result.
+    """
     model = load_model("gray-awgn-blind", checkpoints_dir=ROOT / "checkpoints")
     clean = torch.from_numpy(camera()[:256, :256] / 255).float()[None, None]
     noisy = clean + sigma / 255 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
@@ -379,10 +407,15 @@ def test_gain_is_the_variance_that_mu_takes_over():
 
 
 def test_gain_is_that_of_the_pixels_predicted_best_for_their_noise(rng, monkeypatch):
-    """The dark half has the lower covariance but, relative to its little noise, the poorer context, which takes over half of the noise; the bright half a quarter."""
+    """The dark half has the lower covariance but, relative to its little noise, the poorer context, which takes over
+    half of the noise; the bright half a quarter.
+    """
     model = small(noise="hg", estimator="residual")
     bright = (torch.arange(200) >= 100).expand(1, 1, 200, 200)
-    two, four = (torch.tensor(k).view(1, 1, 3, 3) for k in ([[0.0, 0, 0], [0.5, 0, 0.5], [0, 0, 0]], [[0, 0.25, 0], [0.25, 0, 0.25], [0, 0.25, 0]]))
+    two, four = (
+        torch.tensor(k).view(1, 1, 3, 3)
+        for k in ([[0.0, 0, 0], [0.5, 0, 0.5], [0, 0, 0]], [[0, 0.25, 0], [0.25, 0, 0.25], [0, 0.25, 0]])
+    )
 
     def context(y):
         mu = torch.where(bright, *(torch.nn.functional.conv2d(y, kernel, padding=1) for kernel in (four, two)))

@@ -1,4 +1,6 @@
-"""Noise has the covariance that was asked for, crops are functions of (seed, sample), and neither depends on how it is batched."""
+"""Noise has the covariance that was asked for, crops are functions of (seed, sample), and neither depends on how it
+is batched.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +66,12 @@ def test_noisy_psnr_of_bsd68_under_the_published_protocol():
     assert len(files) == 68
     images = [to_float(read_image(f, mode="gray")) for f in files]
     for model, expected in (("awgn", 20.19), ("hg", 21.49)):
-        found = [measure(x, LEVELS[model].published(x.transpose(2, 0, 1).astype(np.float64)).transpose(1, 2, 0), clamp=False)["psnr"] for x in images]
+        found = [
+            measure(
+                x, LEVELS[model].published(x.transpose(2, 0, 1).astype(np.float64)).transpose(1, 2, 0), clamp=False
+            )["psnr"]
+            for x in images
+        ]
         assert np.mean(found) == pytest.approx(expected, abs=0.006)
 
 

@@ -1,4 +1,6 @@
-"""Kinds of file that one decoder alone gets wrong: turned, inverted, reduced to 8 bits, cut, refused or silently shortened."""
+"""Kinds of file that one decoder alone gets wrong: turned, inverted, reduced to 8 bits, cut, refused or silently
+shortened.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +58,13 @@ def png(pixels, colour_type, *before, width=None, height=None):
     """A 16-bit PNG (or one that claims another size) of pixels (H,W,C)."""
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
     size = struct.pack(">IIBBBBB", width or pixels.shape[1], height or pixels.shape[0], 16, colour_type, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size) + b"".join(before) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", size)
+        + b"".join(before)
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
 
 
 def with_late_exif(data):
@@ -92,7 +100,10 @@ READABLE = {
     "tiff gray palette": (pillow(GRAY, "TIFF", "P"), GRAY),
     "tiff cmyk": (pillow(COLOUR, "TIFF", "CMYK"), COLOUR),
     "tiff fax": (pillow(GRAY > 127, "TIFF", compression="group4"), (GRAY > 127).astype(np.uint8) * 255),
-    "tiff 1 bit, white is zero": (tiff(GRAY[..., 0] > 127, photometric="miniswhite"), (GRAY <= 127).astype(np.uint8) * 255),
+    "tiff 1 bit, white is zero": (
+        tiff(GRAY[..., 0] > 127, photometric="miniswhite"),
+        (GRAY <= 127).astype(np.uint8) * 255,
+    ),
     "tiff opaque": (tiff(opaque(COLOUR), photometric="rgb", extrasamples=["unassalpha"]), COLOUR),
     "tiff gray opaque": (pillow(opaque(GRAY), "TIFF"), GRAY),
     "tiff with thumbnail": (with_thumbnail(), GRAY),
@@ -134,7 +145,10 @@ UNREADABLE = {
     "transparent 16": (png(np.dstack([GRAY16, GRAY16]), 4), "transparent"),
     "short strip": (with_tag(with_tag(tiff(GRAY16[..., 0], compression="zlib"), 257, 60), 278, 60), "damaged"),
     "missing strips": (with_tag(with_tag(tiff(GRAY16[..., 0], rowsperstrip=5), 257, 60), 278, 5), "damaged|truncated"),
-    "claims too much": (with_tag(with_tag(tiff(np.zeros((300, 300), np.uint8)), 256, 60000), 257, 60000), "more than the limit"),
+    "claims too much": (
+        with_tag(with_tag(tiff(np.zeros((300, 300), np.uint8)), 256, 60000), 257, 60000),
+        "more than the limit",
+    ),
     "no pixels": (with_tag(tiff(GRAY16[..., 0]), 256, 0), "no pixels|damaged"),
     "animation": (pillow(COLOUR, "PNG", save_all=True, append_images=[Image.new("RGB", (30, 20))]), "animation"),
     "webp": (pillow(COLOUR, "WEBP"), "no PNG, JPEG, BMP or TIFF"),
@@ -200,7 +214,12 @@ def test_header_decodes_nothing(tmp_path):
 def test_paths_that_are_no_file(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "link.png").symlink_to("no\nwhere")
-    for name, words in {"pipe.png": "no regular file", "link.png": r"link to no\\nwhere", "a\0b.png": "NUL|null", "x" * 300: "too long"}.items():
+    for name, words in {
+        "pipe.png": "no regular file",
+        "link.png": r"link to no\\nwhere",
+        "a\0b.png": "NUL|null",
+        "x" * 300: "too long",
+    }.items():
         with pytest.raises(UsageError, match=words) as caught:
             read_image(tmp_path / name)
         assert str(caught.value).isprintable()

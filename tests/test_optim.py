@@ -1,4 +1,6 @@
-"""Muon: what its step is, that it learns, and that a stopped run goes on to the same bits; the other optimizers are PyTorch's own."""
+"""Muon: what its step is, that it learns, and that a stopped run goes on to the same bits; the other optimizers are
+PyTorch's own.
+"""
 
 from __future__ import annotations
 
@@ -132,7 +134,9 @@ def test_state_is_one_tensor_per_entry_and_parameter(rng):
         model(torch.rand(1, 1, 9, 9, generator=rng)).square().mean().backward()
         optimizer.step()
     stored = optimizer_tensors(optimizer, model.named_parameters())
-    by_adam = {f"optimizer.{entry}.{name}" for entry in ("step", "exp_avg", "exp_avg_sq") for name in ("0.weight", "1.bias")}
+    by_adam = {
+        f"optimizer.{entry}.{name}" for entry in ("step", "exp_avg", "exp_avg_sq") for name in ("0.weight", "1.bias")
+    }
     assert set(stored) == by_adam | {"optimizer.momentum.1.weight"}
     other = Muon(model.parameters(), lr=0.1)
     load_optimizer_tensors(other, model.named_parameters(), stored)
@@ -160,7 +164,9 @@ def test_cuda_steps_as_the_cpu_does(rng):
 
 def test_stopped_and_resumed_is_never_stopped(run, pictures, tmp_path):
     images = f"{pictures}/gray"
-    stage1 = f"--clean {images} {LEVELS['awgn']} {TINY} --width 16 --mu-steps 1 --sigma-steps 1 --steps 2 --optimizer muon"
+    stage1 = (
+        f"--clean {images} {LEVELS['awgn']} {TINY} --width 16 --mu-steps 1 --sigma-steps 1 --steps 2 --optimizer muon"
+    )
     stage2 = f"--teacher whole1 --clean {images} --noisy {images} {TINY2} --student-width 16 --steps 2 --optimizer muon"
     for script, line, stage, steps in (("train_dbsn", stage1, 1, 4), ("train_distill", stage2, 2, 2)):
         ok(run(script, f"--name whole{stage} {line}"))

@@ -18,7 +18,9 @@ CLASSES = {"stage1": Stage1Options, "stage2": Stage2Options, "test": TestOptions
 @pytest.mark.parametrize("stage", CLASSES)
 def test_help_shows_every_default_once(stage):
     for action in CLASSES[stage]().parser._actions:
-        text = re.sub(r"\s+", " ", argparse.HelpFormatter._expand_help(CLASSES[stage]().parser._get_formatter(), action))
+        text = re.sub(
+            r"\s+", " ", argparse.HelpFormatter._expand_help(CLASSES[stage]().parser._get_formatter(), action)
+        )
         empty = action.default is None or action.default is False or action.default == [] or action.dest == "help"
         assert text.lower().count("default") == 1 if not empty else "(default:" not in text, action.dest
         if "(default:" in text:

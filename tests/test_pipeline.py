@@ -1,4 +1,6 @@
-"""Both stages and the test, end to end at a tiny size, on images made here; resuming; and every wrong use that must end in one line."""
+"""Both stages and the test, end to end at a tiny size, on images made here; resuming; and every wrong use that must
+end in one line.
+"""
 
 from __future__ import annotations
 
@@ -27,11 +29,24 @@ from utils.errors import UsageError
 from utils.logging import Board
 
 
-@pytest.mark.parametrize(("mode", "noise"), [("gray", "awgn"), ("gray", "hg"), ("color", "awgn"), ("color", "hg"), ("color", "mg"), ("gray", "poisson")])
+@pytest.mark.parametrize(
+    ("mode", "noise"),
+    [("gray", "awgn"), ("gray", "hg"), ("color", "awgn"), ("color", "hg"), ("color", "mg"), ("gray", "poisson")],
+)
 def test_both_stages_and_the_test(mode, noise, run, pictures, tmp_path):
     images, levels = pictures / mode, LEVELS[noise]
-    ok(run("train_dbsn", f"--name s1 --mode {mode} --clean {images} {levels} {TINY} --mu-steps 2 --sigma-steps 2 --steps 4 --val {images}/0.png --val-every 4"))
-    ok(run("train_distill", f"--name s2 --teacher s1 --clean {images} --synthetic-noisy {images} {levels} {TINY2} --steps 3 --val {images}/0.png"))
+    ok(
+        run(
+            "train_dbsn",
+            f"--name s1 --mode {mode} --clean {images} {levels} {TINY} --mu-steps 2 --sigma-steps 2 --steps 4 --val {images}/0.png --val-every 4",
+        )
+    )
+    ok(
+        run(
+            "train_distill",
+            f"--name s2 --teacher s1 --clean {images} --synthetic-noisy {images} {levels} {TINY2} --steps 3 --val {images}/0.png",
+        )
+    )
     out = ok(run("test", f"--checkpoint s1 s2 --data {images} {levels} --json {tmp_path}/r.json --save {tmp_path}/out"))
     table = json.loads((tmp_path / "r.json").read_text())
     assert table["protocol"] == "published" and table["noise"]["model"] == noise
@@ -45,7 +60,9 @@ def test_both_stages_and_the_test(mode, noise, run, pictures, tmp_path):
     assert row["noise_level"]["true"] == pytest.approx(25, abs=0.01) or noise != "awgn"
     strip = np.asarray(Image.open(tmp_path / "out" / "0_all.png"))
     assert strip.shape[:2] == (37 + 22, 5 * 40 + 4 * 4) or strip.shape[:2] == (40 + 22, 5 * 37 + 4 * 4)
-    assert {f"0_{part}.png" for part in ("all", "denoised", "std", "level")} <= {f.name for f in (tmp_path / "out").iterdir()}
+    assert {f"0_{part}.png" for part in ("all", "denoised", "std", "level")} <= {
+        f.name for f in (tmp_path / "out").iterdir()
+    }
     stats = [json.loads(line) for line in (tmp_path / "s1" / "stats.jsonl").read_text().splitlines()]
     assert [s["phase"] for s in stats if "phase" in s] == ["mu"] * 2 + ["sigma"] * 2 + ["joint"] * 4
     assert any("held_out_nll" in s for s in stats) and any("val_psnr" in s for s in stats)
@@ -65,16 +82,23 @@ def test_losses_train_and_phases_hold_what_they_should(loss, run, pictures, tmp_
 
 @pytest.mark.parametrize("loss", ["reward", "split"])
 def test_losses_that_steer_the_split(loss, rng):
-    """What the exact likelihood's gradients become: under "split" that of Sigma_n is the constrained likelihood's; under "reward" it is moved by the reward."""
+    """What the exact likelihood's gradients become: under "split" that of Sigma_n is the constrained likelihood's;
+    under "reward" it is moved by the reward.
+    """
     y = torch.rand(2, 1, 5, 4, generator=rng)
-    mu, m = torch.rand(2, 1, 5, 4, generator=rng).requires_grad_(), (0.1 + torch.rand(2, 1, 5, 4, generator=rng)).requires_grad_()
+    mu, m = (
+        torch.rand(2, 1, 5, 4, generator=rng).requires_grad_(),
+        (0.1 + torch.rand(2, 1, 5, 4, generator=rng)).requires_grad_(),
+    )
     n = torch.tensor([0.01, 0.04]).view(2, 1, 1, 1).requires_grad_()
     gradients = {}
     for name in ("exact", "constrained", loss):
         p = Prediction(mu, Diagonal(m), "mu", lambda: Diagonal(n))
         gradients[name] = torch.autograd.grad(sum(train_dbsn.objective(p, y, "joint", name, 0.05).values()), (mu, m, n))
     expected = list(gradients["exact"])
-    expected[2] = gradients["constrained"][2] if loss == "split" else expected[2] - 0.1 / (2 * 2 * n.detach().sqrt())  # a mean over two images
+    expected[2] = (
+        gradients["constrained"][2] if loss == "split" else expected[2] - 0.1 / (2 * 2 * n.detach().sqrt())
+    )  # a mean over two images
     assert not torch.allclose(gradients["exact"][2], gradients["constrained"][2])
     for found, value in zip(gradients[loss], expected):
         torch.testing.assert_close(found, value)
@@ -87,25 +111,42 @@ def test_library_interface(run, pictures, tmp_path):
     p = model(y)
     assert p.mu.shape == y.shape and p.cov_mu.variance.shape == y.shape and p.cov_n.variance.shape == (2, 1, 1, 1)
     assert posterior(y, p).mean.shape == posterior(y, p).std.shape == y.shape
-    ok(run("train_distill", f"--name s2 --teacher s1 --clean {pictures}/gray --noisy {pictures}/gray/*.png {TINY2} --steps 1"))
+    ok(
+        run(
+            "train_distill",
+            f"--name s2 --teacher s1 --clean {pictures}/gray --noisy {pictures}/gray/*.png {TINY2} --steps 1",
+        )
+    )
     assert load_model(tmp_path / "s2" / "last.safetensors")(y).shape == y.shape
 
 
 def test_really_noisy_images(run, pictures, tmp_path):
-    """16-bit TIFFs of a camera with 12 bits: trained on, distilled with, denoised, and saved with their own depth and format."""
+    """16-bit TIFFs of a camera with 12 bits: trained on, distilled with, denoised, and saved with their own depth and
+    format.
+    """
     (tmp_path / "noisy").mkdir()
     random = np.random.default_rng(0)
     for k in range(4):
-        tifffile.imwrite(tmp_path / "noisy" / f"{k}.tif", (2000 + 300 * random.standard_normal((33, 29))).clip(0, 4095).astype(np.uint16))
+        tifffile.imwrite(
+            tmp_path / "noisy" / f"{k}.tif",
+            (2000 + 300 * random.standard_normal((33, 29))).clip(0, 4095).astype(np.uint16),
+        )
     ok(run("train_dbsn", f"--name s1 --noisy {tmp_path}/noisy --noise hg --white-level 4095 {TINY} --steps 2"))
-    ok(run("train_distill", f"--name s2 --teacher s1 --clean {pictures}/gray --noisy {tmp_path}/noisy {TINY2} --steps 2"))
+    ok(
+        run(
+            "train_distill",
+            f"--name s2 --teacher s1 --clean {pictures}/gray --noisy {tmp_path}/noisy {TINY2} --steps 2",
+        )
+    )
     ok(run("test", f"--checkpoint s1 s2 --data {tmp_path}/noisy --save {tmp_path}/out --json {tmp_path}/r.json"))
     table = json.loads((tmp_path / "r.json").read_text())
     assert table["protocol"] == "none" and table["mean"] == {} and table["images"][0]["noise_level"]["true"] is None
     result = tifffile.imread(tmp_path / "out" / "0_denoised.tif")
     assert result.dtype == np.uint16 and result.shape == (33, 29)
     source = tifffile.imread(tmp_path / "noisy" / "0.tif")
-    assert result.max() < 3 * 4095 and abs(result.astype(float).mean() - source.mean()) < 2500  # in the units of the input, not of 16 bits
+    assert (
+        result.max() < 3 * 4095 and abs(result.astype(float).mean() - source.mean()) < 2500
+    )  # in the units of the input, not of 16 bits
 
 
 def test_noisy_images_with_clean_references(run, pictures, tmp_path):
@@ -135,7 +176,13 @@ def test_several_checkpoints_of_a_kind_are_told_apart(run, pictures, tmp_path):
     for name, seed in (("a", 0), ("b", 1)):
         ok(run("train_dbsn", f"--name {name} --clean {pictures}/gray {LEVELS['awgn']} {TINY} --steps 1 --seed {seed}"))
     ok(run("test", f"--checkpoint a b --data {pictures}/gray/0.png {LEVELS['awgn']} --json {tmp_path}/r.json"))
-    assert list(json.loads((tmp_path / "r.json").read_text())["mean"]) == ["noisy", "mu a", "posterior a", "mu b", "posterior b"]
+    assert list(json.loads((tmp_path / "r.json").read_text())["mean"]) == [
+        "noisy",
+        "mu a",
+        "posterior a",
+        "mu b",
+        "posterior b",
+    ]
 
 
 def test_stage1_from_a_checkpoint(run, pictures, tmp_path):
@@ -150,7 +197,9 @@ def test_stage1_from_a_checkpoint(run, pictures, tmp_path):
 
     def taken(b, part):
         old, new = (getattr(m, part).state_dict() for m in (a, b))
-        return old.keys() == new.keys() and all(v.shape == new[k].shape and torch.allclose(v, new[k], atol=1e-6) for k, v in old.items())
+        return old.keys() == new.keys() and all(
+            v.shape == new[k].shape and torch.allclose(v, new[k], atol=1e-6) for k, v in old.items()
+        )
 
     assert [taken(b, "dbsn") for b in others] == [True] * 4
     assert [taken(b, "cov_head") for b in others] == [True, True, False, False]
@@ -167,7 +216,12 @@ def test_training_takes_denormal_numbers_for_zero(run, script, monkeypatch):
     product = lambda: torch.tensor([2e-38]).mul(0.3).item()  # noqa: E731
     found = []
     monkeypatch.setattr(SCRIPTS[script], "train", lambda *_: found.append(product()) or 0)
-    ok(run(script, f"--name a --clean x --noise awgn --sigma 25 {'--teacher t --synthetic-noisy x' if script == 'train_distill' else ''}"))
+    ok(
+        run(
+            script,
+            f"--name a --clean x --noise awgn --sigma 25 {'--teacher t --synthetic-noisy x' if script == 'train_distill' else ''}",
+        )
+    )
     assert found == [0] and product() > 0
 
 
@@ -181,7 +235,7 @@ def test_student_from_a_checkpoint(run, pictures, tmp_path):
         torch.testing.assert_close(a[k], b[k], atol=1e-6, rtol=0)
 
 
-# ------------------------------------------------------------------------------------------------------------------------ resuming
+# --------------------------------------------------------------------------------------- ---- resuming
 
 STAGE1 = "--name {} --clean {}/gray --noise awgn --sigma 5 55 {} --steps 9 --save-every 2 --val-every 4 --noise-draw {}"
 STAGE2 = "--name {} --teacher t --clean {}/gray --synthetic-noisy {}/gray --noise awgn --sigma 25 {} --steps 6 --save-every 2 --noise-draw {}"
@@ -190,7 +244,10 @@ STAGE2 = "--name {} --teacher t --clean {}/gray --synthetic-noisy {}/gray --nois
 @pytest.mark.parametrize("draw", ["fixed", "fresh"])
 def test_stopped_and_resumed_is_never_stopped(draw, run, pictures, tmp_path, monkeypatch):
     def lines(name):
-        return {"train_dbsn": STAGE1.format(name, pictures, TINY, draw), "train_distill": STAGE2.format(name, pictures, pictures, TINY2, draw)}
+        return {
+            "train_dbsn": STAGE1.format(name, pictures, TINY, draw),
+            "train_distill": STAGE2.format(name, pictures, pictures, TINY2, draw),
+        }
 
     ok(run("train_dbsn", STAGE1.format("t", pictures, TINY, draw)))
     for script in ("train_dbsn", "train_distill"):
@@ -243,7 +300,12 @@ def test_finished_run_reports_at_once(run, pictures, tmp_path):
 def test_changed_option_is_refused(run, pictures):
     line = STAGE1.format("a", pictures, TINY, "fixed")
     ok(run("train_dbsn", line))
-    for change, name in (("--lr 1e-3", "lr"), ("--width 5", "width"), ("--seed 3", "seed"), ("--patch-size 17", "patch-size")):
+    for change, name in (
+        ("--lr 1e-3", "lr"),
+        ("--width 5", "width"),
+        ("--seed 3", "seed"),
+        ("--patch-size 17", "patch-size"),
+    ):
         code, _, err = run("train_dbsn", f"{line} {change}")
         assert code == 2 and name in err and "was" in err
     code, _, err = run("train_dbsn", line.replace("/gray", "/gray/[1-9].png"))
@@ -259,7 +321,9 @@ def test_training_on_test_photographs_is_told(run, pictures, tmp_path):
         shutil.copy(pictures / "gray" / f"{k % 10}.png", tmp_path / "bsd500" / f"{name}.png")
     line = f"--data-root {tmp_path} {LEVELS['awgn']} {TINY} --steps 1"
     for name, images in (("a", "bsd500"), ("b", f"{tmp_path}/bsd500")):
-        assert "40 training images have the names of photographs of bsd68" in ok(run("train_dbsn", f"--name {name} --clean {images} {line}"))
+        assert "40 training images have the names of photographs of bsd68" in ok(
+            run("train_dbsn", f"--name {name} --clean {images} {line}")
+        )
     line = f"--name c --teacher a --clean set12 --synthetic-noisy {pictures}/gray --data-root {tmp_path} {LEVELS['awgn']} {TINY2} --steps 1"
     out = ok(run("train_distill", line))
     assert "set12 is a test set" in out and "bsd68" not in out
@@ -277,7 +341,15 @@ def test_changed_images_are_refused(run, pictures, tmp_path):
 @pytest.mark.slow
 def test_signal_saves_and_says_resume(pictures, tmp_path):
     """SIGTERM in mid-training: exit code 75, a checkpoint, and the run goes on from there."""
-    command = [sys.executable, "train_dbsn.py", *STAGE1.format("a", pictures, TINY, "fixed").split(), "--steps", "100000", "--save-every", "100000"]
+    command = [
+        sys.executable,
+        "train_dbsn.py",
+        *STAGE1.format("a", pictures, TINY, "fixed").split(),
+        "--steps",
+        "100000",
+        "--save-every",
+        "100000",
+    ]
     command += ["--checkpoints-dir", str(tmp_path), "--device", "cpu"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     stats = tmp_path / "a" / "stats.jsonl"
@@ -290,7 +362,7 @@ def test_signal_saves_and_says_resume(pictures, tmp_path):
     assert "continue" in out and list((tmp_path / "a").glob("state-*.safetensors"))
 
 
-# ----------------------------------------------------------------------------------------------------------------------- wrong use
+# --------------------------------------------------------------------------------------- --- wrong use
 
 
 @pytest.mark.parametrize(
@@ -315,8 +387,16 @@ def test_signal_saves_and_says_resume(pictures, tmp_path):
         ("train_dbsn", "--name ../a --clean P/gray --noise awgn --sigma 25", "--name"),
         ("train_dbsn", "--name a --clean P/gray --noise awgn --sigma 25 --steps 0", "nothing to train"),
         ("train_dbsn", "--name a --clean P/gray --noise awgn --sigma 25 --batch-size 1.5", "--batch-size"),
-        ("train_dbsn", "--name a --clean P/gray --noise awgn --sigma 25 --patch-size 16 --start-from s2", "--start-from"),
-        ("train_dbsn", "--name a --clean P/color --mode color --noise awgn --sigma 25 --patch-size 16 --start-from s1", "--start-from"),
+        (
+            "train_dbsn",
+            "--name a --clean P/gray --noise awgn --sigma 25 --patch-size 16 --start-from s2",
+            "--start-from",
+        ),
+        (
+            "train_dbsn",
+            "--name a --clean P/color --mode color --noise awgn --sigma 25 --patch-size 16 --start-from s1",
+            "--start-from",
+        ),
         ("train_dbsn", "--name a --noisy P/gray --noise awgn --val P/gray", "--val"),
         ("train_dbsn", "--name a --noisy P/gray --noise awgn --noise-draw fresh", "--noise-draw"),
         ("train_dbsn", "--name a --clean P/gray --noise awgn --sigma 5 55 --quantile 0.1", "--quantile"),
@@ -326,9 +406,21 @@ def test_signal_saves_and_says_resume(pictures, tmp_path):
         ("train_distill", "--name a --teacher s1 --clean P/gray --synthetic-noisy P/gray", "--noise"),
         ("train_distill", "--name a --teacher s1 --clean P/gray --synthetic-noisy P/gray --noise mg", "gray"),
         ("train_distill", "--name a --teacher s1 --clean P/gray --noisy P/gray --val P/gray", "--val"),
-        ("train_distill", "--name a --teacher s1 --clean P/gray --synthetic-noisy P/gray --noise awgn --sigma 25 --white-level 9", "--clean-white-level"),
-        ("train_distill", "--name a --teacher s1 --clean P/gray/0.png --noisy P/gray/0.png --patch-size 16", "same single picture"),
-        ("train_distill", "--name a --teacher s1 --clean P/gray --noisy P/gray --student s1 --patch-size 16", "--student"),
+        (
+            "train_distill",
+            "--name a --teacher s1 --clean P/gray --synthetic-noisy P/gray --noise awgn --sigma 25 --white-level 9",
+            "--clean-white-level",
+        ),
+        (
+            "train_distill",
+            "--name a --teacher s1 --clean P/gray/0.png --noisy P/gray/0.png --patch-size 16",
+            "same single picture",
+        ),
+        (
+            "train_distill",
+            "--name a --teacher s1 --clean P/gray --noisy P/gray --student s1 --patch-size 16",
+            "--student",
+        ),
         ("test", "--data P/gray --noise awgn --sigma 25 --seed 7", "--seed"),
         ("test", "--checkpoint nowhere --data P/gray --noise awgn --sigma 25", "no checkpoint"),
         ("test", "--checkpoint s1 --data P/color --noise awgn --sigma 25", "--mode gray"),
@@ -396,7 +488,10 @@ def test_skipping_steps_is_bounded_and_survives_resuming(script, run, pictures, 
     code, _, err = run(script, f"{line} --steps 40 --save-every 1 --on-nonfinite skip")
     assert code == 1 and "11 steps skipped" in err
     state = load_checkpoint(sorted((tmp_path / "a").glob("state-*"))[-1])
-    assert state.values["skipped"] == 10 and torch.isfinite(torch.cat([t.flatten().double() for t in state.tensors.values()])).all()
+    assert (
+        state.values["skipped"] == 10
+        and torch.isfinite(torch.cat([t.flatten().double() for t in state.tensors.values()])).all()
+    )
 
 
 def test_bad_images_are_skipped_on_request(run, models, pictures, tmp_path):
@@ -409,7 +504,9 @@ def test_bad_images_are_skipped_on_request(run, models, pictures, tmp_path):
     line = f"--checkpoint s1 --data {tmp_path}/images {LEVELS['awgn']} --json {tmp_path}/r.json"
     assert run("test", line)[0] == 2 and not (tmp_path / "r.json").exists()
     code, _, err = run("test", f"{line} --on-bad skip")
-    assert code == 1 and "3 of 11 images were skipped" in err and all(n in err for n in ("2.png", "3.png", "colour.png"))
+    assert (
+        code == 1 and "3 of 11 images were skipped" in err and all(n in err for n in ("2.png", "3.png", "colour.png"))
+    )
     table = json.loads((tmp_path / "r.json").read_text())
     assert len(table["images"]) == 8 and len(table["skipped"]) == 3
     code, _, err = run("test", f"--checkpoint s1 --data {tmp_path}/images/3.png {LEVELS['awgn']} --on-bad skip")
@@ -421,27 +518,48 @@ def test_all_bad_training_images_are_named_at_once(run, pictures, tmp_path):
     (tmp_path / "images" / "3.png").write_text("no picture")
     (tmp_path / "images" / "7.png").write_text("no picture")
     code, _, err = run("train_dbsn", f"--name a --clean {tmp_path}/images {LEVELS['awgn']} {TINY} --steps 1")
-    assert code == 2 and "3.png is no PNG" in err and "; 1 more cannot be used" in err and "7.png" in err and err.count("\n") == 1
+    assert (
+        code == 2
+        and "3.png is no PNG" in err
+        and "; 1 more cannot be used" in err
+        and "7.png" in err
+        and err.count("\n") == 1
+    )
 
 
 def test_dim_images_are_brought_to_the_networks_range(run, models, tmp_path):
-    """The same picture at full scale, in a small part of 16 bits, and as small floats: one result, each in its own units."""
+    """The same picture at full scale, in a small part of 16 bits, and as small floats: one result, each in its own
+    units.
+    """
     picture = np.random.default_rng(0).uniform(0.3, 0.7, (40, 40))
     picture[20:30, 20:30] = 1.0
-    files = {"full": (picture * 65535).astype(np.uint16), "dim": (picture * 600).astype(np.uint16), "float": (picture * 0.01).astype(np.float32)}
+    files = {
+        "full": (picture * 65535).astype(np.uint16),
+        "dim": (picture * 600).astype(np.uint16),
+        "float": (picture * 0.01).astype(np.float32),
+    }
     files["dim"][5, 5] = 65535  # a hot pixel
     (tmp_path / "in").mkdir()
     for name, pixels in files.items():
         tifffile.imwrite(tmp_path / "in" / f"{name}.tif", pixels)
     code, _, err = run("test", f"--checkpoint {models}/s1/last.safetensors --data {tmp_path}/in --save {tmp_path}/out")
-    assert code == 0 and "note: dim images" in err and "  dim: 600\n" in err and "  float: 0.01\n" in err and "full" not in err.split("note: results")[0]
+    assert (
+        code == 0
+        and "note: dim images" in err
+        and "  dim: 600\n" in err
+        and "  float: 0.01\n" in err
+        and "full" not in err.split("note: results")[0]
+    )
     full, dim, small = (tifffile.imread(tmp_path / "out" / f"{name}_denoised.tif").astype(float) for name in files)
     far = np.ones((40, 40), bool)
     far[:12, :12] = False  # from the hot pixel
     np.testing.assert_allclose(dim[far] / 600, full[far] / 65535, atol=0.02)
     assert abs(dim[:12, :12] / 600 - full[:12, :12] / 65535).max() < 1  # and near to it
     np.testing.assert_allclose(small / 0.01, full / 65535, atol=4e-3)
-    code, _, err = run("test", f"--checkpoint {models}/s1/last.safetensors --data {tmp_path}/in/dim.tif --save {tmp_path}/out2 --white-level 1200")
+    code, _, err = run(
+        "test",
+        f"--checkpoint {models}/s1/last.safetensors --data {tmp_path}/in/dim.tif --save {tmp_path}/out2 --white-level 1200",
+    )
     assert code == 0 and "dim images" not in err
 
 
@@ -449,11 +567,22 @@ def test_noise_that_a_checkpoint_was_not_trained_on_is_told(run, tmp_path):
     rng = np.random.default_rng(0)
     notes = {}
     for level in (2, 25, 80):
-        tifffile.imwrite(tmp_path / "a.tif", (0.45 + rng.normal(0, level / 255, (60, 60))).clip(-0.4, 1.4).astype(np.float32))
-        code, _, notes[level] = run("test", f"--checkpoint gray-awgn-blind --data {tmp_path}/a.tif --save {tmp_path}/out")
+        tifffile.imwrite(
+            tmp_path / "a.tif", (0.45 + rng.normal(0, level / 255, (60, 60))).clip(-0.4, 1.4).astype(np.float32)
+        )
+        code, _, notes[level] = run(
+            "test", f"--checkpoint gray-awgn-blind --data {tmp_path}/a.tif --save {tmp_path}/out"
+        )
         assert code == 0
-    assert re.search(r"a: noise of [12]\b", notes[2]) and "gray-awgn-blind was trained on 5 to 55 (of 255, white); a --white-level" in notes[2]
-    assert "trained on" not in notes[25] and re.search(r"a: noise of [78]\d,", notes[80]) and "--white-level" not in notes[80]
+    assert (
+        re.search(r"a: noise of [12]\b", notes[2])
+        and "gray-awgn-blind was trained on 5 to 55 (of 255, white); a --white-level" in notes[2]
+    )
+    assert (
+        "trained on" not in notes[25]
+        and re.search(r"a: noise of [78]\d,", notes[80])
+        and "--white-level" not in notes[80]
+    )
 
 
 def test_images_of_the_same_name_are_told_apart(run, pictures, tmp_path):
@@ -461,7 +590,9 @@ def test_images_of_the_same_name_are_told_apart(run, pictures, tmp_path):
         (tmp_path / folder).mkdir()
         shutil.copy(pictures / "gray" / "0.png", tmp_path / folder / "0.png")
     ok(run("test", f"--data {tmp_path}/a {tmp_path}/b {LEVELS['awgn']} --json {tmp_path}/r.json"))
-    assert [row["name"] for row in json.loads((tmp_path / "r.json").read_text())["images"]] == [f"{tmp_path}/{f}/0.png" for f in "ab"]
+    assert [row["name"] for row in json.loads((tmp_path / "r.json").read_text())["images"]] == [
+        f"{tmp_path}/{f}/0.png" for f in "ab"
+    ]
 
 
 def test_eight_bits_do_not_take_a_deep_checkpoints_white_level(run, pictures, tmp_path):
@@ -503,7 +634,9 @@ def test_constant_images_train_and_denoise(value, run, tmp_path):
         ok(run("train_dbsn", f"--name {name} --clean {tmp_path}/flat {noise} {TINY} --steps 4"))
         ok(run("test", f"--checkpoint {name} --data {tmp_path}/flat {noise} --json {tmp_path}/r.json"))
         assert "NaN" not in (tmp_path / "r.json").read_text()
-        assert torch.isfinite(torch.cat([t.flatten() for t in read_tensors(tmp_path / name / "last.safetensors").values()])).all()
+        assert torch.isfinite(
+            torch.cat([t.flatten() for t in read_tensors(tmp_path / name / "last.safetensors").values()])
+        ).all()
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -518,8 +651,12 @@ def test_released_weights_load_by_name(run, pictures, models, tmp_path):
     import release
 
     for name in ("s1", "s2"):
-        assert release.main(["--run", str(models / name), "--as", f"{name}-half", "--checkpoints-dir", str(tmp_path)]) == 0
-        whole, half = (load_model(n, checkpoints_dir=d).state_dict() for n, d in ((name, models), (f"{name}-half", tmp_path)))
+        assert (
+            release.main(["--run", str(models / name), "--as", f"{name}-half", "--checkpoints-dir", str(tmp_path)]) == 0
+        )
+        whole, half = (
+            load_model(n, checkpoints_dir=d).state_dict() for n, d in ((name, models), (f"{name}-half", tmp_path))
+        )
         for key in whole:
             torch.testing.assert_close(half[key], whole[key], atol=1e-3, rtol=1e-3)
     ok(run("test", f"--checkpoint s1-half s2-half --data {pictures}/gray/0.png {LEVELS['awgn']}"))
@@ -580,7 +717,9 @@ def test_model_of_a_range_of_levels_finds_each_images_own(run, pictures, tmp_pat
     model = load_model(tmp_path / "blind" / "last.safetensors")
     assert model.estimator == "residual" and not list(model.noise_estimator.parameters())
     # black, which even a network of three steps predicts
-    y = torch.tensor([0.05, 0.2]).view(2, 1, 1, 1) * torch.randn(2, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+    y = torch.tensor([0.05, 0.2]).view(2, 1, 1, 1) * torch.randn(
+        2, 1, 64, 64, generator=torch.Generator().manual_seed(0)
+    )
     low, high = (noise_level(model(y).cov_n).mean((1, 2, 3))).tolist()
     assert 2 < high / low < 6
     losses = {}

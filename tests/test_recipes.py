@@ -1,5 +1,6 @@
-"""Recipes: every one parses, flags override it, none trains on test images, the authors' schedule is what was published, the small ones made the released
-weights."""
+"""Recipes: every one parses, flags override it, none trains on test images, the authors' schedule is what was
+published, the small ones made the released weights.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +38,11 @@ def test_there_is_a_recipe_for_every_row_and_for_every_released_model():
     released = {file.stem for file in (ROOT / "checkpoints").glob("*.md")}
     assert released == set(RELEASED)
     published = {f"{row}-{flavour}" for row in rows for flavour in ("paper", "fast")}
-    published -= {name for name in published if name.endswith("-paper") and name.split("-", 1)[1].removesuffix("-paper") not in PAPER}
+    published -= {
+        name
+        for name in published
+        if name.endswith("-paper") and name.split("-", 1)[1].removesuffix("-paper") not in PAPER
+    }
     assert set(RECIPES) == published | {f"{name}-small" for name in released}
 
 
@@ -68,15 +73,33 @@ def test_levels():
 
 
 def test_the_papers_schedule():
-    """8 crops of 96x96, 100 epochs of 50,000 images, Adam 3e-4 with steps of x0.1 (gray HG x0.5); then 32 crops of 160x160, one in eight noisy."""
+    """8 crops of 96x96, 100 epochs of 50,000 images, Adam 3e-4 with steps of x0.1 (gray HG x0.5); then 32 crops of
+    160x160, one in eight noisy.
+    """
     for name in (n for n in RECIPES if n.endswith("-paper")):
         a, b = stage1(f"--recipe {name}"), stage2(f"--recipe {name}")
         assert (a.width, a.blocks, a.mdc, a.loss) == (96, 8, "release", "constrained")
-        assert (a.batch_size, a.patch_size, a.optimizer, a.lr, a.schedule, a.noise_draw) == (8, 96, "adam", 3e-4, "step", "fresh")
-        assert (a.mu_steps + a.sigma_steps + a.steps) * a.batch_size == 100 * 50_000 and min(a.mu_steps, a.sigma_steps) > 0
+        assert (a.batch_size, a.patch_size, a.optimizer, a.lr, a.schedule, a.noise_draw) == (
+            8,
+            96,
+            "adam",
+            3e-4,
+            "step",
+            "fresh",
+        )
+        assert (a.mu_steps + a.sigma_steps + a.steps) * a.batch_size == 100 * 50_000 and min(
+            a.mu_steps, a.sigma_steps
+        ) > 0
         assert a.lr_decay == (0.5 if name.startswith("gray-hg") else 0.1)
         assert a.clean == b.synthetic_noisy == ["imagenet_val"] and b.clean == ["div2k", "wed"]
-        assert (b.batch_size, b.patch_size, b.noisy_share, b.noisy_weight, b.level_jitter, b.student_width) == (32, 160, 1 / 8, 0.1, 0.1, 160)
+        assert (b.batch_size, b.patch_size, b.noisy_share, b.noisy_weight, b.level_jitter, b.student_width) == (
+            32,
+            160,
+            1 / 8,
+            0.1,
+            0.1,
+            160,
+        )
 
 
 # what the cards' commands say, written out: the first models of awgn, those that went on from them, and the students
@@ -113,7 +136,10 @@ CARDS = {
 
 def card_commands(name: str) -> list[list[str]]:
     """The training commands of a released model's card."""
-    return [shlex.split(line) for line in re.findall(r"^    python (train_.*)$", (ROOT / "checkpoints" / f"{name}.md").read_text(), re.M)]
+    return [
+        shlex.split(line)
+        for line in re.findall(r"^    python (train_.*)$", (ROOT / "checkpoints" / f"{name}.md").read_text(), re.M)
+    ]
 
 
 @pytest.mark.parametrize("name", CARDS)
@@ -131,13 +157,22 @@ def test_a_cards_commands_are_those_written_out(name):
 def test_the_released_weights_were_made_by_their_cards_commands(name):
     """Each stage's last command gives the options that its weights tell."""
     commands = {argv[0]: argv[1:] for argv in card_commands(name)}
-    for script, options, file in (("train_dbsn.py", Stage1Options, name), ("train_distill.py", Stage2Options, f"{name}-full")):
+    for script, options, file in (
+        ("train_dbsn.py", Stage1Options, name),
+        ("train_distill.py", Stage2Options, f"{name}-full"),
+    ):
         opt = vars(options().parse(commands[script]))
         values = load_checkpoint(ROOT / "checkpoints" / f"{file}.safetensors").values
         size = values["config"]
-        assert {k: opt[k] for k in ("width", "blocks", "mdc") if k in opt} == {k: size[k] for k in ("width", "blocks", "mdc") if k in opt}
+        assert {k: opt[k] for k in ("width", "blocks", "mdc") if k in opt} == {
+            k: size[k] for k in ("width", "blocks", "mdc") if k in opt
+        }
         assert opt.get("student_width", size["width"]) == size["width"]
-        told = {key: value for key, value in values["training"].items() if key in opt and key not in ("amp", "images", "start_from")}
+        told = {
+            key: value
+            for key, value in values["training"].items()
+            if key in opt and key not in ("amp", "images", "start_from")
+        }
         assert {"steps", "lr", "warmup", "batch_size", "patch_size", "noise_draw", "ema", "clean"} <= set(told)
         for key, value in told.items():
             assert value == (list(opt[key]) if isinstance(opt[key], tuple) else opt[key]), key
@@ -151,12 +186,17 @@ def test_the_defaults_are_a_recipe():
             "stage1": "--name x --clean a --noise awgn --sigma 5 55 --noise-draw fresh",
             "stage2": "--name x --teacher t --clean a --synthetic-noisy b --noise awgn --sigma 5 55",
         }
-        plain, by_recipe = (vars(options().parse(f"{given[stage]} {more}".split())) for more in ("", f"--recipe {DEFAULT}"))
+        plain, by_recipe = (
+            vars(options().parse(f"{given[stage]} {more}".split())) for more in ("", f"--recipe {DEFAULT}")
+        )
         assert {key for key in plain if plain[key] != by_recipe[key]} == {"recipe"}
 
 
 def test_flags_override_wherever_they_stand(tmp_path):
-    for line in ("--recipe gray-awgn25-fast --lr 5e-4 --clean a b --sigma 30", "--lr 5e-4 --clean a b --sigma 30 --recipe=gray-awgn25-fast"):
+    for line in (
+        "--recipe gray-awgn25-fast --lr 5e-4 --clean a b --sigma 30",
+        "--lr 5e-4 --clean a b --sigma 30 --recipe=gray-awgn25-fast",
+    ):
         opt = stage1(line)
         assert (opt.lr, opt.clean, opt.sigma) == (5e-4, ["a", "b"], (30, 30))
         assert opt.batch_size == RECIPES["gray-awgn25-fast"]["stage1"]["batch_size"]
@@ -165,13 +205,25 @@ def test_flags_override_wherever_they_stand(tmp_path):
 
 
 def test_the_default_learning_rate_is_the_optimizers():
-    assert [stage1(f"--noisy a --noise awgn {o}").lr for o in ("", "--optimizer adam", "--optimizer adam --lr 0.01")] == [4e-3, 3e-4, 0.01]
-    assert [stage2(f"--clean a --noisy b {o}").lr for o in ("", "--optimizer adamw", "--lr 0.01")] == [1.5e-3, 1e-4, 0.01]
+    assert [
+        stage1(f"--noisy a --noise awgn {o}").lr for o in ("", "--optimizer adam", "--optimizer adam --lr 0.01")
+    ] == [4e-3, 3e-4, 0.01]
+    assert [stage2(f"--clean a --noisy b {o}").lr for o in ("", "--optimizer adamw", "--lr 0.01")] == [
+        1.5e-3,
+        1e-4,
+        0.01,
+    ]
 
 
 def test_a_recipe_for_really_noisy_pictures():
     opt = stage1("--recipe gray-hg-fast --noisy mine")
-    assert (opt.noisy, opt.clean, opt.noise, opt.alpha, opt.mdc) == (["mine"], None, "hg", None, RECIPES["gray-hg-fast"]["stage1"]["mdc"])
+    assert (opt.noisy, opt.clean, opt.noise, opt.alpha, opt.mdc) == (
+        ["mine"],
+        None,
+        "hg",
+        None,
+        RECIPES["gray-hg-fast"]["stage1"]["mdc"],
+    )
     opt = stage2("--recipe gray-hg-fast --noisy=mine")
     assert (opt.noisy, opt.synthetic_noisy, opt.noise, opt.clean) == (["mine"], None, None, ["bsd432"])
 
@@ -181,14 +233,23 @@ def test_an_unknown_recipe_is_one_line_with_the_names(options, capsys):
     with pytest.raises(SystemExit) as end:
         options().parse(["--recipe", "gray-awgn26-fast"])
     err = capsys.readouterr().err
-    assert end.value.code == 2 and err.count("\n") == 1 and err.startswith("error: argument --recipe") and all(name in err for name in RECIPES)
+    assert (
+        end.value.code == 2
+        and err.count("\n") == 1
+        and err.startswith("error: argument --recipe")
+        and all(name in err for name in RECIPES)
+    )
 
 
 def test_a_record_is_completed_by_defaults_and_not_by_the_recipe():
     """They stand for the options that an older version did not record."""
     options = Stage1Options()
     options.parse("--name x --recipe gray-awgn25-fast".split())
-    assert options.defaults()["steps"] == RECIPES[DEFAULT]["stage1"]["steps"] != RECIPES["gray-awgn25-fast"]["stage1"]["steps"]
+    assert (
+        options.defaults()["steps"]
+        == RECIPES[DEFAULT]["stage1"]["steps"]
+        != RECIPES["gray-awgn25-fast"]["stage1"]["steps"]
+    )
     assert options.defaults()["recipe"] is None
 
 
@@ -198,8 +259,16 @@ def test_both_stages_by_recipe(run, pictures, tmp_path):
     ok(run("train_dbsn", line))
     recorded = json.loads((tmp_path / "s1" / "options.json").read_text())
     values = RECIPES["gray-awgn25-fast"]["stage1"]
-    assert (recorded["steps"], recorded["width"], recorded["batch_size"], recorded["recipe"]) == (2, 8, 2, "gray-awgn25-fast")
-    assert all(recorded[option] == values[option] for option in ("mdc", "loss", "lr", "optimizer", "warmup", "ema", "noise_draw"))
+    assert (recorded["steps"], recorded["width"], recorded["batch_size"], recorded["recipe"]) == (
+        2,
+        8,
+        2,
+        "gray-awgn25-fast",
+    )
+    assert all(
+        recorded[option] == values[option]
+        for option in ("mdc", "loss", "lr", "optimizer", "warmup", "ema", "noise_draw")
+    )
     # the same options under another name, or written out, are the same run
     ok(run("train_dbsn", line.replace("gray-awgn25-fast", "gray-awgn50-fast") + " --sigma 25"))
     written = " ".join(
@@ -210,11 +279,19 @@ def test_both_stages_by_recipe(run, pictures, tmp_path):
     ok(run("train_dbsn", f"{line.replace('--recipe gray-awgn25-fast', '')} --sigma 25 {written}"))
     code, _, err = run("train_dbsn", f"{line} --lr 1e-4")
     assert code == 2 and "--lr was" in err
-    ok(run("train_distill", f"--name s2 --teacher s1 {tiny} --student-width 8 --synthetic-noisy {pictures}/gray --noisy-share 0.5"))
+    ok(
+        run(
+            "train_distill",
+            f"--name s2 --teacher s1 {tiny} --student-width 8 --synthetic-noisy {pictures}/gray --noisy-share 0.5",
+        )
+    )
 
 
 def test_a_recipes_learning_rate_is_that_of_its_optimizer():
-    assert stage1("--recipe gray-awgn25-fast --optimizer adam").lr == stage1("--clean x --noise awgn --sigma 25 --optimizer adam").lr
+    assert (
+        stage1("--recipe gray-awgn25-fast --optimizer adam").lr
+        == stage1("--clean x --noise awgn --sigma 25 --optimizer adam").lr
+    )
     assert stage2("--recipe gray-awgn25-paper --optimizer muon").lr == stage2("--recipe gray-awgn25-fast").lr
     assert stage1("--recipe gray-awgn25-fast --optimizer adam --lr 0.5").lr == 0.5
     assert stage1("--recipe gray-awgn25-paper --optimizer adam").lr == 3e-4
@@ -229,14 +306,31 @@ def test_scripts_give_command_lines_that_parse(script, flavour, blind, tmp_path)
     fake = tmp_path / "python"
     fake.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\n')
     fake.chmod(0o755)
-    environment = {"PATH": "/usr/bin:/bin", "DBSN_PYTHON": str(fake), "FLAVOUR": flavour, "BLIND": blind, "CLEAN": "bsd432 div2k"}
-    done = subprocess.run(["bash", str(ROOT / "scripts" / f"{script}.sh")], env=environment, capture_output=True, text=True)
+    environment = {
+        "PATH": "/usr/bin:/bin",
+        "DBSN_PYTHON": str(fake),
+        "FLAVOUR": flavour,
+        "BLIND": blind,
+        "CLEAN": "bsd432 div2k",
+    }
+    done = subprocess.run(
+        ["bash", str(ROOT / "scripts" / f"{script}.sh")], env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     calls = [line.split() for line in Path(tmp_path / "calls").read_text().splitlines()]
     first, second, *tests = calls
     a, b = Stage1Options().parse(first[1:]), Stage2Options().parse(second[1:])
-    assert (first[0], second[0]) == ("train_dbsn.py", "train_distill.py") and b.teacher == a.name and b.name == f"{a.name}-full"
-    assert a.clean == b.synthetic_noisy == ["bsd432", "div2k"] and (a.noise, a.sigma, a.alpha, a.delta) == (b.noise, b.sigma, b.alpha, b.delta)
+    assert (
+        (first[0], second[0]) == ("train_dbsn.py", "train_distill.py")
+        and b.teacher == a.name
+        and b.name == f"{a.name}-full"
+    )
+    assert a.clean == b.synthetic_noisy == ["bsd432", "div2k"] and (a.noise, a.sigma, a.alpha, a.delta) == (
+        b.noise,
+        b.sigma,
+        b.alpha,
+        b.delta,
+    )
     mode, noise = script.split("_")
     assert (a.mode, a.noise) == (mode, noise) and a.recipe == b.recipe
     assert a.recipe.endswith(flavour or ("fast" if blind == "1" and noise != "mg" else "paper"))
@@ -244,14 +338,23 @@ def test_scripts_give_command_lines_that_parse(script, flavour, blind, tmp_path)
     assert ranged == (blind == "1" and noise != "mg") and len(tests) >= 1
     for call in tests:
         opt = TestOptions().parse(call[1:])
-        assert opt.checkpoint == [a.name, b.name] and opt.data == ["bsd68" if mode == "gray" else "cbsd68"] and opt.noise == noise
+        assert (
+            opt.checkpoint == [a.name, b.name]
+            and opt.data == ["bsd68" if mode == "gray" else "cbsd68"]
+            and opt.noise == noise
+        )
 
 
 @pytest.mark.parametrize(
     ("script", "levels", "name", "tests"),
     [
         ("gray_awgn", {"SIGMA": "5 20"}, "gray-awgn5to20-fast", ["--sigma 5", "--sigma 20"]),
-        ("color_hg", {"ALPHA": "10 30", "DELTA": "4"}, "color-hg10to30-4-fast", ["--alpha 10 --delta 4", "--alpha 30 --delta 4"]),
+        (
+            "color_hg",
+            {"ALPHA": "10 30", "DELTA": "4"},
+            "color-hg10to30-4-fast",
+            ["--alpha 10 --delta 4", "--alpha 30 --delta 4"],
+        ),
     ],
 )
 def test_a_range_of_ones_own_is_tested_at_its_ends(script, levels, name, tests, tmp_path):
@@ -267,8 +370,17 @@ def test_a_range_of_ones_own_is_tested_at_its_ends(script, levels, name, tests, 
 
 def test_scripts_refuse_what_they_would_ignore():
     environment = {"PATH": "/usr/bin:/bin", "DBSN_PYTHON": "/bin/false"}
-    for script, given, settings, words in (("gray_awgn", ["--max-minutes", "1"], {}, "takes no arguments"), ("color_mg", [], {"BLIND": "1"}, "BLIND=1")):
-        done = subprocess.run(["bash", f"scripts/{script}.sh", *given], cwd=ROOT, env=environment | settings, capture_output=True, text=True)
+    for script, given, settings, words in (
+        ("gray_awgn", ["--max-minutes", "1"], {}, "takes no arguments"),
+        ("color_mg", [], {"BLIND": "1"}, "BLIND=1"),
+    ):
+        done = subprocess.run(
+            ["bash", f"scripts/{script}.sh", *given],
+            cwd=ROOT,
+            env=environment | settings,
+            capture_output=True,
+            text=True,
+        )
         assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1
 
 

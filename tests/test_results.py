@@ -41,7 +41,9 @@ def available(name: str) -> str:
 @pytest.mark.parametrize(("name", "gain"), [("wavelet", 4), ("nlm", 5), ("bm3d", 7)])
 def test_baselines_improve_a_photograph_and_give_the_same_bits(name, gain, channels):
     available(name)
-    clean = (camera()[80:128, 200:248, None] if channels == 1 else astronaut()[60:108, 200:248]).astype(np.float32) / 255
+    clean = (camera()[80:128, 200:248, None] if channels == 1 else astronaut()[60:108, 200:248]).astype(
+        np.float32
+    ) / 255
     noisy = clean + np.random.default_rng(0).normal(0, 25 / 255, clean.shape).astype(np.float32)
     result = denoise_classically(name, noisy, 25 / 255)
     assert result.shape == clean.shape and result.dtype == np.float32
@@ -52,10 +54,15 @@ def test_baselines_improve_a_photograph_and_give_the_same_bits(name, gain, chann
 
 def test_a_baseline_is_told_the_level_of_each_image(run, pictures, tmp_path, monkeypatch):
     told = []
-    monkeypatch.setattr(test_script, "denoise_classically", lambda name, y, sigma: told.append((name, 255 * sigma)) or y)
+    monkeypatch.setattr(
+        test_script, "denoise_classically", lambda name, y, sigma: told.append((name, 255 * sigma)) or y
+    )
     out = ok(run("test", f"--baseline nlm --data {pictures}/gray {LEVELS['hg']} --json {tmp_path}/r.json"))
     rows = json.loads((tmp_path / "r.json").read_text())["images"]
-    assert told == [("nlm", pytest.approx(row["noise_level"]["true"])) for row in rows] and len({level for _, level in told}) > 5
+    assert (
+        told == [("nlm", pytest.approx(row["noise_level"]["true"])) for row in rows]
+        and len({level for _, level in told}) > 5
+    )
     assert "nlm: told the true level" in out
 
 
@@ -89,30 +96,55 @@ def test_results_tell_where_they_come_from(run, models, pictures, tmp_path):
     ok(run("test", f"{line} --json {tmp_path}/r.json"))
     table = json.loads((tmp_path / "r.json").read_text())
     assert list(table["mean"]) == ["noisy", "nlm", "mu", "posterior", "distilled"]
-    assert table["arguments"][:3] == ["--checkpoint", "s1", "s2"] and table["code"] == code_version() and table["threads"] >= 1 and table["device"]
-    assert set(table["seconds_per_image"]) == {"nlm", *table["checkpoints"]} and "true noise level" in table["baselines"]["nlm"]
+    assert (
+        table["arguments"][:3] == ["--checkpoint", "s1", "s2"]
+        and table["code"] == code_version()
+        and table["threads"] >= 1
+        and table["device"]
+    )
+    assert (
+        set(table["seconds_per_image"]) == {"nlm", *table["checkpoints"]}
+        and "true noise level" in table["baselines"]["nlm"]
+    )
     first, second = table["models"]
     assert [m["file"] for m in table["models"]] == table["checkpoints"]
     assert first["sha256"] == subprocess.check_output(["sha256sum", first["file"]], text=True).split()[0]
-    assert first["methods"] == {"mu": "mu", "posterior": "posterior"} and second["methods"] == {"distilled": "distilled"}
+    assert first["methods"] == {"mu": "mu", "posterior": "posterior"} and second["methods"] == {
+        "distilled": "distilled"
+    }
     assert first["config"]["width"] == 4 and first["step"] == 1 and first["tiled"] and first["precision"] == "float32"
     facts = first["training"]
-    assert facts["clean"] == ["gray"] and facts["sigma"] == [25, 25] and facts["noise_draw"] == "fixed" and facts["batch_size"] == 2 and "device" not in facts
+    assert (
+        facts["clean"] == ["gray"]
+        and facts["sigma"] == [25, 25]
+        and facts["noise_draw"] == "fixed"
+        and facts["batch_size"] == 2
+        and "device" not in facts
+    )
     assert second["training"]["teacher"] == "s1" and second["training"]["noisy"] == ["gray"]
 
 
 def test_released_weights_keep_how_they_were_trained(models, tmp_path):
-    release.main(["--run", str(models / "s1"), "--as", "half", "--checkpoints-dir", str(tmp_path), "--trained-on", "one second"])
-    source, half = load_checkpoint(models / "s1" / "last.safetensors").values, load_checkpoint(tmp_path / "half.safetensors").values
+    release.main(
+        ["--run", str(models / "s1"), "--as", "half", "--checkpoints-dir", str(tmp_path), "--trained-on", "one second"]
+    )
+    source, half = (
+        load_checkpoint(models / "s1" / "last.safetensors").values,
+        load_checkpoint(tmp_path / "half.safetensors").values,
+    )
     assert training_facts(half) == training_facts(source) | {"trained_on": "one second"}
     assert str(models) not in json.dumps(half) and half["training"]["loss"] == source["options"]["loss"]
-    assert training_facts({name: half[name] for name in ("config", "white_level", "step")}) is None  # released before the facts were kept
+    assert (
+        training_facts({name: half[name] for name in ("config", "white_level", "step")}) is None
+    )  # released before the facts were kept
 
 
 def test_the_codes_version(tmp_path):
     if shutil.which("git") is None:
         pytest.skip("git is not installed")
-    git = lambda *a: subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *a], cwd=tmp_path, check=True, capture_output=True)  # noqa: E731
+    git = lambda *a: subprocess.run(
+        ["git", "-c", "user.name=a", "-c", "user.email=a@b", *a], cwd=tmp_path, check=True, capture_output=True
+    )
     assert code_version(tmp_path) is None
     git("init", "-q")
     assert code_version(tmp_path) is None  # no commit yet
@@ -138,19 +170,32 @@ def test_the_codes_version(tmp_path):
     assert code_version(tmp_path / "inner") is None  # a folder in somebody else's checkout
 
 
-# ---------------------------------------------------------------------------------------------------------------------- rendering
+# ---------------------------------------------------------------------------------------- -- rendering
 
 
 @pytest.fixture
 def project(tmp_path, models, pictures, monkeypatch):
-    """A folder laid out like this project, with tiny weights and three tiny pictures as its bsd68, and the working directory."""
+    """A folder laid out like this project, with tiny weights and three tiny pictures as its bsd68, and the working
+    directory.
+    """
     for folder in ("results", "docs", "checkpoints", "sets/bsd68", "sets/mine"):
         (tmp_path / folder).mkdir(parents=True)
     published = json.loads((ROOT / "results" / "published.json").read_text())
     published["tables"][0]["images"] = 3
     (tmp_path / "results" / "published.json").write_text(json.dumps(published))
     for name in ("s1", "s2"):
-        release.main(["--run", str(models / name), "--as", name, "--checkpoints-dir", str(tmp_path / "checkpoints"), "--trained-on", "one | second"])
+        release.main(
+            [
+                "--run",
+                str(models / name),
+                "--as",
+                name,
+                "--checkpoints-dir",
+                str(tmp_path / "checkpoints"),
+                "--trained-on",
+                "one | second",
+            ]
+        )
     for k in range(3):
         Image.fromarray(camera()[40 * k : 40 * k + 16, 100:116]).save(tmp_path / "sets" / "bsd68" / f"{k}.png")
     shutil.copy(tmp_path / "sets" / "bsd68" / "0.png", tmp_path / "sets" / "mine" / "00_mean.png")
@@ -187,20 +232,45 @@ def test_tables_are_rendered_from_results(project, capsys):
     dB = lambda mean, name: f"{mean[name]['psnr']:.2f}"  # noqa: E731
     head = row_of(text, "noise")
     row = dict(zip(head, row_of(text, "AWGN 25")))
-    assert row["model"] == "s1, s2" and row["noisy"] == dB(plain, "noisy") and row["NLM*"] == dB(plain, "nlm") and row["mu"] == dB(plain, "mu")
-    assert row["posterior"] == dB(plain, "posterior") and row["posterior x8"] == dB(eight, "posterior") and row["distilled x8"] == dB(eight, "distilled")
-    assert row["wavelet*"] == row["BM3D*"] == "not measured" and row["*BM3D*"] == "*28.57*" and row["*N2V*"] == "*27.71*"
+    assert (
+        row["model"] == "s1, s2"
+        and row["noisy"] == dB(plain, "noisy")
+        and row["NLM*"] == dB(plain, "nlm")
+        and row["mu"] == dB(plain, "mu")
+    )
+    assert (
+        row["posterior"] == dB(plain, "posterior")
+        and row["posterior x8"] == dB(eight, "posterior")
+        and row["distilled x8"] == dB(eight, "distilled")
+    )
+    assert (
+        row["wavelet*"] == row["BM3D*"] == "not measured" and row["*BM3D*"] == "*28.57*" and row["*N2V*"] == "*27.71*"
+    )
     row = dict(zip(head, row_of(text, "AWGN 50")))
-    assert row["model"] == "-" and set(list(row.values())[2:11]) == {"not measured"} and row["*N2V*"] == "-" and row["*full*"] == "*26.51*"
+    assert (
+        row["model"] == "-"
+        and set(list(row.values())[2:11]) == {"not measured"}
+        and row["*N2V*"] == "-"
+        and row["*full*"] == "*26.51*"
+    )
     assert row_of(text, "AWGN 35")[2] == dB(other, "noisy")  # no such row was published
     assert f"{dB(real, 'noisy')} / {real['noisy']['ssim']:.4f}" in text
     assert "--checkpoint s1 s2 --baseline nlm --data bsd68" in text
     weights = load_checkpoint("checkpoints/s1.safetensors").values["training"]
     models = row_of(text, "s1")
     assert models[1] == f"`{subprocess.check_output(['sha256sum', 'checkpoints/s1.safetensors'], text=True)[:12]}`"
-    assert models[4] == "clean gray" and models[5] == "awgn sigma 25" and models[6] == "fixed" and weights["trained_on"] in text.replace("\\|", "|")
+    assert (
+        models[4] == "clean gray"
+        and models[5] == "awgn sigma 25"
+        and models[6] == "fixed"
+        and weights["trained_on"] in text.replace("\\|", "|")
+    )
 
-    assert readme.startswith("before\n<!-- results -->") and readme.endswith("<!-- /results -->\nafter\n") and "yesterday" not in readme
+    assert (
+        readme.startswith("before\n<!-- results -->")
+        and readme.endswith("<!-- /results -->\nafter\n")
+        and "yesterday" not in readme
+    )
     head = row_of(readme, "noise")
     row = dict(zip(head, row_of(readme, "AWGN 25")))
     assert len(head) == 7 and row["noisy"] == dB(plain, "noisy") and row["BM3D"] == "-"
@@ -209,7 +279,11 @@ def test_tables_are_rendered_from_results(project, capsys):
     assert row_of(readme, "AWGN 35")[1:] == [dB(other, "noisy"), *"-----"]
     assert "AWGN 50" not in readme and "**CBSD68, colour**: not measured." in readme
     runs = text[text.index("## Runs") :]
-    assert row_of(runs, "file")[-1] == "level off by" and row_of(runs, "[a.json]")[-1].endswith("%") and row_of(runs, "[c.json]")[-1] == "-"
+    assert (
+        row_of(runs, "file")[-1] == "level off by"
+        and row_of(runs, "[a.json]")[-1].endswith("%")
+        and row_of(runs, "[c.json]")[-1] == "-"
+    )
     capsys.readouterr()
 
     table = json.loads((project / "results" / "c.json").read_text())
@@ -222,16 +296,29 @@ def test_tables_are_rendered_from_results(project, capsys):
 
 
 def test_the_readme_names_the_models_of_a_row_where_there_are_several(project):
-    means = [measured(name, f"--checkpoint {name} --data bsd68 --noise awgn --sigma 25")["mean"] for name in ("s1", "s2")]
+    means = [
+        measured(name, f"--checkpoint {name} --data bsd68 --noise awgn --sigma 25")["mean"] for name in ("s1", "s2")
+    ]
     render(project)
     readme = (project / "README.md").read_text()
-    assert row_of(readme, "AWGN 25, s1")[3] == f"{means[0]['posterior']['psnr']:.2f}" and row_of(readme, "AWGN 25, s1")[5] == "-"
-    assert row_of(readme, "AWGN 25, s2")[5] == f"{means[1]['distilled']['psnr']:.2f}" and row_of(readme, "AWGN 25, s2")[3] == "-"
+    assert (
+        row_of(readme, "AWGN 25, s1")[3] == f"{means[0]['posterior']['psnr']:.2f}"
+        and row_of(readme, "AWGN 25, s1")[5] == "-"
+    )
+    assert (
+        row_of(readme, "AWGN 25, s2")[5] == f"{means[1]['distilled']['psnr']:.2f}"
+        and row_of(readme, "AWGN 25, s2")[3] == "-"
+    )
 
 
 def test_weights_from_before_point_to_their_card(project):
     source = load_checkpoint("checkpoints/s1.safetensors")
-    save_checkpoint("checkpoints/old.safetensors", "stage1", source.tensors, {name: source.values[name] for name in ("config", "white_level", "step")})
+    save_checkpoint(
+        "checkpoints/old.safetensors",
+        "stage1",
+        source.tensors,
+        {name: source.values[name] for name in ("config", "white_level", "step")},
+    )
     (project / "checkpoints" / "old.md").write_text("a card")
     measured("a", "--checkpoint old --data bsd68 --noise awgn --sigma 25")
     render(project)
@@ -259,7 +346,9 @@ def test_what_rendering_refuses(project):
     assert render(project) == 0
     for name, sha in (("b", "0" * 64), ("c", "1" * 64)):  # a run that went on training between two measurements
         model = table["models"][0] | {"file": "checkpoints/run/last.safetensors", "sha256": sha}
-        (project / "results" / f"{name}.json").write_text(json.dumps(table | {"models": [model], "noise": {"model": "awgn", "sigma": 15}}))
+        (project / "results" / f"{name}.json").write_text(
+            json.dumps(table | {"models": [model], "noise": {"model": "awgn", "sigma": 15}})
+        )
     refused(project, "c.json was measured with other weights")
     for name in "bc":
         (project / "results" / f"{name}.json").unlink()
@@ -279,7 +368,7 @@ def test_tables_in_this_project_are_up_to_date(capsys):
     assert render(ROOT, "--check") == 0, capsys.readouterr().out
 
 
-# ---------------------------------------------------------------------------------------------------------------- real photographs
+# ------------------------------------------------------------------------------------ real photographs
 
 
 def test_noisy_and_clean_photographs_are_paired_by_patterns(run, tmp_path):
@@ -291,7 +380,9 @@ def test_noisy_and_clean_photographs_are_paired_by_patterns(run, tmp_path):
         Image.fromarray((clean + k + 1).astype(np.uint8)).save(tmp_path / f"camera_{k}_real.png")
     ok(run("test", f"--data {tmp_path}/*_real.png --clean {tmp_path}/*_mean.png --json {tmp_path}/r.json"))
     rows = json.loads((tmp_path / "r.json").read_text())["images"]
-    assert [row["noisy"]["psnr"] for row in rows] == pytest.approx([20 * np.log10(255 / (k + 1)) for k in range(3)], abs=1e-3)
+    assert [row["noisy"]["psnr"] for row in rows] == pytest.approx(
+        [20 * np.log10(255 / (k + 1)) for k in range(3)], abs=1e-3
+    )
 
 
 @pytest.mark.slow

@@ -1,4 +1,6 @@
-"""A run's folder: one process at a time, the same options, states that survive damage, statistics without a gap; and stopping on a signal."""
+"""A run's folder: one process at a time, the same options, states that survive damage, statistics without a gap; and
+stopping on a signal.
+"""
 
 import errno
 import fcntl
@@ -77,7 +79,10 @@ def test_second_process_waits_for_the_first_to_die(tmp_path: Path):
     )
     worker = int(first.stdout.readline())
     try:
-        with pytest.raises(UsageError, match=f"in use by process {first.pid} on .* another --name") as caught, RunFolder(tmp_path / "run"):
+        with (
+            pytest.raises(UsageError, match=f"in use by process {first.pid} on .* another --name") as caught,
+            RunFolder(tmp_path / "run"),
+        ):
             pass
         one_line(caught)
         first.kill()
@@ -117,8 +122,12 @@ def test_a_file_in_the_way(tmp_path: Path, below: str):
     one_line(caught)
 
 
-@pytest.mark.parametrize(("error", "kind"), [(errno.EACCES, UsageError), (errno.EROFS, UsageError), (errno.ENOSPC, RunError)])
-def test_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int, kind: type[Exception]):
+@pytest.mark.parametrize(
+    ("error", "kind"), [(errno.EACCES, UsageError), (errno.EROFS, UsageError), (errno.ENOSPC, RunError)]
+)
+def test_folder_that_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int, kind: type[Exception]
+):
     def refuse(path: Path, *arguments, **named):
         raise OSError(error, os.strerror(error), str(path))
 
@@ -136,7 +145,12 @@ def test_read_only_folder(tmp_path: Path):
 
 
 def test_only_our_unfinished_files_are_cleared(run: RunFolder):
-    ours = [".options.json.ab12cd34.tmp", ".stats.jsonl.x_.tmp", ".state-00000003.safetensors.5f.tmp", ".last.safetensors.zz.tmp"]
+    ours = [
+        ".options.json.ab12cd34.tmp",
+        ".stats.jsonl.x_.tmp",
+        ".state-00000003.safetensors.5f.tmp",
+        ".last.safetensors.zz.tmp",
+    ]
     others = ["notes.tmp", ".notes.txt.ab.tmp", "state-1.tmp", ".last.safetensors.tmp"]
     run.__exit__()
     for name in ours + others:
@@ -173,7 +187,10 @@ def test_options_are_recorded_and_compared(run: RunFolder):
 
     before = (run.path / "options.json").read_bytes()
     with pytest.raises(UsageError) as caught:
-        run.check_options({**options, "sigma": 50, "noise_draw": "fresh", "crop": [64, 48], "log_every": 1}, ignore=frozenset({"log_every"}))
+        run.check_options(
+            {**options, "sigma": 50, "noise_draw": "fresh", "crop": [64, 48], "log_every": 1},
+            ignore=frozenset({"log_every"}),
+        )
     message = one_line(caught)
     assert "--crop was [48, 48], now [64, 48]; --noise-draw was fixed, now fresh; --sigma was 25, now 50;" in message
     assert "--lr" not in message and "log" not in message
@@ -230,7 +247,11 @@ def test_damaged_state_is_moved_aside(run: RunFolder, warnings: list[str]):
     assert names(run) == ["state-00000010.safetensors", "state-00000020.safetensors.damaged"]
     assert run.load_state().values["step"] == 10 and len(warnings) == 1
     save_steps(run, 15, 20)
-    assert names(run) == ["state-00000015.safetensors", "state-00000020.safetensors", "state-00000020.safetensors.damaged"]
+    assert names(run) == [
+        "state-00000015.safetensors",
+        "state-00000020.safetensors",
+        "state-00000020.safetensors.damaged",
+    ]
     assert run.load_state().values["step"] == 20
 
 
@@ -239,7 +260,9 @@ def test_all_states_damaged(run: RunFolder, warnings: list[str]):
     damage(run.path / "state-00000010.safetensors")
     (run.path / "state-00000020.safetensors").write_bytes(b"")
     for _ in range(2):  # a second start must not begin again at step 0 without a word
-        with pytest.raises(RunError, match=r"state-00000010.*state-00000020.*delete the folder to start over") as caught:
+        with pytest.raises(
+            RunError, match=r"state-00000010.*state-00000020.*delete the folder to start over"
+        ) as caught:
             run.load_state()
         one_line(caught)
     assert len(warnings) == 2
@@ -280,7 +303,10 @@ def test_warnings_go_to_stderr_by_default(tmp_path: Path, capsys: pytest.Capture
 
 
 def test_weights(run: RunFolder):
-    assert run.save_weights("last", "stage1", {"x": torch.ones(2)}, {"config": {"width": 8}}) == run.path / "last.safetensors"
+    assert (
+        run.save_weights("last", "stage1", {"x": torch.ones(2)}, {"config": {"width": 8}})
+        == run.path / "last.safetensors"
+    )
     assert load_checkpoint(run.path / "last.safetensors", "stage1").values == {"config": {"width": 8}}
     assert run.load_state() is None
 
@@ -293,7 +319,9 @@ def lines(folder: RunFolder) -> list[str]:
 
 
 def test_statistics_are_json_lines(run: RunFolder):
-    run.append_stats({"step": 1, "loss": 0.1, "a": float("nan"), "list": [1, float("inf"), {"x": -float("inf")}], "text": "é"})
+    run.append_stats(
+        {"step": 1, "loss": 0.1, "a": float("nan"), "list": [1, float("inf"), {"x": -float("inf")}], "text": "é"}
+    )
     assert lines(run) == ['{"step": 1, "loss": 0.1, "a": null, "list": [1, null, {"x": null}], "text": "\\u00e9"}']
     for row in [{"loss": 1.0}, {"step": "1"}, {"step": 2, "loss": torch.ones(())}]:
         with pytest.raises((TypeError, ValueError)):
@@ -322,7 +350,9 @@ def test_truncation_makes_a_killed_run_equal_to_one_never_killed(run: RunFolder,
 def test_truncation_without_a_file_or_with_unreadable_lines(run: RunFolder, warnings: list[str]):
     run.truncate_stats(-1)
     assert names(run) == []
-    (run.path / "stats.jsonl").write_bytes(b'{"step": 1}\n\0\0\0\n[]\n{"step": null}\n{"step": 2, "x": "\xc3\xa9"}\n{"st')
+    (run.path / "stats.jsonl").write_bytes(
+        b'{"step": 1}\n\0\0\0\n[]\n{"step": null}\n{"step": 2, "x": "\xc3\xa9"}\n{"st'
+    )
     run.truncate_stats(2)
     assert (run.path / "stats.jsonl").read_bytes() == b'{"step": 1}\n{"step": 2, "x": "\xc3\xa9"}\n'
     assert len(warnings) == 1 and "3 unreadable lines" in warnings[0]
@@ -375,13 +405,20 @@ def test_three_steps_saved_and_three_more_are_six(tmp_path: Path, kind: str):
     optimizer = OPTIMIZERS[kind](first.parameters())
     train(first, optimizer, range(3))
     tensors = {f"model.{name}": tensor for name, tensor in first.state_dict().items()}
-    save_checkpoint(tmp_path / "x.safetensors", "training-state", {**tensors, **optimizer_tensors(optimizer, first.named_parameters())}, {})
+    save_checkpoint(
+        tmp_path / "x.safetensors",
+        "training-state",
+        {**tensors, **optimizer_tensors(optimizer, first.named_parameters())},
+        {},
+    )
 
     second = network()
     other = OPTIMIZERS[kind](second.parameters())
     train(second, other, range(7, 9))  # a state of its own, which loading has to replace
     stored = load_checkpoint(tmp_path / "x.safetensors").tensors
-    second.load_state_dict({name.removeprefix("model."): tensor for name, tensor in stored.items() if name.startswith("model.")})
+    second.load_state_dict(
+        {name.removeprefix("model."): tensor for name, tensor in stored.items() if name.startswith("model.")}
+    )
     load_optimizer_tensors(other, second.named_parameters(), stored)
     for mine, theirs in zip(first.parameters(), second.parameters()):
         assert optimizer.state[mine].keys() == other.state[theirs].keys()
@@ -405,7 +442,9 @@ def test_state_lies_where_the_optimizer_had_it(arguments: dict[str, bool]):
     stored = {name: tensor.cpu() for name, tensor in optimizer_tensors(optimizer, model.named_parameters()).items()}
     devices = {name: tensor.device for name, tensor in optimizer_tensors(optimizer, model.named_parameters()).items()}
     load_optimizer_tensors(optimizer, model.named_parameters(), stored)
-    assert {name: tensor.device for name, tensor in optimizer_tensors(optimizer, model.named_parameters()).items()} == devices
+    assert {
+        name: tensor.device for name, tensor in optimizer_tensors(optimizer, model.named_parameters()).items()
+    } == devices
     optimizer.step()
 
 
@@ -414,7 +453,11 @@ def test_names_of_optimizer_tensors():
     optimizer = torch.optim.Adam(model.parameters())
     assert optimizer_tensors(optimizer, model.named_parameters()) == {}
     train(model, optimizer, range(1))
-    keys = {f"optimizer.{entry}.{name}" for entry in ("step", "exp_avg", "exp_avg_sq") for name in ("0.weight", "0.bias", "2.weight", "2.bias")}
+    keys = {
+        f"optimizer.{entry}.{name}"
+        for entry in ("step", "exp_avg", "exp_avg_sq")
+        for name in ("0.weight", "0.bias", "2.weight", "2.bias")
+    }
     assert set(optimizer_tensors(optimizer, model.named_parameters())) == keys
 
 

@@ -23,7 +23,18 @@ def names(specs, *args):
 
 
 def test_folder(tmp_path):
-    touch(tmp_path, "b.png", "B.png", "10.png", "9.png", "a.JPG", ".hidden.png", "notes.txt", "sub/c.png", "folder.png/d.png")
+    touch(
+        tmp_path,
+        "b.png",
+        "B.png",
+        "10.png",
+        "9.png",
+        "a.JPG",
+        ".hidden.png",
+        "notes.txt",
+        "sub/c.png",
+        "folder.png/d.png",
+    )
     assert names(str(tmp_path)) == ["10.png", "9.png", "B.png", "a.JPG", "b.png"]
     assert names(str(tmp_path / "*")) == names(str(tmp_path))  # neither hidden files nor folders, and images only
     assert names(str(tmp_path / "**" / "*.png")) == ["10.png", "9.png", "B.png", "b.png", "d.png", "c.png"]

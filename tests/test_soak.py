@@ -1,4 +1,6 @@
-"""scripts/soak.py: trainings that are killed and started again end as if never killed, and the comparison sees every kind of difference."""
+"""scripts/soak.py: trainings that are killed and started again end as if never killed, and the comparison sees every
+kind of difference.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +60,12 @@ def folders(tmp_path):
         (tmp_path / name / "tensorboard").mkdir(parents=True)
         tensors = {"w": torch.tensor([0.0, 1.0, float("nan")]), "v": torch.arange(3)}
         for file in ("last", "state-00000002"):
-            save_checkpoint(tmp_path / name / f"{file}.safetensors", "stage1", tensors, {"step": 2, "options": {"name": name, "lr": 1.0}})
+            save_checkpoint(
+                tmp_path / name / f"{file}.safetensors",
+                "stage1",
+                tensors,
+                {"step": 2, "options": {"name": name, "lr": 1.0}},
+            )
         (tmp_path / name / "stats.jsonl").write_text('{"step": 1}\n{"step": 2}\n')
         (tmp_path / name / "options.json").write_text(json.dumps({"name": name}))
     return tmp_path / "a", tmp_path / "b"

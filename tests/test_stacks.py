@@ -45,7 +45,11 @@ def written(pages, **options):
 STACKS = {
     "pages": (written(GRAY16, photometric="minisblack"), GRAY16, range(1, 7)),
     "pages of 8-bit colour": (written(COLOUR, photometric="rgb", compression="zlib"), COLOUR, range(1, 5)),
-    "ImageJ hyperstack": (written(GRAY16.reshape(2, 3, 20, 30), imagej=True, metadata={"axes": "ZCYX"}), GRAY16, range(1, 7)),
+    "ImageJ hyperstack": (
+        written(GRAY16.reshape(2, 3, 20, 30), imagej=True, metadata={"axes": "ZCYX"}),
+        GRAY16,
+        range(1, 7),
+    ),
     "OME": (written(GRAY16, photometric="minisblack", ome=True, metadata={"axes": "TYX"}), GRAY16, range(1, 7)),
     "16 bits, lzw": (by_pillow(GRAY16, compression="tiff_lzw"), GRAY16, range(1, 7)),
     "8 bits, lzw": (by_pillow(COLOUR, compression="tiff_lzw"), COLOUR, range(1, 5)),
@@ -63,15 +67,25 @@ def test_each_page_is_an_image(kind, tmp_path):
     for page, pixels in zip(pages, expected, strict=True):
         image, header = read_image(page), image_header(page)
         pixels = np.atleast_3d(pixels) if pixels.ndim == 2 else pixels
-        np.testing.assert_array_equal(image, pixels if pixels.dtype == np.uint8 else pixels.astype(np.float32) / np.float32(65535))
+        np.testing.assert_array_equal(
+            image, pixels if pixels.dtype == np.uint8 else pixels.astype(np.float32) / np.float32(65535)
+        )
         assert (header.height, header.width, header.channels) == image.shape and header.dtype == pixels.dtype
     assert len({content_hash(page) for page in pages}) == len(pages)
 
 
 def test_what_is_wrong_with_a_page_is_said_of_it(tmp_path):
-    tifffile.imwrite(tmp_path / "a.tif", np.stack([np.ones((9, 9), np.float32), np.full((9, 9), np.nan, np.float32)]), photometric="minisblack")
+    tifffile.imwrite(
+        tmp_path / "a.tif",
+        np.stack([np.ones((9, 9), np.float32), np.full((9, 9), np.nan, np.float32)]),
+        photometric="minisblack",
+    )
     assert read_image(tmp_path / "a.tif" / "a_page0001.tif").shape == (9, 9, 1)
-    for name, words in (("a_page0002", "not finite"), ("a_page0003", "the stack has 2 pages"), ("a_page0000", "the stack has 2 pages")):
+    for name, words in (
+        ("a_page0002", "not finite"),
+        ("a_page0003", "the stack has 2 pages"),
+        ("a_page0000", "the stack has 2 pages"),
+    ):
         with pytest.raises(UsageError, match=words) as caught:
             read_image(tmp_path / "a.tif" / f"{name}.tif")
         assert name in str(caught.value)
@@ -85,23 +99,55 @@ def test_what_is_wrong_with_a_page_is_said_of_it(tmp_path):
 def test_training_on_stacks_and_denoising_them(run, pictures, tmp_path):
     noisy = tmp_path / "noisy"
     noisy.mkdir()
-    pages = np.stack([257 * read_image(pictures / "gray" / f"{k}.png", "gray")[:37, :37, 0].astype(np.uint16) for k in range(8)])
+    pages = np.stack(
+        [257 * read_image(pictures / "gray" / f"{k}.png", "gray")[:37, :37, 0].astype(np.uint16) for k in range(8)]
+    )
     scale = dict(resolution=(4.0, 4.0), metadata={"axes": "ZCYX", "unit": "um", "spacing": 0.5})
     tifffile.imwrite(noisy / "cells.tif", pages.reshape(4, 2, 37, 37), imagej=True, **scale)
     tifffile.imwrite(noisy / "movie.tif", pages[:3].astype(np.float32) / 65535, photometric="minisblack", metadata=None)
     tifffile.imwrite(noisy / "one.tif", pages[0])
     for images in ("memory", "disk"):
-        ok(run("train_dbsn", f"--name {images} --mode gray --noisy {noisy} --noise awgn --images {images} {TINY} --steps 2"))
-    ok(run("train_distill", f"--name s2 --teacher disk --clean {pictures}/gray --noisy {noisy}/cells.tif {TINY2} --steps 1"))
+        ok(
+            run(
+                "train_dbsn",
+                f"--name {images} --mode gray --noisy {noisy} --noise awgn --images {images} {TINY} --steps 2",
+            )
+        )
+    ok(
+        run(
+            "train_distill",
+            f"--name s2 --teacher disk --clean {pictures}/gray --noisy {noisy}/cells.tif {TINY2} --steps 1",
+        )
+    )
     ok(run("test", f"--checkpoint disk s2 --data {noisy} --save {tmp_path}/out --json {tmp_path}/r.json"))
 
     out = {f.name for f in (tmp_path / "out").iterdir()}
-    assert {name for name in out if name.endswith(".tif")} == {"cells_denoised.tif", "movie_denoised.tif", "one_denoised.tif"}
-    assert {name for name in out if name.endswith(".png")} == {"one_all.png", "one_std.png", "one_level.png"}  # not three for each page
-    assert [row["name"] for row in json.loads((tmp_path / "r.json").read_text())["images"]][7:9] == ["cells_page0008.tif", "movie_page0001.tif"]
+    assert {name for name in out if name.endswith(".tif")} == {
+        "cells_denoised.tif",
+        "movie_denoised.tif",
+        "one_denoised.tif",
+    }
+    assert {name for name in out if name.endswith(".png")} == {
+        "one_all.png",
+        "one_std.png",
+        "one_level.png",
+    }  # not three for each page
+    assert [row["name"] for row in json.loads((tmp_path / "r.json").read_text())["images"]][7:9] == [
+        "cells_page0008.tif",
+        "movie_page0001.tif",
+    ]
     with tifffile.TiffFile(tmp_path / "out" / "cells_denoised.tif") as cells:
-        assert cells.is_imagej and cells.series[0].axes == "ZCYX" and cells.series[0].shape == (4, 2, 37, 37) and cells.series[0].dtype == np.uint16
-        assert cells.imagej_metadata["spacing"] == 0.5 and cells.imagej_metadata["unit"] == "um" and cells.pages[0].resolution == (4.0, 4.0)
+        assert (
+            cells.is_imagej
+            and cells.series[0].axes == "ZCYX"
+            and cells.series[0].shape == (4, 2, 37, 37)
+            and cells.series[0].dtype == np.uint16
+        )
+        assert (
+            cells.imagej_metadata["spacing"] == 0.5
+            and cells.imagej_metadata["unit"] == "um"
+            and cells.pages[0].resolution == (4.0, 4.0)
+        )
     movie = tifffile.imread(tmp_path / "out" / "movie_denoised.tif")
     assert movie.shape == (3, 37, 37) and movie.dtype == np.float32
 
@@ -113,16 +159,30 @@ def test_training_on_stacks_and_denoising_them(run, pictures, tmp_path):
 
 def test_a_stack_with_a_bad_page_stays_in_pages(run, models, tmp_path):
     (tmp_path / "in").mkdir()
-    tifffile.imwrite(tmp_path / "in" / "a.tif", np.stack([np.full((20, 20), v, np.float32) for v in (0.5, np.nan, 0.4)]), photometric="minisblack")
-    code, _, err = run("test", f"--checkpoint {models}/s2/last.safetensors --data {tmp_path}/in --save {tmp_path}/out --on-bad skip")
+    tifffile.imwrite(
+        tmp_path / "in" / "a.tif",
+        np.stack([np.full((20, 20), v, np.float32) for v in (0.5, np.nan, 0.4)]),
+        photometric="minisblack",
+    )
+    code, _, err = run(
+        "test", f"--checkpoint {models}/s2/last.safetensors --data {tmp_path}/in --save {tmp_path}/out --on-bad skip"
+    )
     assert code == 1 and "a_page0002.tif" in err and "a.tif: the results stay in single pages" in err
-    assert sorted(f.name for f in (tmp_path / "out").glob("*.tif")) == ["a_page0001_denoised.tif", "a_page0003_denoised.tif"]
+    assert sorted(f.name for f in (tmp_path / "out").glob("*.tif")) == [
+        "a_page0001_denoised.tif",
+        "a_page0003_denoised.tif",
+    ]
 
 
 def test_a_colour_stack_made_gray(run, models, tmp_path):
     (tmp_path / "in").mkdir()
     tifffile.imwrite(tmp_path / "in" / "a.tif", COLOUR, imagej=True)
-    ok(run("test", f"--checkpoint {models}/s1/last.safetensors --data {tmp_path}/in --mode gray {LEVELS['awgn']} --save {tmp_path}/out"))
+    ok(
+        run(
+            "test",
+            f"--checkpoint {models}/s1/last.safetensors --data {tmp_path}/in --mode gray {LEVELS['awgn']} --save {tmp_path}/out",
+        )
+    )
     assert tifffile.imread(tmp_path / "out" / "a_denoised.tif").shape == (4, 20, 30)
 
 
@@ -132,7 +192,10 @@ def test_a_single_image_keeps_its_pixel_sizes(run, models, tmp_path):
     tifffile.imwrite(tmp_path / "in" / "a.tif", pixels, imagej=True, resolution=(9.7, 9.7), metadata={"unit": "um"})
     tifffile.imwrite(tmp_path / "in" / "b.tif", pixels, resolution=(300, 300), resolutionunit="inch")
     ok(run("test", f"--checkpoint {models}/s2/last.safetensors --data {tmp_path}/in --save {tmp_path}/out"))
-    with tifffile.TiffFile(tmp_path / "out" / "a_denoised.tif") as a, tifffile.TiffFile(tmp_path / "out" / "b_denoised.tif") as b:
+    with (
+        tifffile.TiffFile(tmp_path / "out" / "a_denoised.tif") as a,
+        tifffile.TiffFile(tmp_path / "out" / "b_denoised.tif") as b,
+    ):
         assert a.is_imagej and a.imagej_metadata["unit"] == "um" and a.pages[0].resolution == pytest.approx((9.7, 9.7))
         assert b.pages[0].resolution == (300, 300) and b.pages[0].resolutionunit == 2
 
@@ -152,11 +215,31 @@ OME = {
 def test_ome_metadata_is_kept(dtype, run, models, tmp_path):
     (tmp_path / "in").mkdir()
     stack = (GRAY16 / 65535 if np.dtype(dtype).kind == "f" else GRAY16 % 256).astype(dtype)
-    tifffile.imwrite(tmp_path / "in" / "a.ome.tif", stack.reshape(3, 2, 20, 30), ome=True, photometric="minisblack", metadata=OME)
-    tifffile.imwrite(tmp_path / "in" / "b.ome.tif", stack[0], ome=True, photometric="minisblack", metadata={"PhysicalSizeX": 0.2, "Name": "one"})
-    tifffile.imwrite(tmp_path / "in" / "c.ome.tif", COLOUR, ome=True, photometric="rgb", metadata={"axes": "TYXS", "TimeIncrement": 2.0})
+    tifffile.imwrite(
+        tmp_path / "in" / "a.ome.tif", stack.reshape(3, 2, 20, 30), ome=True, photometric="minisblack", metadata=OME
+    )
+    tifffile.imwrite(
+        tmp_path / "in" / "b.ome.tif",
+        stack[0],
+        ome=True,
+        photometric="minisblack",
+        metadata={"PhysicalSizeX": 0.2, "Name": "one"},
+    )
+    tifffile.imwrite(
+        tmp_path / "in" / "c.ome.tif",
+        COLOUR,
+        ome=True,
+        photometric="rgb",
+        metadata={"axes": "TYXS", "TimeIncrement": 2.0},
+    )
     white = [] if np.dtype(dtype).kind == "f" else ["--white-level", "255"]
-    ok(run("test", f"--checkpoint {models}/s2/last.safetensors --mode gray --data {tmp_path}/in --save {tmp_path}/out " + " ".join(white)))
+    ok(
+        run(
+            "test",
+            f"--checkpoint {models}/s2/last.safetensors --mode gray --data {tmp_path}/in --save {tmp_path}/out "
+            + " ".join(white),
+        )
+    )
 
     def described(path):
         with tifffile.TiffFile(path) as tiff:
@@ -164,18 +247,29 @@ def test_ome_metadata_is_kept(dtype, run, models, tmp_path):
             return image, tiff.series[0].axes, tiff.series[0].shape, tiff.series[0].dtype
 
     for name in ("a", "b"):
-        (before, axes, shape, _), (after, *rest) = (described(tmp_path / folder / f"{name}.ome{end}.tif") for folder, end in (("in", ""), ("out", "_denoised")))
+        (before, axes, shape, _), (after, *rest) = (
+            described(tmp_path / folder / f"{name}.ome{end}.tif") for folder, end in (("in", ""), ("out", "_denoised"))
+        )
         assert rest == [axes, shape, np.float32 if dtype == np.float64 else dtype]
-        assert before["Pixels"].pop("Type") == after["Pixels"].pop("Type").replace("float", "double" if dtype == np.float64 else "float")
+        assert before["Pixels"].pop("Type") == after["Pixels"].pop("Type").replace(
+            "float", "double" if dtype == np.float64 else "float"
+        )
         assert after == before
-    assert described(tmp_path / "out" / "c.ome_denoised.tif") == (None, "IYX", (4, 20, 30), np.uint8)  # colour made gray is no longer what the metadata says
+    assert described(tmp_path / "out" / "c.ome_denoised.tif") == (
+        None,
+        "IYX",
+        (4, 20, 30),
+        np.uint8,
+    )  # colour made gray is no longer what the metadata says
 
 
 def test_ome_metadata_that_makes_no_sense_costs_no_result(run, models, tmp_path):
     (tmp_path / "in").mkdir()
     text = '<OME><Image><Pixels DimensionOrder="XYCZT" SizeX="30" SizeY="20" SizeZ="1" SizeC="9" SizeT="1" Type="uint16"><Channel/></Pixels></Image></OME>'
     for name, description in (("a", text), ("b", text[:40]), ("c", text.replace('"9"', '"6"'))):
-        tifffile.imwrite(tmp_path / "in" / f"{name}.tif", GRAY16, photometric="minisblack", description=description, metadata=None)
+        tifffile.imwrite(
+            tmp_path / "in" / f"{name}.tif", GRAY16, photometric="minisblack", description=description, metadata=None
+        )
     ok(run("test", f"--checkpoint {models}/s2/last.safetensors --data {tmp_path}/in --save {tmp_path}/out"))
     for name in "abc":
         assert tifffile.imread(tmp_path / "out" / f"{name}_denoised.tif").size == GRAY16.size

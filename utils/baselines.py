@@ -1,7 +1,7 @@
 """Classical denoisers to compare with: wavelet shrinkage, non-local means and BM3D.
 
-All three are told the true noise level of the image, one number, which the networks are not. Where the level varies over the image or the channels (HG, MG)
-that number is its root mean square.
+All three are told the true noise level of the image, one number, which the networks are not. Where the level varies
+over the image or the channels (HG, MG) that number is its root mean square.
 
     wavelet   scikit-image, soft thresholds by BayesShrink; colour in YCbCr             Chang, Yu, Vetterli 2000
     nlm       scikit-image, patches of 5 within 6 pixels, h = 0.8 sigma                 Buades, Coll, Morel 2005
@@ -16,7 +16,11 @@ import numpy as np
 
 from utils.errors import UsageError
 
-PACKAGES = {"wavelet": ("scikit-image", "PyWavelets"), "nlm": ("scikit-image",), "bm3d": ("bm3d",)}  # as they are installed
+PACKAGES = {
+    "wavelet": ("scikit-image", "PyWavelets"),
+    "nlm": ("scikit-image",),
+    "bm3d": ("bm3d",),
+}  # as they are installed
 SMALLEST_SIDE = 9  # of an image, in pixels: bm3d refuses sides below 8 and crashes on 8 x 8, nlm refuses a single pixel
 
 
@@ -36,7 +40,8 @@ def describe_baseline(name: str) -> str:
 
 
 def denoise_classically(name: str, y: np.ndarray, sigma: float) -> np.ndarray:
-    """y (H,W,C) float32, 0..1, C 1 or 3, sides of SMALLEST_SIDE or more; sigma: the standard deviation of its noise in the same units. Gives (H,W,C) float32, the same bits at every call.
+    """y (H,W,C) float32, 0..1, C 1 or 3, sides of SMALLEST_SIDE or more; sigma: the standard deviation of its noise
+    in the same units. Gives (H,W,C) float32, the same bits at every call.
 
     Packages are imported here: they are needed by nobody else.
     """
@@ -47,11 +52,21 @@ def denoise_classically(name: str, y: np.ndarray, sigma: float) -> np.ndarray:
     if name == "wavelet":
         from skimage.restoration import denoise_wavelet
 
-        x = denoise_wavelet(pixels, sigma=sigma, method="BayesShrink", mode="soft", rescale_sigma=True, convert2ycbcr=color, channel_axis=axis)
+        x = denoise_wavelet(
+            pixels,
+            sigma=sigma,
+            method="BayesShrink",
+            mode="soft",
+            rescale_sigma=True,
+            convert2ycbcr=color,
+            channel_axis=axis,
+        )
     elif name == "nlm":
         from skimage.restoration import denoise_nl_means
 
-        x = denoise_nl_means(pixels, patch_size=5, patch_distance=6, h=0.8 * sigma, sigma=sigma, fast_mode=True, channel_axis=axis)
+        x = denoise_nl_means(
+            pixels, patch_size=5, patch_distance=6, h=0.8 * sigma, sigma=sigma, fast_mode=True, channel_axis=axis
+        )
     else:
         import bm3d
 

@@ -1,12 +1,13 @@
 """Checkpoints: tensors and plain values in one safetensors file.
 
-Nothing is ever unpickled, so loading a file cannot execute anything. All that is not a tensor is one JSON text in the file's metadata:
+Nothing is ever unpickled, so loading a file cannot execute anything. All that is not a tensor is one JSON text in the
+file's metadata:
 
     dbsn: {"format": "dbsn", "format_version": 1, "kind": .., "sha256": .., "values": {..}, "versions": {..}}
 
-The text is canonical (sorted keys, no spaces) and the only metadata entry, so the same contents make the same bytes. The checksum covers the name,
-dtype, shape and bytes of every tensor, in order of name, and the JSON without the checksum itself. That rule is the same in every format version:
-a damaged file is told from a newer one.
+The text is canonical (sorted keys, no spaces) and the only metadata entry, so the same contents make the same bytes.
+The checksum covers the name, dtype, shape and bytes of every tensor, in order of name, and the JSON without the
+checksum itself. That rule is the same in every format version: a damaged file is told from a newer one.
 """
 
 from __future__ import annotations
@@ -64,23 +65,34 @@ class Checkpoint:
 def save_checkpoint(path: str | Path, kind: str, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
     """Writes a checkpoint atomically: at every moment the path holds the old file or the new one, whole.
 
-    tensors: of any device, dtype and memory format; stored as contiguous copies, so tensors that share storage are stored once per name.
-    values: None, bool, int, finite float, str, list, tuple and dict with str keys, nested at will; anything else is a TypeError or ValueError.
-    Raises RunError where the file cannot be written.
+    tensors: of any device, dtype and memory format; stored as contiguous copies, so tensors that share storage are
+    stored once per name.
+    values: None, bool, int, finite float, str, list, tuple and dict with str keys, nested at will; anything else is a
+    TypeError or ValueError. Raises RunError where the file cannot be written.
     """
-    stored = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+    stored = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
+    }
     versions = {"project": PROJECT_VERSION, "torch": str(torch.__version__), "python": platform.python_version()}
-    record = {"format": FORMAT, "format_version": FORMAT_VERSION, "kind": kind, "versions": versions, "values": plain(values)}
+    record = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "kind": kind,
+        "versions": versions,
+        "values": plain(values),
+    }
     record["sha256"] = checksum(stored, record)
     atomic_write_bytes(Path(path), safetensors.torch.save(stored, metadata={FORMAT: canonical(record)}))
 
 
-def load_checkpoint(path: str | Path, kind: str | tuple[str, ...] | None = None, device: str | torch.device = "cpu") -> Checkpoint:
+def load_checkpoint(
+    path: str | Path, kind: str | tuple[str, ...] | None = None, device: str | torch.device = "cpu"
+) -> Checkpoint:
     """Reads and verifies a checkpoint; its tensors are on `device`.
 
     kind: the kind, or kinds, that will do; None takes any.
-    Raises DamagedCheckpoint (a UsageError) for a file that is not whole or not ours, UsageError for a wrong path, a pickled file, another kind or a
-    newer format, RunError where the disk cannot be read.
+    Raises DamagedCheckpoint (a UsageError) for a file that is not whole or not ours, UsageError for a wrong path, a
+    pickled file, another kind or a newer format, RunError where the disk cannot be read.
     """
     path = Path(path)
     data, text = read_safetensors(path)
@@ -110,7 +122,9 @@ def load_checkpoint(path: str | Path, kind: str | tuple[str, ...] | None = None,
 
 
 def read_safetensors(path: Path) -> tuple[bytes, str]:
-    """The bytes of a safetensors file of this project and its JSON text. The header is judged before the rest is read. Raises as load_checkpoint."""
+    """The bytes of a safetensors file of this project and its JSON text. The header is judged before the rest is
+    read. Raises as load_checkpoint.
+    """
     try:
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
@@ -131,7 +145,9 @@ def read_safetensors(path: Path) -> tuple[bytes, str]:
                 raise DamagedCheckpoint(path, reason) from error
             return start[:8] + header + file.read(), text
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise UsageError(f"no checkpoint {path}: check the path; training writes e.g. checkpoints/NAME/last.safetensors") from error
+        raise UsageError(
+            f"no checkpoint {path}: check the path; training writes e.g. checkpoints/NAME/last.safetensors"
+        ) from error
     except PermissionError as error:
         raise UsageError(f"{path} may not be read: check its permissions") from error
     except OSError as error:
@@ -139,9 +155,16 @@ def read_safetensors(path: Path) -> tuple[bytes, str]:
 
 
 def not_safetensors(path: Path, start: bytes, overlong: bool) -> UsageError:
-    """The error for a file that does not open like a safetensors file. start: its first 9 bytes; overlong: they announce more than there is."""
+    """The error for a file that does not open like a safetensors file. start: its first 9 bytes; overlong: they
+    announce more than there is.
+    """
     # A header of 640 bytes begins with the same two bytes as a pickle of protocol 2, hence the other conditions.
-    pickled = start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05") and overlong and start[8:] not in (b"", b"{")
+    pickled = (
+        start[:1] == b"\x80"
+        and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")
+        and overlong
+        and start[8:] not in (b"", b"{")
+    )
     if start and (pickled or start.startswith(b"PK\x03\x04") or path.suffix.lower() in PICKLE_SUFFIXES):
         return UsageError(
             f"{path} is a pickled checkpoint, which is not loaded because unpickling can execute code: give a .safetensors file written by "
@@ -177,7 +200,8 @@ def canonical(value: Any) -> str:
 
 
 def plain(value: Any, where: str = "values") -> Any:
-    """A copy made of JSON types alone; tuples become lists. TypeError or ValueError names the entry that is something else, NaN or infinite.
+    """A copy made of JSON types alone; tuples become lists. TypeError or ValueError names the entry that is something
+    else, NaN or infinite.
 
     json.dumps by itself turns keys that are numbers into strings without a word.
     """
@@ -189,4 +213,6 @@ def plain(value: Any, where: str = "values") -> Any:
         return [plain(entry, f"{where}[{i}]") for i, entry in enumerate(value)]
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
         return {key: plain(entry, f"{where}.{key}") for key, entry in value.items()}
-    raise TypeError(f"{where} is a {type(value).__name__} ({value!r}); only None, bool, int, float, str, list, tuple and dict with str keys are stored")
+    raise TypeError(
+        f"{where} is a {type(value).__name__} ({value!r}); only None, bool, int, float, str, list, tuple and dict with str keys are stored"
+    )

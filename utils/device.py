@@ -15,7 +15,9 @@ from utils.errors import UsageError
 
 
 def choose_device(name: str, local_rank: int = 0, deterministic: bool = False) -> torch.device:
-    """--device auto|cpu|cuda -> device; local_rank: which GPU of this machine; deterministic: the same bits at every run on CUDA too."""
+    """--device auto|cpu|cuda -> device; local_rank: which GPU of this machine; deterministic: the same bits at every
+    run on CUDA too.
+    """
     if name == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda: PyTorch finds no CUDA device here; use --device auto or cpu")
     device = torch.device(f"cuda:{local_rank}" if name != "cpu" and torch.cuda.is_available() else "cpu")
@@ -23,14 +25,17 @@ def choose_device(name: str, local_rank: int = 0, deterministic: bool = False) -
         if deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
             torch.use_deterministic_algorithms(True)
-        # convolutions that stay float32 (last layers) may round their inputs to TF32's 10 bits, as the rest does to bfloat16's 7
+        # convolutions that stay float32 (last layers) may round their inputs to TF32's 10 bits, as the rest does to
+        # bfloat16's 7
         torch.backends.cudnn.allow_tf32 = True
         torch.backends.cudnn.benchmark = False  # the algorithm must not depend on a timing: same seed, same bits
     return device
 
 
 def choose_dtype(amp: str, device: torch.device) -> torch.dtype:
-    """--amp auto|bf16|off -> dtype of the convolutions. auto takes bfloat16 where the processor multiplies it in hardware."""
+    """--amp auto|bf16|off -> dtype of the convolutions. auto takes bfloat16 where the processor multiplies it in
+    hardware.
+    """
     if amp == "off":
         return torch.float32
     if device.type == "cuda":
@@ -60,8 +65,12 @@ def host_memory() -> int:
         available = 1024 * int(fields["MemAvailable"].split()[0])
     except (OSError, ValueError, LookupError):  # not Linux
         available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    # control groups of version 2 and 1: absent or a huge number where there is no limit; what files occupy of the usage can be taken back
-    for folder, limit, usage, files in (("", "max", "current", "inactive_file"), ("memory", "limit_in_bytes", "usage_in_bytes", "total_inactive_file")):
+    # control groups of version 2 and 1: absent or a huge number where there is no limit; what files occupy of the
+    # usage can be taken back
+    for folder, limit, usage, files in (
+        ("", "max", "current", "inactive_file"),
+        ("memory", "limit_in_bytes", "usage_in_bytes", "total_inactive_file"),
+    ):
         group = Path("/sys/fs/cgroup", folder)
         with suppress(OSError, ValueError, LookupError):
             most, used = (int((group / f"memory.{name}").read_text()) for name in (limit, usage))
@@ -75,15 +84,20 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     cpuinfo = Path("/proc/cpuinfo")
-    names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")] if cpuinfo.is_file() else []
+    names = (
+        [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        if cpuinfo.is_file()
+        else []
+    )
     return names[0] if names else platform.processor() or platform.machine()
 
 
 def keep_freed_memory() -> None:
-    """Asks glibc to reuse large freed blocks instead of returning each to the kernel: without it a training step spends a fifth of its time on page faults.
+    """Asks glibc to reuse large freed blocks instead of returning each to the kernel: without it a training step
+    spends a fifth of its time on page faults.
 
-    For training, whose blocks have the same sizes in every step; the tiles of inference would fragment the heap. Does nothing where the C library has
-    no such switch.
+    For training, whose blocks have the same sizes in every step; the tiles of inference would fragment the heap. Does
+    nothing where the C library has no such switch.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
@@ -96,8 +110,8 @@ def keep_freed_memory() -> None:
 def denormals_as_zero() -> Iterator[None]:
     """Within, the CPU takes numbers below 1.2e-38 for zero; it computes with them many times more slowly.
 
-    They come of themselves: where a unit no longer gets a gradient, its momentum decays through them. To be entered before anything is computed, since
-    PyTorch's threads take the setting over when they start, and keep it.
+    They come of themselves: where a unit no longer gets a gradient, its momentum decays through them. To be entered
+    before anything is computed, since PyTorch's threads take the setting over when they start, and keep it.
     """
     torch.set_flush_denormal(True)
     try:

@@ -2,8 +2,8 @@
 
     torchrun --nproc-per-node 4 train_dbsn.py ..
 
-A global batch means the same on any number of processes: every crop and every draw of noise is a function of (seed, sample index), each process makes the
-samples of its share, and gradients are averaged. Process 0 writes.
+A global batch means the same on any number of processes: every crop and every draw of noise is a function of (seed,
+sample index), each process makes the samples of its share, and gradients are averaged. Process 0 writes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ from utils.errors import UsageError
 
 @dataclass(frozen=True)
 class World:
-    """rank: this process, 0..size-1. local_rank: its number on its machine, which is that of its GPU. local_size: how many processes share that machine."""
+    """rank: this process, 0..size-1. local_rank: its number on its machine, which is that of its GPU. local_size: how
+    many processes share that machine.
+    """
 
     rank: int = 0
     size: int = 1
@@ -44,7 +46,9 @@ class World:
 
     def check_share(self, count: int, flag: str) -> None:
         if count % self.size:
-            raise UsageError(f"{flag} {count} cannot be shared evenly by {self.size} processes; use a multiple of {self.size}")
+            raise UsageError(
+                f"{flag} {count} cannot be shared evenly by {self.size} processes; use a multiple of {self.size}"
+            )
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """The model with gradients averaged over the processes. Wrap again when other parameters are trained."""
@@ -104,7 +108,9 @@ def join(device_name: str) -> Iterator[World]:
             f"WORLD_SIZE is set in the environment but {missing.args[0]} is not: start several processes with torchrun, or unset WORLD_SIZE"
         ) from None
     if cuda and world.local_size > torch.cuda.device_count():
-        raise UsageError(f"torchrun --nproc-per-node {world.local_size}: this machine has {torch.cuda.device_count()} GPUs; use as many processes at most")
+        raise UsageError(
+            f"torchrun --nproc-per-node {world.local_size}: this machine has {torch.cuda.device_count()} GPUs; use as many processes at most"
+        )
     if cuda:
         torch.cuda.set_device(world.local_rank)
     # generous: process 0 evaluates and saves while the others wait

@@ -28,9 +28,11 @@ class RunError(Exception):
 
 
 class StopRequest:
-    """Turns the first SIGTERM or SIGINT into a request: `with StopRequest() as stop:` .. `if stop.requested:` save and end with EXIT_RESUME.
+    """Turns the first SIGTERM or SIGINT into a request: `with StopRequest() as stop:` .. `if stop.requested:` save
+    and end with EXIT_RESUME.
 
-    A second signal ends the process at once. Outside the main thread, where Python allows no handlers, nothing is installed.
+    A second signal ends the process at once. Outside the main thread, where Python allows no handlers, nothing is
+    installed.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -47,7 +49,9 @@ class StopRequest:
 
     def __exit__(self, *exception: object) -> None:
         for number, handler in self._previous.items():
-            if os.getpid() == self._process and handler is not None:  # None: installed by C code, which Python cannot put back
+            if (
+                os.getpid() == self._process and handler is not None
+            ):  # None: installed by C code, which Python cannot put back
                 signal.signal(number, handler)
 
     def _handle(self, number: int, frame: object) -> None:
@@ -59,11 +63,16 @@ class StopRequest:
             signal.raise_signal(number)
         self.requested = True
         with suppress(OSError):  # not print(), which fails when the signal falls into another print
-            os.write(2, f"{signal.Signals(number).name}: finishing the step and saving; signal again to end at once\n".encode())
+            os.write(
+                2,
+                f"{signal.Signals(number).name}: finishing the step and saving; signal again to end at once\n".encode(),
+            )
 
 
 def run_script(main: Callable[[], int | None]) -> None:
-    """Ends the process with main's exit code; a UsageError or RunError becomes one line on stderr. Bugs keep their traceback."""
+    """Ends the process with main's exit code; a UsageError or RunError becomes one line on stderr. Bugs keep their
+    traceback.
+    """
     try:
         code = main() or 0
     except (UsageError, RunError) as error:

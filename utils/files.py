@@ -12,14 +12,17 @@ from utils.errors import RunError
 
 
 def shown(path: str | Path) -> str:
-    """A path as it stands in a message of one line: escaped where it has a newline or anything else that does not print."""
+    """A path as it stands in a message of one line: escaped where it has a newline or anything else that does not
+    print.
+    """
     text = str(path)
     return text if text.isprintable() else ascii(text)[1:-1]
 
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path`, .<name>.<random>.tmp; what the block wrote there then replaces `path`, on disk before it is seen.
+    """Yields a temporary path beside `path`, .<name>.<random>.tmp; what the block wrote there then replaces `path`,
+    on disk before it is seen.
 
     An error in the block removes the temporary and leaves `path` as it was; an OSError becomes a RunError.
     """
@@ -35,7 +38,9 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         if isinstance(error, OSError):
-            raise RunError(f"cannot write {shown(path)}: {error.strerror or error}; check the disk's space and permissions") from error
+            raise RunError(
+                f"cannot write {shown(path)}: {error.strerror or error}; check the disk's space and permissions"
+            ) from error
         raise
 
 

@@ -11,7 +11,9 @@ from tqdm import tqdm
 
 
 class Board:
-    """Scalars and picture panels for TensorBoard in a run folder; does nothing, after one line, where TensorBoard cannot be imported."""
+    """Scalars and picture panels for TensorBoard in a run folder; does nothing, after one line, where TensorBoard
+    cannot be imported.
+    """
 
     def __init__(self, folder: Path, start: int, enabled: bool = True):
         """start: the last step that counts; events of later ones, written by an interrupted run, are hidden."""
@@ -34,7 +36,9 @@ class Board:
     def panel(self, name: str, images: list[Tensor], step: int) -> None:
         """Images (N,C,H,W) 0..1 side by side, one row for each of the N."""
         if self.writer:
-            rows = torch.cat([im.detach().float().clamp(0, 1).cpu().expand(-1, 3, -1, -1) for im in images], 3)  # N,3,H,W'
+            rows = torch.cat(
+                [im.detach().float().clamp(0, 1).cpu().expand(-1, 3, -1, -1) for im in images], 3
+            )  # N,3,H,W'
             self.writer.add_image(name, make_grid(rows, nrow=1, pad_value=1.0), step)  # the rows one below the other
 
     def close(self) -> None:

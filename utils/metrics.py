@@ -1,7 +1,8 @@
 """PSNR and SSIM between images (H,W,C) of 0..1.
 
-PSNR is that of the paper: output clamped to 0..1, not rounded, over the whole image. Other groups round to 8 bits first, so both are given. SSIM is that
-of Wang et al. (2004): Gaussian window of sigma 1.5, K1 0.01, K2 0.03, mean over channels; of the clamped image.
+PSNR is that of the paper: output clamped to 0..1, not rounded, over the whole image. Other groups round to 8 bits
+first, so both are given. SSIM is that of Wang et al. (2004): Gaussian window of sigma 1.5, K1 0.01, K2 0.03, mean
+over channels; of the clamped image.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ SSIM_WINDOW = 11
 
 
 def measure(clean: np.ndarray, image: np.ndarray, clamp: bool = True) -> dict[str, float | None]:
-    """psnr in dB (None where the images are equal), psnr_uint8 after rounding both to 8 bits, ssim (None for images smaller than its window).
+    """psnr in dB (None where the images are equal), psnr_uint8 after rounding both to 8 bits, ssim (None for images
+    smaller than its window).
 
-    clamp: for denoised images; psnr of a noisy input is published without it, as is that of the input here; the other two figures always clamp.
+    clamp: for denoised images; psnr of a noisy input is published without it, as is that of the input here; the other
+    two figures always clamp.
     """
     clean, unclamped = clean.astype(np.float64), image.astype(np.float64)
     image = unclamped.clip(0, 1)
@@ -25,7 +28,17 @@ def measure(clean: np.ndarray, image: np.ndarray, clamp: bool = True) -> dict[st
         "psnr_uint8": psnr(np.rint(clean * 255) / 255, np.rint(image * 255) / 255),
         "ssim": None
         if small
-        else float(structural_similarity(clean, image, data_range=1.0, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, channel_axis=2)),
+        else float(
+            structural_similarity(
+                clean,
+                image,
+                data_range=1.0,
+                gaussian_weights=True,
+                sigma=1.5,
+                use_sample_covariance=False,
+                channel_axis=2,
+            )
+        ),
     }
 
 

@@ -13,7 +13,9 @@ from torch.optim.adam import adam
 
 from utils.errors import UsageError
 
-HIDDEN_FROM = 16  # channels; a layer with fewer on either side holds an image (12 at most: four wavelet bands of three colours) or a covariance
+# channels; a layer with fewer on either side holds an image (12 at most: four wavelet bands of three colours) or a
+# covariance
+HIDDEN_FROM = 16
 NUMBERS = {bool: torch.bool, int: torch.int64, float: torch.float64}  # how an optimizer's plain numbers are stored
 
 
@@ -26,14 +28,17 @@ def make_optimizer(kind: str, parameters: Iterable[Tensor], lr: float) -> Optimi
 
 
 def orthogonalise(x: Tensor) -> Tensor:
-    """Matrices (B,R,K) -> about U V^T of each one's singular value decomposition U S V^T, float32; a matrix of zeros stays one.
+    """Matrices (B,R,K) -> about U V^T of each one's singular value decomposition U S V^T, float32; a matrix of zeros
+    stays one.
 
-    Five steps of Newton and Schulz with the quintic of Jordan et al. 2024. Its coefficients are the steepest at zero and do not settle: singular values that
-    are no less than a hundredth of the Frobenius norm end between 0.6 and 1.25, which serves as well as 1. A row or column of zeros stays zero, exactly.
+    Five steps of Newton and Schulz with the quintic of Jordan et al. 2024. Its coefficients are the steepest at zero
+    and do not settle: singular values that are no less than a hundredth of the Frobenius norm end between 0.6 and
+    1.25, which serves as well as 1. A row or column of zeros stays zero, exactly.
 
-    All five are polynomials of the same X X^T and leave its eigenvectors alone, so they are taken on that R x R matrix, and X is multiplied but twice: less than
-    half the arithmetic where K is 9 R, as for a 3x3 convolution (Gram Newton-Schulz, tridao.me/blog/2026/gram-newton-schulz). It wants products in true
-    float32: the rounding of a shorter format makes eigenvalues near zero negative, and the steps after that blow them up.
+    All five are polynomials of the same X X^T and leave its eigenvectors alone, so they are taken on that R x R
+    matrix, and X is multiplied but twice: less than half the arithmetic where K is 9 R, as for a 3x3 convolution
+    (Gram Newton-Schulz, tridao.me/blog/2026/gram-newton-schulz). It wants products in true float32: the rounding of a
+    shorter format makes eigenvalues near zero negative, and the steps after that blow them up.
     """
     if x.shape[1] > x.shape[2]:
         return orthogonalise(x.mT).mT
@@ -51,16 +56,28 @@ def orthogonalise(x: Tensor) -> Tensor:
 
 
 class Muon(Optimizer):
-    """Momentum whose matrix is made orthogonal before each step (Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks").
+    """Momentum whose matrix is made orthogonal before each step (Jordan et al. 2024, "Muon: An optimizer for hidden
+    layers in neural networks").
 
-    A convolution's weight (out,in,k,k) counts as a matrix (out, in k k), which torch.optim.Muon would not take. A step is scaled by 0.2 sqrt(max(out, in k k)), so
-    that its root mean square is Adam's and learning rates carry over (Liu et al. 2025, "Muon is scalable for LLM training"). First and last layers and biases are trained by Adam.
+    A convolution's weight (out,in,k,k) counts as a matrix (out, in k k), which torch.optim.Muon would not take. A
+    step is scaled by 0.2 sqrt(max(out, in k k)), so that its root mean square is Adam's and learning rates carry over
+    (Liu et al. 2025, "Muon is scalable for LLM training"). First and last layers and biases are trained by Adam.
     """
 
-    def __init__(self, parameters: Iterable[Tensor], lr: float, momentum: float = 0.95, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8):
+    def __init__(
+        self,
+        parameters: Iterable[Tensor],
+        lr: float,
+        momentum: float = 0.95,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+    ):
         parameters = list(parameters)
         hidden = [p for p in parameters if is_hidden(p)]
-        groups = [{"params": hidden, "muon": True}, {"params": [p for p in parameters if not is_hidden(p)], "muon": False}]
+        groups = [
+            {"params": hidden, "muon": True},
+            {"params": [p for p in parameters if not is_hidden(p)], "muon": False},
+        ]
         super().__init__([g for g in groups if g["params"]], dict(lr=lr, momentum=momentum, betas=betas, eps=eps))
 
     @torch.no_grad()
@@ -79,7 +96,8 @@ class Muon(Optimizer):
                 if not self.state[p]:
                     self.state[p] = {"momentum": torch.zeros_like(p)}
                 average = self.state[p]["momentum"].lerp_(p.grad, 1 - group["momentum"])
-                # Nesterov's look ahead; input channels last, as convolutions keep their weights: the order of columns does not matter
+                # Nesterov's look ahead; input channels last, as convolutions keep their weights: the order of columns
+                # does not matter
                 steps.append(p.grad.lerp(average, group["momentum"]).movedim(1, -1).flatten(1))
             scale = -group["lr"] * 0.2 * max(rows, columns) ** 0.5
             for p, step in zip(members, orthogonalise(torch.stack(steps))):
@@ -88,12 +106,30 @@ class Muon(Optimizer):
     def step_adam(self, parameters: list[Tensor], group: dict) -> None:
         for p in parameters:
             if not self.state[p]:
-                self.state[p] = {"step": torch.tensor(0.0), "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
-        averages, squares, steps = ([self.state[p][entry] for p in parameters] for entry in ("exp_avg", "exp_avg_sq", "step"))
+                self.state[p] = {
+                    "step": torch.tensor(0.0),
+                    "exp_avg": torch.zeros_like(p),
+                    "exp_avg_sq": torch.zeros_like(p),
+                }
+        averages, squares, steps = (
+            [self.state[p][entry] for p in parameters] for entry in ("exp_avg", "exp_avg_sq", "step")
+        )
         beta1, beta2 = group["betas"]
         grads = [p.grad for p in parameters]
         plain = dict(amsgrad=False, weight_decay=0.0, maximize=False)
-        adam(parameters, grads, averages, squares, [], steps, beta1=beta1, beta2=beta2, lr=group["lr"], eps=group["eps"], **plain)
+        adam(
+            parameters,
+            grads,
+            averages,
+            squares,
+            [],
+            steps,
+            beta1=beta1,
+            beta2=beta2,
+            lr=group["lr"],
+            eps=group["eps"],
+            **plain,
+        )
 
 
 def is_hidden(p: Tensor) -> bool:
@@ -101,11 +137,13 @@ def is_hidden(p: Tensor) -> bool:
 
 
 def optimizer_tensors(optimizer: Optimizer, named_parameters: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
-    """The optimizer's per-parameter state as tensors named `optimizer.<entry>.<parameter>`, e.g. optimizer.exp_avg.head.weight.
+    """The optimizer's per-parameter state as tensors named `optimizer.<entry>.<parameter>`, e.g.
+    optimizer.exp_avg.head.weight.
 
-    Entries that are plain numbers become 0-d int64, float64 or bool tensors named `optimizer-number.<entry>.<parameter>`. The tensors are the live
-    ones, not copies. What param_groups hold (learning rate, betas) is not here: it follows from the options and the step.
-    Raises TypeError for an entry that is neither, ValueError for a parameter without a name.
+    Entries that are plain numbers become 0-d int64, float64 or bool tensors named
+    `optimizer-number.<entry>.<parameter>`. The tensors are the live ones, not copies. What param_groups hold
+    (learning rate, betas) is not here: it follows from the options and the step. Raises TypeError for an entry that
+    is neither, ValueError for a parameter without a name.
     """
     tensors = {}
     for name, (parameter, _) in trained_parameters(optimizer, named_parameters).items():
@@ -115,15 +153,20 @@ def optimizer_tensors(optimizer: Optimizer, named_parameters: Iterable[tuple[str
             elif type(value) in NUMBERS:
                 tensors[f"optimizer-number.{entry}.{name}"] = torch.tensor(value, dtype=NUMBERS[type(value)])
             else:
-                raise TypeError(f"{type(optimizer).__name__} keeps a {type(value).__name__} as {entry} of {name}; only tensors and numbers are stored")
+                raise TypeError(
+                    f"{type(optimizer).__name__} keeps a {type(value).__name__} as {entry} of {name}; only tensors and numbers are stored"
+                )
     return tensors
 
 
-def load_optimizer_tensors(optimizer: Optimizer, named_parameters: Iterable[tuple[str, Tensor]], tensors: Mapping[str, Tensor]) -> None:
-    """Puts what optimizer_tensors gave back, bit for bit; the optimizer's own state is lost, and a parameter without entries has none afterwards.
+def load_optimizer_tensors(
+    optimizer: Optimizer, named_parameters: Iterable[tuple[str, Tensor]], tensors: Mapping[str, Tensor]
+) -> None:
+    """Puts what optimizer_tensors gave back, bit for bit; the optimizer's own state is lost, and a parameter without
+    entries has none afterwards.
 
-    tensors: may hold others too, the model's for instance; only names that start as above are read, and they are copied.
-    Raises UsageError for a parameter that the optimizer does not train.
+    tensors: may hold others too, the model's for instance; only names that start as above are read, and they are
+    copied. Raises UsageError for a parameter that the optimizer does not train.
     """
     trained = trained_parameters(optimizer, named_parameters)
     states: dict[str, dict[str, Any]] = {name: {} for name in trained}
@@ -133,7 +176,9 @@ def load_optimizer_tensors(optimizer: Optimizer, named_parameters: Iterable[tupl
             continue
         entry, name = rest
         if name not in trained:
-            raise UsageError(f"the stored optimizer state has {entry} of {name}, which is not trained here: it belongs to another model")
+            raise UsageError(
+                f"the stored optimizer state has {entry} of {name}, which is not trained here: it belongs to another model"
+            )
         states[name][entry] = tensor.item() if kind == "optimizer-number" else placed(entry, tensor, *trained[name])
     for name, (parameter, _) in trained.items():
         optimizer.state.pop(parameter, None)
@@ -141,8 +186,12 @@ def load_optimizer_tensors(optimizer: Optimizer, named_parameters: Iterable[tupl
             optimizer.state[parameter] = states[name]
 
 
-def trained_parameters(optimizer: Optimizer, named_parameters: Iterable[tuple[str, Tensor]]) -> dict[str, tuple[Tensor, dict[str, Any]]]:
-    """Name -> (parameter, its group) of all that the optimizer trains; every one of them has to be named, others may be."""
+def trained_parameters(
+    optimizer: Optimizer, named_parameters: Iterable[tuple[str, Tensor]]
+) -> dict[str, tuple[Tensor, dict[str, Any]]]:
+    """Name -> (parameter, its group) of all that the optimizer trains; every one of them has to be named, others may
+    be.
+    """
     groups = {parameter: group for group in optimizer.param_groups for parameter in group["params"]}
     trained = {name: (parameter, groups[parameter]) for name, parameter in named_parameters if parameter in groups}
     if len(trained) != len(groups):
@@ -151,7 +200,8 @@ def trained_parameters(optimizer: Optimizer, named_parameters: Iterable[tuple[st
 
 
 def placed(entry: str, tensor: Tensor, parameter: Tensor, group: dict[str, Any]) -> Tensor:
-    """A copy of a state's tensor where the optimizer wants it: as its parameter lies, but the step count on the CPU unless the kernel reads it.
+    """A copy of a state's tensor where the optimizer wants it: as its parameter lies, but the step count on the CPU
+    unless the kernel reads it.
 
     The same rule as torch.optim.Optimizer.load_state_dict, which would also cast to the parameter's dtype.
     """

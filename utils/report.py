@@ -93,7 +93,8 @@ def method_name(method: str, model, models: list) -> str:
 
 
 def noise_not_trained_on(model, level: float) -> str | None:
-    """What is to be said where a stage-1 model finds a noise level (0..255 units) outside of those that it was trained on.
+    """What is to be said where a stage-1 model finds a noise level (0..255 units) outside of those that it was
+    trained on.
 
     None where it was trained on such levels, where nobody knows on which, and for mg, which has no one level.
     """

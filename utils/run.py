@@ -6,8 +6,8 @@
     state-00001234.safetensors   all that training needs to go on after step 1234; the newest few are kept
     last.safetensors, ..         the model alone, for others to load
 
-Every file but stats.jsonl is replaced whole, and stats.jsonl is cut back to the state that training resumes from: killed at any moment and run again
-leaves the same bytes as never killed.
+Every file but stats.jsonl is replaced whole, and stats.jsonl is cut back to the state that training resumes from:
+killed at any moment and run again leaves the same bytes as never killed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,12 @@ from utils.files import atomic_write_bytes, atomic_write_text
 
 OUR_TEMPORARY = re.compile(r"\.(options\.json|stats\.jsonl|.+\.safetensors)\..+\.tmp")
 STATE = re.compile(r"state-(\d{8,})\.safetensors")
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # what flock says on network file systems without locks
+NO_LOCKS = (
+    errno.ENOLCK,
+    errno.ENOSYS,
+    errno.EOPNOTSUPP,
+    errno.EINVAL,
+)  # what flock says on network file systems without locks
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 MISSING = object()  # in place of an option's value
 
@@ -44,7 +49,8 @@ def warn_on_stderr(message: str) -> None:
 
 
 class RunFolder:
-    """A run's folder, held by one process at a time: `with RunFolder(path) as run:` creates it, locks it and clears what a killed save left.
+    """A run's folder, held by one process at a time: `with RunFolder(path) as run:` creates it, locks it and clears
+    what a killed save left.
 
     keep: how many of the newest states stay on disk, 1 or more.
     warn: is given one line for each thing that is wrong but does not stop the run.
@@ -66,9 +72,12 @@ class RunFolder:
         except OSError as error:
             if error.errno in NO_SPACE:
                 raise RunError(f"cannot create run folder {self.path}: {error.strerror}; free some space") from error
-            raise UsageError(f"cannot use run folder {self.path}: {error.strerror} ({error.filename}); choose another --name or place") from error
+            raise UsageError(
+                f"cannot use run folder {self.path}: {error.strerror} ({error.filename}); choose another --name or place"
+            ) from error
         self._lock = lock
-        # The lock belongs to the open file, which a forked loader worker shares: one that outlives a killed parent would keep the run locked.
+        # The lock belongs to the open file, which a forked loader worker shares: one that outlives a killed parent
+        # would keep the run locked.
         os.register_at_fork(after_in_child=self._close_lock)
         try:
             self._take_lock(lock)
@@ -89,15 +98,22 @@ class RunFolder:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             owner = os.read(lock, 1000).decode(errors="replace").strip() or "another process"
-            raise UsageError(f"run folder {self.path} is in use by {owner}; wait for it to end, or use another --name") from error
+            raise UsageError(
+                f"run folder {self.path} is in use by {owner}; wait for it to end, or use another --name"
+            ) from error
         except OSError as error:
             if error.errno not in NO_LOCKS:
                 raise RunError(f"cannot lock run folder {self.path}: {error.strerror}") from error
-            self.warn(f"the file system of {self.path} has no locks ({error.strerror}): make sure that no second process trains there")
+            self.warn(
+                f"the file system of {self.path} has no locks ({error.strerror}): make sure that no second process trains there"
+            )
             return
         with suppress(OSError):  # the text only serves the message above
             os.ftruncate(lock, 0)
-            os.write(lock, f"process {os.getpid()} on {socket.gethostname()} (since {time.strftime('%Y-%m-%d %H:%M:%S')})\n".encode())
+            os.write(
+                lock,
+                f"process {os.getpid()} on {socket.gethostname()} (since {time.strftime('%Y-%m-%d %H:%M:%S')})\n".encode(),
+            )
 
     def _close_lock(self) -> None:
         if self._lock is not None:
@@ -105,14 +121,22 @@ class RunFolder:
             self._lock = None
 
     def check_options(
-        self, options: Mapping[str, Any], ignore: frozenset[str] = frozenset(), defaults: Mapping[str, Any] | None = None, digests: frozenset[str] = frozenset()
+        self,
+        options: Mapping[str, Any],
+        ignore: frozenset[str] = frozenset(),
+        defaults: Mapping[str, Any] | None = None,
+        digests: frozenset[str] = frozenset(),
     ) -> None:
-        """Records a new run's options; for a run that goes on, raises a UsageError that names each option that is not what it was.
+        """Records a new run's options; for a run that goes on, raises a UsageError that names each option that is not
+        what it was.
 
         options: name, as in `noise_draw`, to plain value.
-        ignore: options that may change from one start to the next, such as how often to log; they are recorded without a word.
-        digests: names of those that are no option but the digest of what one names, such as images: a message does without their values.
-        defaults: what an option that the record lacks, because an older version wrote it, counts as; without an entry here it counts as changed.
+        ignore: options that may change from one start to the next, such as how often to log; they are recorded
+        without a word.
+        digests: names of those that are no option but the digest of what one names, such as images: a message does
+        without their values.
+        defaults: what an option that the record lacks, because an older version wrote it, counts as; without an entry
+        here it counts as changed.
         """
         file = self.path / "options.json"
         new = plain(dict(options), "options")
@@ -127,7 +151,9 @@ class RunFolder:
                 elif before != now:
                     changes.append(f"--{name.replace('_', '-')} was {shown(before)}, now {shown(now)}")
             if changes:
-                raise UsageError(f"run {self.path} was begun otherwise: {'; '.join(changes)}; use another --name, or delete the folder to start over")
+                raise UsageError(
+                    f"run {self.path} was begun otherwise: {'; '.join(changes)}; use another --name, or delete the folder to start over"
+                )
         if new != old:
             atomic_write_text(file, json.dumps(new, indent=2, sort_keys=True, allow_nan=False) + "\n")
 
@@ -144,12 +170,15 @@ class RunFolder:
             raise RunError(f"cannot read {file}: {error.strerror}") from error
         except (ValueError, RecursionError):
             pass
-        raise UsageError(f"{file} is not a record of options: restore it, use another --name, or delete the folder to start over")
+        raise UsageError(
+            f"{file} is not a record of options: restore it, use another --name, or delete the folder to start over"
+        )
 
     def save_state(self, step: int, tensors: dict[str, Tensor], values: dict[str, Any]) -> Path:
         """Writes the state after `step` steps (also stored as values["step"]), then removes all but the newest `keep`.
 
-        The statistics of every step up to this one have to be appended before. Raises RunError where the disk is full or fails; older states stay.
+        The statistics of every step up to this one have to be appended before. Raises RunError where the disk is full
+        or fails; older states stay.
         """
         stats = self.path / "stats.jsonl"
         file = self.path / f"state-{step:08d}.safetensors"
@@ -166,7 +195,8 @@ class RunFolder:
     def load_state(self) -> Checkpoint | None:
         """The newest state that is whole, on the CPU; None in a run that has saved none yet and so starts at step 0.
 
-        A damaged state is named in a warning and moved aside, to <name>.damaged. Raises RunError where no other is left.
+        A damaged state is named in a warning and moved aside, to <name>.damaged. Raises RunError where no other is
+        left.
         """
         for file in reversed(self._states()):
             try:
@@ -178,7 +208,9 @@ class RunFolder:
                     file.replace(aside)
         damaged = sorted(file.name for file in self.path.glob("state-*.damaged"))
         if damaged:
-            raise RunError(f"every saved state of {self.path} is damaged ({', '.join(damaged)}): restore one from a copy, or delete the folder to start over")
+            raise RunError(
+                f"every saved state of {self.path} is damaged ({', '.join(damaged)}): restore one from a copy, or delete the folder to start over"
+            )
         return None
 
     def _states(self) -> list[Path]:

@@ -31,7 +31,9 @@ CNN_SHIFT = 4  # CNN_est's first level is softplus(-4) + FLOOR, about 4.9 of 255
 
 @dataclass(frozen=True)
 class Level:
-    """A flag of the command line. unit: the flag's value for 1.0 in the network's units. whole: an integer, not a range."""
+    """A flag of the command line. unit: the flag's value for 1.0 in the network's units. whole: an integer, not a
+    range.
+    """
 
     name: str
     meaning: str
@@ -67,7 +69,8 @@ class NoiseModel:
 
     def published(self, x: np.ndarray) -> np.ndarray:
         """One clean image x (C,H,W), float -> a noisy one, by the published protocol: NumPy's legacy generator,
-        seeded with 0 for each image. Levels must be fixed."""
+        seeded with 0 for each image. Levels must be fixed.
+        """
         raise NotImplementedError
 
     def rms(self, x: np.ndarray) -> float:
@@ -92,7 +95,8 @@ class NoiseModel:
         """Sigma_n from CNN_est's output, or from its mean over the image."""
         return Diagonal(positive(raw, CNN_SHIFT).square().expand(-1, channels, -1, -1))
 
-    # ----------------------------------------------------------------------- noise that is read from an image's residual
+    # ----------------------------------------------------------------------- noise that is read from an image's
+    # residual
 
     @classmethod
     def read(cls, seen, gain: Tensor | float) -> Tensor:
@@ -113,13 +117,17 @@ class NoiseModel:
 
     @classmethod
     def trained_range(cls, levels: Mapping[str, Range]) -> Range | None:
-        """Least and greatest rms, 0..255, of noise of these levels (as on the command line); None: it has no one level."""
+        """Least and greatest rms, 0..255, of noise of these levels (as on the command line); None: it has no one
+        level.
+        """
         return None
 
     @classmethod
     def label(cls, record: Mapping[str, float]) -> str:
         """How a table names the noise of a record {"model": .., level: value, ..}."""
-        return f"{cls.name.upper()} " + ",".join(f"{record[level.name]:g}" for level in cls.levels if level.name in record)
+        return f"{cls.name.upper()} " + ",".join(
+            f"{record[level.name]:g}" for level in cls.levels if level.name in record
+        )
 
 
 def within(bounds: Range, position: Tensor) -> Tensor:

@@ -1,4 +1,6 @@
-"""Multivariate Gaussian noise, its channels correlated: Sigma_n = sigma^2 U diag(lambda) U^T, U orthonormal, lambda in (0,1)."""
+"""Multivariate Gaussian noise, its channels correlated: Sigma_n = sigma^2 U diag(lambda) U^T, U orthonormal, lambda
+in (0,1).
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ class Mg(NoiseModel):
     title = "correlated channels"
     levels = (
         Level("sigma", "mg: the greatest standard deviation (75 by default)", default=75.0),
-        Level("mg_seed", "mg: seed of the covariance's directions and proportions; default: 0", 1.0, 0, 2**32 - 1, 0, True),
+        Level(
+            "mg_seed", "mg: seed of the covariance's directions and proportions; default: 0", 1.0, 0, 2**32 - 1, 0, True
+        ),
     )
     needs_color = True
     image_wide = True
@@ -53,7 +57,8 @@ class Mg(NoiseModel):
 
     @classmethod
     def read(cls, seen: Seen, gain: Tensor | float) -> Tensor:
-        """theta = the lower triangle of Sigma_n, K = C (C + 1) / 2: the mean of r r^T where V is lowest, entry by entry.
+        """theta = the lower triangle of Sigma_n, K = C (C + 1) / 2: the mean of r r^T where V is lowest, entry by
+        entry.
 
         Where such lines do not meet in a positive matrix, the mean over the quietest pixels is taken: it is one.
         """

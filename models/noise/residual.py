@@ -1,8 +1,8 @@
 """Sigma_n of each image by itself, read from the residual r = y - mu. Nothing here is learned.
 
-D-BSN's covariance V at a pixel does not depend on the pixel's own value. So choosing pixels by V leaves their noise as it
-was. Where V is lowest, the mean of r r^T is Sigma_n and the little that mu errs there. (V itself will not do: the least of
-many uncertain values is too low.) Three steps follow, each a function below:
+D-BSN's covariance V at a pixel does not depend on the pixel's own value. So choosing pixels by V leaves their noise
+as it was. Where V is lowest, the mean of r r^T is Sigma_n and the little that mu errs there. (V itself will not do:
+the least of many uncertain values is too low.) Three steps follow, each a function below:
 
 1. quiet pixels     the pixels with the lowest log|V|. Places near clipped pixels count as less quiet.
 2. a line           E r^2 = s0 + slope V through the quiet pixels, read off at the lowest V (`line_at_lowest`).
@@ -100,8 +100,9 @@ def spacing(t: Tensor) -> int:
 def line_at_lowest(squares: Tensor, v: Tensor, uncertainty: Tensor) -> Tensor:
     """E r^2 where V is lowest: r^2, V and uncertainty of the FITTED pixels, lowest first, (..,n) -> (..,1), float64.
 
-    A mean over the LOWEST alone would be over few pixels. E r^2 = V as far as V is right, so a line through r^2 over V uses
-    all of them. Each pixel is weighted by the inverse variance of its r^2, exp(-2 log V). With weighted means m:
+    A mean over the LOWEST alone would be over few pixels. E r^2 = V as far as V is right, so a line through r^2 over
+    V uses all of them. Each pixel is weighted by the inverse variance of its r^2, exp(-2 log V). With weighted means
+    m:
 
         slope = cov(v, r^2) / var(v), within 0..STEEPEST       E r^2 = m(r^2) + slope (lowest V - m(v))
     """
@@ -120,15 +121,17 @@ def count_lowest(t: Tensor) -> int:
 
 
 def read_polynomial(seen: Seen, gain: Tensor | float, powers: tuple[int, ...]) -> Tensor:
-    """theta (N,(P+2) C,1,1): for each channel the coefficients of sigma^2(x) = sum_p k_p x^p, none of them negative, and the
-    intensities beyond which sigma is constant.
+    """theta (N,(P+2) C,1,1): for each channel the coefficients of sigma^2(x) = sum_p k_p x^p, none of them negative,
+    and the intensities beyond which sigma is constant.
 
-    sigma^2 is read in each of BINS ranges of intensity. The coefficients are the least squares solution through the ranges,
-    weighted by the inverse variance. Ranges with many clipped pixels are left out.
+    sigma^2 is read in each of BINS ranges of intensity. The coefficients are the least squares solution through the
+    ranges, weighted by the inverse variance. Ranges with many clipped pixels are left out.
     """
     squares = torch.cat(seen.residuals, 1).square() / (1 + gain)
     images, channels, _, n = seen.mu.shape
-    rows = [t.expand_as(seen.mu).reshape(images * channels, n) for t in (seen.mu, seen.v.variance, squares, seen.clipped)]
+    rows = [
+        t.expand_as(seen.mu).reshape(images * channels, n) for t in (seen.mu, seen.v.variance, squares, seen.clipped)
+    ]
     mu, v, squares, clipped = rows  # NC,n each
     bins = min(BINS, n)
     order = mu.argsort(1)[:, : n // bins * bins].unflatten(1, (bins, -1))  # NC,bins,pixels
@@ -166,7 +169,9 @@ def non_negative_least_squares(a: Tensor, s: Tensor, weight: Tensor) -> Tensor:
 
 
 def indefinite(entries: Tensor, channels: int) -> Tensor:
-    """Whether matrices with the lower triangles `entries` (N,T,1,1) have an eigenvalue that is not positive, (N,1,1,1)."""
+    """Whether matrices with the lower triangles `entries` (N,T,1,1) have an eigenvalue that is not positive,
+    (N,1,1,1).
+    """
     rows, columns = torch.tril_indices(channels, channels)
     matrix = entries.new_zeros(len(entries), channels, channels)
     matrix[:, rows, columns] = entries[:, :, 0, 0]
@@ -174,10 +179,11 @@ def indefinite(entries: Tensor, channels: int) -> Tensor:
 
 
 def share_clipped(y: Tensor) -> Tensor:
-    """The share of pixels around each sampled one, in its block, that have the image's least or greatest value, (N,1,1,n).
+    """The share of pixels around each sampled one, in its block, that have the image's least or greatest value,
+    (N,1,1,n).
 
-    Where a file's range clips the noise there is less of it. A block at a time, since choosing pixels by their own value
-    would bend the mean of the rest. An image that is not clipped has few such pixels.
+    Where a file's range clips the noise there is less of it. A block at a time, since choosing pixels by their own
+    value would bend the mean of the rest. An image that is not clipped has few such pixels.
     """
     height, width = y.shape[2:]
     low, high = y.amin((2, 3), keepdim=True), y.amax((2, 3), keepdim=True)
