@@ -142,9 +142,12 @@ def test_released_weights_keep_how_they_were_trained(models, tmp_path):
 def test_the_codes_version(tmp_path):
     if shutil.which("git") is None:
         pytest.skip("git is not installed")
-    git = lambda *a: subprocess.run(
-        ["git", "-c", "user.name=a", "-c", "user.email=a@b", *a], cwd=tmp_path, check=True, capture_output=True
-    )
+
+    def git(*a):
+        return subprocess.run(
+            ["git", "-c", "user.name=a", "-c", "user.email=a@b", *a], cwd=tmp_path, check=True, capture_output=True
+        )
+
     assert code_version(tmp_path) is None
     git("init", "-q")
     assert code_version(tmp_path) is None  # no commit yet
