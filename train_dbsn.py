@@ -175,7 +175,8 @@ def starting_model(opt, channels: int) -> BlindSpotDenoiser:
     if source:
         if source.stage != 1 or source.channels != channels:
             raise UsageError(
-                f"--start-from {source.file}: needed here is a stage-1 checkpoint for {channels} channels, this one is stage {source.stage} for {source.channels}"
+                f"--start-from {source.file}: needed here is a stage-1 checkpoint for {channels} channels, "
+                f"this one is stage {source.stage} for {source.channels}"
             )
         size = {name: source.config[name] for name in size}
     torch.manual_seed(int(hashed(opt.seed, WEIGHTS) >> np.uint64(1)))

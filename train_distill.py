@@ -188,7 +188,8 @@ def starting_student(opt, channels: int) -> MWCNN:
     student = load_model(opt.student, "cpu", opt.checkpoints_dir)
     if student.stage != 2 or student.channels != channels:
         raise UsageError(
-            f"--student {student.file}: needed here is a stage-2 checkpoint for {channels} channels, this one is stage {student.stage} for {student.channels}"
+            f"--student {student.file}: needed here is a stage-2 checkpoint for {channels} channels, "
+            f"this one is stage {student.stage} for {student.channels}"
         )
     return student.train().requires_grad_(True)
 

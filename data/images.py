@@ -98,7 +98,10 @@ def read_image(
         if white_level is None and (low < -0.5 or high > 1.5):
             raise bad(
                 path,
-                f"has float values from {low:g} to {high:g}, where 0 to 1 is expected: say which value is white with --white-level (stage 2's clean images: --clean-white-level)",
+                (
+                    f"has float values from {low:g} to {high:g}, where 0 to 1 is expected: "
+                    "say which value is white with --white-level (stage 2's clean images: --clean-white-level)"
+                ),
             )
     if white_level is not None:
         image = image.astype(np.float32) / np.float32(white_level)
@@ -404,7 +407,10 @@ def tiff_page(path: Path, tiff: tifffile.TiffFile, max_pixels: int) -> tuple[tif
     if pages > 1:
         raise bad(
             path,
-            f"is a stack of {pages} pages that cannot be told apart: damaged, or stored as one; split it into one file a page",
+            (
+                f"is a stack of {pages} pages that cannot be told apart: damaged, or stored as one; "
+                "split it into one file a page"
+            ),
         )
 
     samples = TIFF_SAMPLES.get(page.photometric)
@@ -425,7 +431,10 @@ def tiff_page(path: Path, tiff: tifffile.TiffFile, max_pixels: int) -> tuple[tif
         table = " with a colour table" if page.photometric == PHOTOMETRIC.PALETTE else ""
         raise bad(
             path,
-            f"holds {dtype} values of {page.bitspersample} bits{table}; save it as plain gray or RGB with unsigned 8 or 16 bits, or as float",
+            (
+                f"holds {dtype} values of {page.bitspersample} bits{table}; save it as plain gray or RGB with "
+                "unsigned 8 or 16 bits, or as float"
+            ),
         )
 
     whole = len(page.dataoffsets) >= math.prod(page.chunked)
@@ -480,7 +489,8 @@ def decode_tiff(path: Path, file: BinaryIO, max_pixels: int) -> np.ndarray:
             pixels = from_opencv(file, page.index)  # rotated, not inverted
             if pixels.dtype != header.dtype or pixels.shape[2] != page.samplesperpixel:
                 raise ValueError(
-                    f"compression {page.compression} of {page.samplesperpixel} x {header.dtype}; save it without compression"
+                    f"compression {page.compression} of {page.samplesperpixel} x {header.dtype}; "
+                    "save it without compression"
                 )
     pixels = without_alpha(path, pixels)
     if page.photometric == PHOTOMETRIC.MINISWHITE:

@@ -110,7 +110,8 @@ def files_of_skimage(name: str, what: str) -> list[Path]:
     missing = [file.name for file in files if not file.is_file()]
     if missing:
         raise UsageError(
-            f"{what} {name}: {shown(folder)} has no {', '.join(missing)}; install scikit-image as requirements.txt has it"
+            f"{what} {name}: {shown(folder)} has no {', '.join(missing)}; install scikit-image as requirements.txt "
+            "has it"
         )
     return files
 

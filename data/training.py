@@ -93,7 +93,8 @@ class ImageFiles:
             self.white_level is None and header.dtype == np.uint8
         ):
             raise UsageError(
-                f"{self.files[k]} has changed since it was first looked at: it was {header.width}x{header.height} pixels of {header.dtype}"
+                f"{self.files[k]} has changed since it was first looked at: it was {header.width}x{header.height} "
+                f"pixels of {header.dtype}"
             )
         return array
 
@@ -108,7 +109,8 @@ class ImageFiles:
         highest = max(1.0 if array.dtype == np.uint8 else brightest(array) for array in images.arrays)
         if 0 < highest < DIM:
             tqdm.write(
-                f"note: the brightest of the {self.what} is {highest:.3f} of full scale; {self.white_flag} says which file value is white"
+                f"note: the brightest of the {self.what} is {highest:.3f} of full scale; "
+                f"{self.white_flag} says which file value is white"
             )
         return images
 
@@ -135,13 +137,17 @@ def look_at(
             headers.append(header := image_header(file))
             if min(header.height, header.width) < smallest:
                 raise UsageError(
-                    f"{file} is {header.width}x{header.height} pixels, smaller than --patch-size {smallest}: use a smaller patch or leave it out"
+                    f"{file} is {header.width}x{header.height} pixels, smaller than --patch-size {smallest}: "
+                    "use a smaller patch or leave it out"
                 )
         except UsageError as error:
             bad.append((file, error))
     if bad:
         others = (
-            f"; {len(bad) - 1} more cannot be used: {', '.join(shown(file) for file, _ in bad[1:6])}{' ..' if len(bad) > 6 else ''}"
+            (
+                f"; {len(bad) - 1} more cannot be used: "
+                f"{', '.join(shown(file) for file, _ in bad[1:6])}{' ..' if len(bad) > 6 else ''}"
+            )
             if bad[1:]
             else ""
         )
@@ -156,7 +162,8 @@ def note_conversion(images: ImageFiles) -> None:
     others = sum(header.channels != (1 if images.mode == "gray" else 3) for header in images.headers)
     if others:
         tqdm.write(
-            f"note: {others} of the {len(images)} {images.what} are {'in colour' if images.mode == 'gray' else 'gray'}, and made {images.mode}"
+            f"note: {others} of the {len(images)} {images.what} are "
+            f"{'in colour' if images.mode == 'gray' else 'gray'}, and made {images.mode}"
         )
 
 
@@ -171,7 +178,8 @@ def in_memory(choice: str, needed: int, device: torch.device, world: World) -> b
         return True
     if world.main:
         tqdm.write(
-            f"note: decoded, the images take {needed / 1e9:.3g} GB of the {free / 1e9:.3g} GB that are free: they are read from disk as they are needed"
+            f"note: decoded, the images take {needed / 1e9:.3g} GB of the {free / 1e9:.3g} GB that are free: "
+            "they are read from disk as they are needed"
         )
     return False
 
@@ -206,7 +214,8 @@ def warn_of_test_images(specs: list[str], files: list[Path]) -> None:
     found = bsd68_names().intersection(file.stem for file in files)
     if len(found) > len(bsd68_names()) / 2:  # a few might be called so by chance
         tqdm.write(
-            f"warning: {len(found)} training images have the names of photographs of bsd68 and cbsd68; results on those will mean nothing. bsd432 has none"
+            f"warning: {len(found)} training images have the names of photographs of bsd68 and cbsd68; "
+            "results on those will mean nothing. bsd432 has none"
         )
 
 
@@ -250,10 +259,12 @@ def disjoint(clean: list[Path], noisy: list[Path], seed: int, flag: str) -> tupl
     noisy = [f for f in noisy if contents[f] not in to_clean]
     if not clean or not noisy:
         raise UsageError(
-            f"--clean and {flag} name the same single picture; stage 2 needs at least one image for each that the other does not have"
+            f"--clean and {flag} name the same single picture; stage 2 needs at least one image for each that the "
+            "other does not have"
         )
     if shared:
         tqdm.write(
-            f"note: {len(shared)} images are named by --clean and {flag}: split, so that {len(clean)} are clean and {len(noisy)} noisy"
+            f"note: {len(shared)} images are named by --clean and {flag}: split, "
+            f"so that {len(clean)} are clean and {len(noisy)} noisy"
         )
     return clean, noisy

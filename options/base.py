@@ -267,7 +267,10 @@ class BaseOptions:
             "--lr",
             type=number(float, above=0, high=1),
             default=None,
-            help=f"highest learning rate, less for a wider network; default: {muon_lr:g} for muon, {adam_lr:g} for the others",
+            help=(
+                f"highest learning rate, less for a wider network; default: {muon_lr:g} for muon, "
+                f"{adam_lr:g} for the others"
+            ),
         )
         train.add_argument(
             "--schedule",
@@ -296,13 +299,19 @@ class BaseOptions:
             choices=("off", "on", "graphs"),
             default="off",
             const="on",
-            help="compile the network with torch.compile: a minute or more at the start, faster steps on GPUs; graphs: on CUDA also replay each step as a CUDA graph",
+            help=(
+                "compile the network with torch.compile: a minute or more at the start, faster steps on GPUs; graphs: "
+                "on CUDA also replay each step as a CUDA graph"
+            ),
         )
         train.add_argument(
             "--images",
             choices=("auto", "memory", "disk"),
             default="auto",
-            help="decode all images once, or each whenever a crop of it is needed; auto: once, where they take less than half of the free memory",
+            help=(
+                "decode all images once, or each whenever a crop of it is needed; auto: once, "
+                "where they take less than half of the free memory"
+            ),
         )
         train.add_argument(
             "--on-nonfinite",

@@ -56,13 +56,19 @@ class Stage1Options(BaseOptions):
             "--loss",
             choices=("envelope", "constrained", "exact", "reward", "split"),
             default="envelope",
-            help="how the covariances are trained: lower envelope, the paper's, the plain likelihood, that with a reward on the noise, or each by its own",
+            help=(
+                "how the covariances are trained: lower envelope, the paper's, the plain likelihood, "
+                "that with a reward on the noise, or each by its own"
+            ),
         )
         loss.add_argument(
             "--quantile",
             type=number(float, above=0, high=0.5),
             default=None,
-            help="envelope with --estimator cnn: the quantile of the predictive variance that is taken for noise; default: 0.05",
+            help=(
+                "envelope with --estimator cnn: the quantile of the predictive variance that is taken for noise; "
+                "default: 0.05"
+            ),
         )
         loss.add_argument(
             "--estimator",
@@ -82,7 +88,8 @@ class Stage1Options(BaseOptions):
     def check(self, opt: argparse.Namespace) -> None:
         if NOISES[opt.noise].needs_color and opt.mode == "gray":
             self.parser.error(
-                f"--noise {opt.noise} describes correlated colour channels and makes no sense with --mode gray: use --mode color or another noise model"
+                f"--noise {opt.noise} describes correlated colour channels and makes no sense with --mode gray: "
+                "use --mode color or another noise model"
             )
         if opt.noisy:
             self.refuse(
@@ -93,7 +100,10 @@ class Stage1Options(BaseOptions):
             self.refuse(
                 opt,
                 "val",
-                "takes clean images and makes them noisy as --clean images are, which says nothing of --noisy ones; leave it out",
+                (
+                    "takes clean images and makes them noisy as --clean images are, "
+                    "which says nothing of --noisy ones; leave it out"
+                ),
             )
         else:
             self.check_levels(opt)
@@ -104,7 +114,8 @@ class Stage1Options(BaseOptions):
             opt.estimator = wanted if opt.loss == "envelope" else "cnn"
         if opt.estimator == "residual" and opt.loss != "envelope":
             self.parser.error(
-                f"--loss {opt.loss} trains a noise estimator, and --estimator residual learns nothing: leave one of them out"
+                f"--loss {opt.loss} trains a noise estimator, and --estimator residual learns nothing: "
+                "leave one of them out"
             )
         if opt.estimator == "residual" or opt.loss != "envelope":
             self.refuse(

@@ -43,7 +43,10 @@ class Stage2Options(BaseOptions):
             "--clean-white-level",
             type=number(float, above=0),
             default=None,
-            help="value in the --clean, --synthetic-noisy and --val files that becomes 1.0; default: 255, 65535, or 1.0 for float images",
+            help=(
+                "value in the --clean, --synthetic-noisy and --val files that becomes 1.0; default: 255, 65535, "
+                "or 1.0 for float images"
+            ),
         )
         self.add_noise_draw(data, "a --synthetic-noisy image")
         self.add_noise(required=False)
@@ -76,7 +79,10 @@ class Stage2Options(BaseOptions):
             self.refuse(
                 opt,
                 "white_level",
-                "is for --noisy files; of --clean and --synthetic-noisy ones --clean-white-level says which value is white",
+                (
+                    "is for --noisy files; of --clean and --synthetic-noisy ones --clean-white-level says which value "
+                    "is white"
+                ),
             )
         else:
             self.refuse(
@@ -87,12 +93,16 @@ class Stage2Options(BaseOptions):
             self.refuse(
                 opt,
                 "val",
-                "takes clean images and makes them noisy as --synthetic-noisy ones are, which says nothing of --noisy ones; leave it out",
+                (
+                    "takes clean images and makes them noisy as --synthetic-noisy ones are, "
+                    "which says nothing of --noisy ones; leave it out"
+                ),
             )
         opt.noise_draw, opt.mg_seed = opt.noise_draw or "fixed", opt.mg_seed or 0
         if opt.steps == 0:
             self.parser.error("--steps 0: nothing to train")
         if not 0 < round(opt.noisy_share * opt.batch_size) < opt.batch_size and opt.noisy_share not in (0, 1):
             self.parser.error(
-                f"--noisy-share {opt.noisy_share:g} of --batch-size {opt.batch_size} rounds to none or all of the batch: use 0, 1 or a larger batch"
+                f"--noisy-share {opt.noisy_share:g} of --batch-size {opt.batch_size} rounds to none or all of the "
+                "batch: use 0, 1 or a larger batch"
             )

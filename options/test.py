@@ -9,7 +9,10 @@ from options.base import BaseOptions, noise_levels, number
 class TestOptions(BaseOptions):
     __test__ = False  # not a pytest class
     prog = "test.py"
-    description = "Denoise images and, where clean ones are known, measure: PSNR and SSIM of the noisy input, mu, the posterior mean and the distilled network."
+    description = (
+        "Denoise images and, where clean ones are known, measure: PSNR and SSIM of the noisy input, mu, "
+        "the posterior mean and the distilled network."
+    )
 
     def add_options(self) -> None:
         data = self.parser.add_argument_group("images", "each a folder, a file, a glob pattern or a named set")
@@ -34,7 +37,10 @@ class TestOptions(BaseOptions):
             "--white-level",
             type=number(float, above=0),
             default=None,
-            help="file value that becomes 1.0; default: the checkpoint's, under --protocol published that of the file's depth",
+            help=(
+                "file value that becomes 1.0; default: the checkpoint's, under --protocol published that of the "
+                "file's depth"
+            ),
         )
         data.add_argument(
             "--protocol",
@@ -62,7 +68,10 @@ class TestOptions(BaseOptions):
             nargs="+",
             default=[],
             choices=("wavelet", "nlm", "bm3d"),
-            help="with --protocol published: classical denoisers, which are told the true noise level (HG, MG: its root mean square over the image)",
+            help=(
+                "with --protocol published: classical denoisers, which are told the true noise level (HG, MG: "
+                "its root mean square over the image)"
+            ),
         )
         model.add_argument(
             "--self-ensemble",
@@ -97,7 +106,8 @@ class TestOptions(BaseOptions):
             )
             if opt.baseline:
                 self.parser.error(
-                    f"--baseline {opt.baseline[0]} is told the true noise level, which is known under --protocol published only: leave it out"
+                    f"--baseline {opt.baseline[0]} is told the true noise level, which is known under --protocol "
+                    "published only: leave it out"
                 )
         opt.baseline = list(dict.fromkeys(opt.baseline))
         self.check_levels(opt, ranges=False)

@@ -267,7 +267,8 @@ def guard(path: str, found: dict[str, Tensor], wanted: dict[str, Tensor], dtype:
         difference = ((found[name].double() - reference.double()).norm() / reference.double().norm()).item()
         if not difference <= tolerance:
             raise RunError(
-                f"path {path!r}: {name} differs from the plain path's by {difference:.1e} of its norm, more than {tolerance:g}; its speed means nothing"
+                f"path {path!r}: {name} differs from the plain path's by {difference:.1e} of its norm, "
+                f"more than {tolerance:g}; its speed means nothing"
             )
 
 
@@ -461,7 +462,8 @@ def read_rows(file: Path) -> list[dict]:
         return json.loads(file.read_text())
     except (OSError, ValueError) as error:
         raise UsageError(
-            f"--show {file}: {error.strerror if isinstance(error, OSError) else 'not JSON'}; give a file that --json wrote"
+            f"--show {file}: {error.strerror if isinstance(error, OSError) else 'not JSON'}; "
+            "give a file that --json wrote"
         ) from error
 
 
@@ -587,7 +589,8 @@ def main(argv: list[str] | None = None) -> int:
     peaks = matrix_peaks(scale.matrix, device)
     machine = machine_name(device)
     print(
-        f"{machine}; PyTorch {torch.__version__}; matrix product {peaks[FLOAT] / 1e12:.3g} TFLOP/s in float32, {peaks[BF16] / 1e12:.3g} in bf16",
+        f"{machine}; PyTorch {torch.__version__}; matrix product {peaks[FLOAT] / 1e12:.3g} TFLOP/s in float32, "
+        f"{peaks[BF16] / 1e12:.3g} in bf16",
         flush=True,
     )
     print(
@@ -611,7 +614,10 @@ def main(argv: list[str] | None = None) -> int:
             measure(task, scale.sizes[task], variants_of(task, device.type), scale, device, opt, peaks, memory=True),
         )
     if opt.scaling:
-        own = f"{'phases' if device.type == 'cuda' else 'fused'} {'bf16' if choose_dtype('auto', device) == BF16 else 'float32'}"
+        own = (
+            f"{'phases' if device.type == 'cuda' else 'fused'} "
+            f"{'bf16' if choose_dtype('auto', device) == BF16 else 'float32'}"
+        )
         variants = {own: DENOISER[own]}
         for task, sizes in scale.scaling.items():
             for size in sizes:

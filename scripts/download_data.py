@@ -176,7 +176,8 @@ def read_manifest(manifest: Path) -> dict[str, list[Entry]]:
         )
         if not sound or cells["file"] in sets.get(cells["set"], {}):
             raise RunError(
-                f"{manifest}: line {i} is no row of a manifest, or names a file again or outside its folder; restore it with git"
+                f"{manifest}: line {i} is no row of a manifest, or names a file again or outside its folder; "
+                "restore it with git"
             )
         folder = cells.pop("set")
         sets.setdefault(folder, {})[cells["file"]] = Entry(**cells | {"bytes": int(cells["bytes"])})

@@ -204,9 +204,18 @@ def training_argv(noise: str, method: str, steps: int, opt: Namespace, files: li
     """
     third = steps // 3 if method.endswith("-phases") else 0
     run = "envelope-0.05" if method == "residual" else method
-    line = f"--name {noise}-{run}-{steps} {NOISES[noise]} {METHODS[method]} --mu-steps {third} --sigma-steps {third} --steps {steps - 2 * third}"
-    line += f" --noise-draw fixed --estimator cnn --held-out 0 --width {opt.width} --blocks {opt.blocks} --mdc residual --patch-size {opt.patch_size}"
-    line += f" --batch-size {opt.batch_size} --optimizer adam --lr {opt.lr} --seed {opt.seed} --device {opt.device} --amp {opt.amp}"
+    line = (
+        f"--name {noise}-{run}-{steps} {NOISES[noise]} {METHODS[method]} --mu-steps {third} --sigma-steps {third} "
+        f"--steps {steps - 2 * third}"
+    )
+    line += (
+        f" --noise-draw fixed --estimator cnn --held-out 0 --width {opt.width} --blocks {opt.blocks} --mdc residual "
+        f"--patch-size {opt.patch_size}"
+    )
+    line += (
+        f" --batch-size {opt.batch_size} --optimizer adam --lr {opt.lr} --seed {opt.seed} --device {opt.device} "
+        f"--amp {opt.amp}"
+    )
     return [*line.split(), "--checkpoints-dir", str(opt.checkpoints_dir), "--clean", *map(str, files)]
 
 
@@ -338,7 +347,8 @@ def load(opt: Namespace, evaluation: list[Path] | None = None) -> dict:
     results = load(opt)
     if differing := [f"{k} {v}, now {settings[k]}" for k, v in results["settings"].items() if v != settings[k]]:
         raise UsageError(
-            f"--json {opt.json} was made with other settings ({'; '.join(differing)}): name another file, or use the same ones"
+            f"--json {opt.json} was made with other settings ({'; '.join(differing)}): name another file, "
+            "or use the same ones"
         )
     return results
 
@@ -376,12 +386,18 @@ def tables(results: dict) -> dict[str, str]:
         )
         if not rows:
             continue
-        head = f"| {title}: training | steps | mu | posterior | oracle split | lost | level (true {rows[0]['true_level']:.1f}) | error | largest error |"
+        head = (
+            f"| {title}: training | steps | mu | posterior | oracle split | lost | "
+            f"level (true {rows[0]['true_level']:.1f}) | error | largest error |"
+        )
         head += " floor |" * (noise == "hg")
         lines = [head, "|---" * (head.count("|") - 1) + "|"]
         for r in rows:
             mu, x, oracle = (r["psnr"][name] for name in ("mu", "posterior", "oracle"))
-            cells = f"{r['steps']} | {mu:.2f} | {x:.2f} | {oracle:.2f} | {oracle - x:.2f} | {r['level']:.1f} | {r['error']:.1%} | {r['largest_error']:.1%}"
+            cells = (
+                f"{r['steps']} | {mu:.2f} | {x:.2f} | {oracle:.2f} | {oracle - x:.2f} | {r['level']:.1f} | "
+                f"{r['error']:.1%} | {r['largest_error']:.1%}"
+            )
             lines.append(f"| {r['method']} | {cells} |" + f" {r['floor']:.1%} |" * (noise == "hg"))
         found[noise] = "\n".join(lines) + "\n"
     if "blind" in results:
@@ -393,7 +409,8 @@ def tables(results: dict) -> dict[str, str]:
             s, level = np.array(r["estimated"]), r["level"]
             error = np.abs(s / level - 1)
             lines.append(
-                f"| {level} | {s.mean():.1f} | {s.min():.1f} | {s.max():.1f} | {error.mean():.1%} | {(error <= 0.05).sum()} of {len(s)} |"
+                f"| {level} | {s.mean():.1f} | {s.min():.1f} | {s.max():.1f} | {error.mean():.1%} | "
+                f"{(error <= 0.05).sum()} of {len(s)} |"
             )
         found["blind"] = "\n".join(lines) + "\n"
     return found

@@ -191,7 +191,10 @@ def table(rows: list[dict]) -> str:
         if r["name"] in STUDENTS:
             figures = f"- | - | {last['val_psnr']:.2f} | -"
         else:
-            figures = f"{last['held_out_nll']:.4f} | {last['val_psnr_mu']:.2f} | {last['val_psnr']:.2f} | {r['noise_level']:.1f}"
+            figures = (
+                f"{last['held_out_nll']:.4f} | {last['val_psnr_mu']:.2f} | {last['val_psnr']:.2f} | "
+                f"{r['noise_level']:.1f}"
+            )
         lines.append(f"| {r['name']} | {size} | {r['parameters']:,} | {r['teraflops']:.1f} | {figures} |")
     return "\n".join(lines) + "\n"
 

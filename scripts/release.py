@@ -38,7 +38,8 @@ def main(argv: list[str] | None = None) -> int:
     target = opt.checkpoints_dir / f"{opt.name}.safetensors"
     if (opt.checkpoints_dir / opt.name / "last.safetensors").is_file():
         raise UsageError(
-            f"--as {opt.name}: a run has that name, and checkpoints are found by name; give another, or rename the run's folder"
+            f"--as {opt.name}: a run has that name, and checkpoints are found by name; give another, "
+            "or rename the run's folder"
         )
     values = {key: source.values[key] for key in ("config", "white_level", "step")}
     facts = {**(training_facts(source.values) or {}), **({"trained_on": opt.trained_on} if opt.trained_on else {})}

@@ -148,7 +148,8 @@ class Section:
                 before = shared.setdefault(column, (psnr, ssim[column], result.name))
                 if abs(before[0] - psnr) > 0.005:
                     raise RunError(
-                        f"results/{before[2]} and results/{result.name} give {before[0]:.2f} and {psnr:.2f} dB for {column}, {label}: keep one of them"
+                        f"results/{before[2]} and results/{result.name} give {before[0]:.2f} and {psnr:.2f} dB for "
+                        f"{column}, {label}: keep one of them"
                     )
 
     def render_narrow(self) -> str:
@@ -234,12 +235,14 @@ def read_results(root: Path) -> list[Result]:
             )
         if table["skipped"]:
             raise RunError(
-                f"results/{file.name} lacks {len(table['skipped'])} images that were skipped: make it again without --on-bad skip"
+                f"results/{file.name} lacks {len(table['skipped'])} images that were skipped: "
+                "make it again without --on-bad skip"
             )
         for argument in table["arguments"]:
             if Path(argument).is_absolute():
                 raise RunError(
-                    f"results/{file.name} was made with the path {argument} of one machine: make it again with a named set and $DBSN_DATA"
+                    f"results/{file.name} was made with the path {argument} of one machine: "
+                    "make it again with a named set and $DBSN_DATA"
                 )
         for model in table["models"]:
             weights = root / model["file"]
@@ -382,7 +385,10 @@ def render_document(root: Path, results: list[Result], published: dict) -> str:
     tables, others, real = sections_of(results, published)
     parts = [
         "# Results",
-        "`python scripts/render_results.py` makes this page from the files in [results](../results). Do not edit it by hand.",
+        (
+            "`python scripts/render_results.py` makes this page from the files in [results](../results). Do not edit "
+            "it by hand."
+        ),
         LEGEND,
     ]
     parts += [text for section in tables for text in (f"## {section.title}", section.render())]

@@ -54,7 +54,10 @@ from utils.checkpoint import DamagedCheckpoint, load_checkpoint  # noqa: E402
 from utils.errors import EXIT_FAILURE, RunError, UsageError, run_script  # noqa: E402
 
 LIMIT = 60  # seconds after which a training that neither ends nor comes to the awaited moment has hung
-COMMON = "--patch-size 16 --log-every 1 --val-every 4 --warmup 2 --noise awgn --sigma 5 55 --noise-draw fresh --device cpu --amp off"
+COMMON = (
+    "--patch-size 16 --log-every 1 --val-every 4 --warmup 2 --noise awgn --sigma 5 55 --noise-draw fresh --device cpu "
+    "--amp off"
+)
 STAGE1 = f"--width 4 --blocks 1 --batch-size 2 --mu-steps 8 --sigma-steps 8 --steps 24 --save-every 2 {COMMON}"
 STAGE2 = f"--student-width 4 --batch-size 4 --noisy-share 0.5 --steps 40 --save-every 1 {COMMON}"
 

@@ -64,7 +64,10 @@ def assert_same_run(a, b):
 )
 def test_stage_1_from_disk_is_that_from_memory(images, run, pictures, mixed, tmp_path):
     levels = f"{LEVELS['awgn']} --val P/color/0.png" if "--clean" in images else "--noise hg"
-    line = f"{images} {levels} {TINY} --mode {'gray' if 'P/' in images else 'color'} --steps 6 --save-every 2 --val-every 3"
+    line = (
+        f"{images} {levels} {TINY} --mode {'gray' if 'P/' in images else 'color'} --steps 6 --save-every 2 "
+        "--val-every 3"
+    )
     line = line.replace("P/", f"{pictures}/").replace(" M ", f" {mixed} ")
     for place in ("memory", "disk"):
         ok(run("train_dbsn", f"--name {place} {line} --images {place}"))

@@ -59,7 +59,10 @@ def assert_same_course(a: Path, b: Path):
 
 
 def test_stage_1(run, pictures, tmp_path):
-    line = f"--clean {pictures}/gray {LEVELS['awgn']} {TINY} --mu-steps 2 --sigma-steps 2 --steps 4 --noise-draw fresh --val-every 4 --save-every 3"
+    line = (
+        f"--clean {pictures}/gray {LEVELS['awgn']} {TINY} --mu-steps 2 --sigma-steps 2 --steps 4 --noise-draw fresh "
+        "--val-every 4 --save-every 3"
+    )
     ok(run("train_dbsn", f"--name one {line}"))
     result = torchrun("train_dbsn.py", f"--name two {line}", tmp_path)
     assert result.returncode == 0, result.stderr
@@ -74,7 +77,10 @@ def test_stage_1(run, pictures, tmp_path):
 
 def test_stage_2_and_the_test(run, pictures, tmp_path):
     ok(run("train_dbsn", f"--name s1 --clean {pictures}/gray {LEVELS['awgn']} {TINY} --steps 1"))
-    line = f"--teacher s1 --clean {pictures}/gray --synthetic-noisy {pictures}/gray {LEVELS['awgn']} {TINY2} --noisy-share 0.25 --steps 6 --noise-draw fresh"
+    line = (
+        f"--teacher s1 --clean {pictures}/gray --synthetic-noisy {pictures}/gray {LEVELS['awgn']} {TINY2} "
+        "--noisy-share 0.25 --steps 6 --noise-draw fresh"
+    )
     ok(run("train_distill", f"--name one {line}"))
     result = torchrun("train_distill.py", f"--name two {line}", tmp_path)
     assert result.returncode == 0, result.stderr

@@ -37,7 +37,10 @@ def command(tmp_path):
     (tmp_path / "pictures").mkdir()
     for k in range(4):
         Image.fromarray(astronaut()[40 * k : 40 * k + 24, 100:125]).save(tmp_path / "pictures" / f"{k}.png")
-    line = f"--data {tmp_path}/pictures --evaluation 2 --width 4 --blocks 1 --patch-size 16 --batch-size 2 --steps 3 --device cpu --amp off"
+    line = (
+        f"--data {tmp_path}/pictures --evaluation 2 --width 4 --blocks 1 --patch-size 16 --batch-size 2 --steps 3 "
+        "--device cpu --amp off"
+    )
     return [
         *line.split(),
         "--checkpoints-dir",

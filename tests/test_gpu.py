@@ -67,12 +67,12 @@ def test_cuda_equals_cpu_and_tiles_the_whole(model, monkeypatch):
 @pytest.mark.parametrize("amp", ["off", "bf16"])
 def test_both_stages_resume_to_the_same_bits(amp, pictures, tmp_path):
     where = ["--checkpoints-dir", str(tmp_path), "--device", "cuda", "--deterministic", "--amp", amp]
-    line = f"--clean {pictures}/color {LEVELS['hg']} --mode color {TINY} --steps 5 --save-every 2 --noise-draw fresh".replace(
-        "--amp off", ""
-    )
-    line2 = f"--teacher whole --clean {pictures}/color --synthetic-noisy {pictures}/color {LEVELS['hg']} {TINY2} --steps 4".replace(
-        "--amp off", ""
-    )
+    line = (
+        f"--clean {pictures}/color {LEVELS['hg']} --mode color {TINY} --steps 5 --save-every 2 --noise-draw fresh"
+    ).replace("--amp off", "")
+    line2 = (
+        f"--teacher whole --clean {pictures}/color --synthetic-noisy {pictures}/color {LEVELS['hg']} {TINY2} --steps 4"
+    ).replace("--amp off", "")
     try:
         for script, options, names, steps in (
             (train_dbsn, line, ("whole", "parts"), 5),

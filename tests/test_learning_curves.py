@@ -62,7 +62,10 @@ def test_a_small_study(curves, monkeypatch, pictures, tmp_path):
     monkeypatch.setattr(curves, "VALIDATION_IMAGES", 2)
     page = tmp_path / "page.md"
     page.write_text(f"before\n{curves.START}\nold\n{curves.END}\nafter\n")
-    argv = f"--data-root {tmp_path} --checkpoints-dir {tmp_path}/runs --json {tmp_path}/x.json --table {page} --plot {tmp_path}/x.png --variants student muon base"
+    argv = (
+        f"--data-root {tmp_path} --checkpoints-dir {tmp_path}/runs --json {tmp_path}/x.json --table {page} "
+        f"--plot {tmp_path}/x.png --variants student muon base"
+    )
     curves.main(argv.split())
     rows = json.loads((tmp_path / "x.json").read_text())
     assert [(r["name"], r["optimizer"]) for r in rows] == [("base", "adam"), ("muon", "muon"), ("student", "adam")]
@@ -93,6 +96,6 @@ def test_the_fast_recipes_arithmetic(curves, monkeypatch):
     for name, stage, step in zip(("stage 1", "stage 2"), (one, two), steps):
         total = stage["steps"] * step
         assert (
-            f"| {name} | {step / 1e12:.1f} TFLOP | {stage['steps']:,} | {total / 1e18:.2f} EFLOP | {total / 280e12 / 60:.0f} min |"
-            in page
-        )
+            f"| {name} | {step / 1e12:.1f} TFLOP | {stage['steps']:,} | {total / 1e18:.2f} EFLOP | "
+            f"{total / 280e12 / 60:.0f} min |"
+        ) in page

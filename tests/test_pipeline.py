@@ -38,13 +38,19 @@ def test_both_stages_and_the_test(mode, noise, run, pictures, tmp_path):
     ok(
         run(
             "train_dbsn",
-            f"--name s1 --mode {mode} --clean {images} {levels} {TINY} --mu-steps 2 --sigma-steps 2 --steps 4 --val {images}/0.png --val-every 4",
+            (
+                f"--name s1 --mode {mode} --clean {images} {levels} {TINY} --mu-steps 2 --sigma-steps 2 --steps 4 "
+                f"--val {images}/0.png --val-every 4"
+            ),
         )
     )
     ok(
         run(
             "train_distill",
-            f"--name s2 --teacher s1 --clean {images} --synthetic-noisy {images} {levels} {TINY2} --steps 3 --val {images}/0.png",
+            (
+                f"--name s2 --teacher s1 --clean {images} --synthetic-noisy {images} {levels} {TINY2} --steps 3 "
+                f"--val {images}/0.png"
+            ),
         )
     )
     out = ok(run("test", f"--checkpoint s1 s2 --data {images} {levels} --json {tmp_path}/r.json --save {tmp_path}/out"))
@@ -161,7 +167,10 @@ def test_clean_references_of_equal_names_go_in_order(run, pictures, tmp_path):
         for folder in ("noisy", "clean"):
             (tmp_path / f"{folder}{k}").mkdir()
             shutil.copy(pictures / "gray" / f"{2 * k}.png", tmp_path / f"{folder}{k}" / "same.png")
-    line = f"--data {tmp_path}/noisy0 {tmp_path}/noisy1 --clean {tmp_path}/clean0 {tmp_path}/clean1 --json {tmp_path}/r.json"
+    line = (
+        f"--data {tmp_path}/noisy0 {tmp_path}/noisy1 --clean {tmp_path}/clean0 {tmp_path}/clean1 --json "
+        f"{tmp_path}/r.json"
+    )
     ok(run("test", line))
     assert [row["noisy"]["ssim"] for row in json.loads((tmp_path / "r.json").read_text())["images"]] == [1, 1]
 
@@ -219,7 +228,10 @@ def test_training_takes_denormal_numbers_for_zero(run, script, monkeypatch):
     ok(
         run(
             script,
-            f"--name a --clean x --noise awgn --sigma 25 {'--teacher t --synthetic-noisy x' if script == 'train_distill' else ''}",
+            (
+                "--name a --clean x --noise awgn "
+                f"--sigma 25 {'--teacher t --synthetic-noisy x' if script == 'train_distill' else ''}"
+            ),
         )
     )
     assert found == [0] and product() > 0
@@ -238,7 +250,10 @@ def test_student_from_a_checkpoint(run, pictures, tmp_path):
 # --------------------------------------------------------------------------------------- ---- resuming
 
 STAGE1 = "--name {} --clean {}/gray --noise awgn --sigma 5 55 {} --steps 9 --save-every 2 --val-every 4 --noise-draw {}"
-STAGE2 = "--name {} --teacher t --clean {}/gray --synthetic-noisy {}/gray --noise awgn --sigma 25 {} --steps 6 --save-every 2 --noise-draw {}"
+STAGE2 = (
+    "--name {} --teacher t --clean {}/gray --synthetic-noisy {}/gray --noise awgn --sigma 25 {} --steps 6 "
+    "--save-every 2 --noise-draw {}"
+)
 
 
 @pytest.mark.parametrize("draw", ["fixed", "fresh"])
@@ -324,7 +339,10 @@ def test_training_on_test_photographs_is_told(run, pictures, tmp_path):
         assert "40 training images have the names of photographs of bsd68" in ok(
             run("train_dbsn", f"--name {name} --clean {images} {line}")
         )
-    line = f"--name c --teacher a --clean set12 --synthetic-noisy {pictures}/gray --data-root {tmp_path} {LEVELS['awgn']} {TINY2} --steps 1"
+    line = (
+        f"--name c --teacher a --clean set12 --synthetic-noisy {pictures}/gray "
+        f"--data-root {tmp_path} {LEVELS['awgn']} {TINY2} --steps 1"
+    )
     out = ok(run("train_distill", line))
     assert "set12 is a test set" in out and "bsd68" not in out
 
@@ -558,7 +576,10 @@ def test_dim_images_are_brought_to_the_networks_range(run, models, tmp_path):
     np.testing.assert_allclose(small / 0.01, full / 65535, atol=4e-3)
     code, _, err = run(
         "test",
-        f"--checkpoint {models}/s1/last.safetensors --data {tmp_path}/in/dim.tif --save {tmp_path}/out2 --white-level 1200",
+        (
+            f"--checkpoint {models}/s1/last.safetensors --data {tmp_path}/in/dim.tif --save {tmp_path}/out2 "
+            "--white-level 1200"
+        ),
     )
     assert code == 0 and "dim images" not in err
 
@@ -679,7 +700,10 @@ def test_clean_images_of_stage_2_have_a_white_level_of_their_own(run, pictures, 
         tifffile.imwrite(tmp_path / "deep" / f"{file.stem}.tif", np.asarray(Image.open(file)).astype(np.uint16) * 16)
     losses = []
     for name, images in (("a", f"{pictures}/gray"), ("b", f"{tmp_path}/deep")):
-        line = f"--name {name} --teacher {models}/s1 --clean {images} --synthetic-noisy {images} {LEVELS['awgn']} {TINY2} --steps 2"
+        line = (
+            f"--name {name} --teacher {models}/s1 --clean {images} --synthetic-noisy {images} {LEVELS['awgn']} "
+            f"{TINY2} --steps 2"
+        )
         ok(run("train_distill", line + " --clean-white-level 4080" * (name == "b")))
         losses.append([json.loads(text)["loss"] for text in (tmp_path / name / "stats.jsonl").read_text().splitlines()])
     assert losses[0] == pytest.approx(losses[1], rel=0.05) and len(losses[0]) == 2
@@ -727,7 +751,10 @@ def test_model_of_a_range_of_levels_finds_each_images_own(run, pictures, tmp_pat
         ok(
             run(
                 "train_distill",
-                f"--name {draw} --teacher blind --clean {pictures}/gray --synthetic-noisy {pictures}/gray {noise} {TINY2} --steps 2 --noise-draw {draw}",
+                (
+                    f"--name {draw} --teacher blind --clean {pictures}/gray --synthetic-noisy {pictures}/gray {noise} "
+                    f"{TINY2} --steps 2 --noise-draw {draw}"
+                ),
             )
         )
         rows = [json.loads(text) for text in (tmp_path / draw / "stats.jsonl").read_text().splitlines()]

@@ -105,31 +105,61 @@ def test_the_papers_schedule():
 # what the cards' commands say, written out: the first models of awgn, those that went on from them, and the students
 BLIND1 = "--clean bsd432 --noise awgn --sigma 5 55 --noise-draw fresh --width 64 --blocks 3 --mdc residual"
 SMALL1 = "--patch-size 64 --batch-size 6 --optimizer muon"
-SMALL2 = "--clean bsd432 --synthetic-noisy bsd432 --noise-draw fixed --student-width 96 --patch-size 96 --batch-size 8 --optimizer muon"
+SMALL2 = (
+    "--clean bsd432 --synthetic-noisy bsd432 --noise-draw fixed --student-width 96 --patch-size 96 --batch-size 8 "
+    "--optimizer muon"
+)
 HG, MG = "--noise hg --alpha 10 60 --delta 2 20", "--noise mg --sigma 75"
 SIZE1 = "--clean bsd432 --noise-draw fresh --width 64 --blocks 3 --mdc residual"
 CARDS = {
     "gray-awgn-blind": [
         f"--name blind2 --mode gray {BLIND1} {SMALL1} --steps 10000 --lr 4e-3 --warmup 200",
         f"--name blind4 --mode gray --start-from blind2 {BLIND1} {SMALL1} --steps 8000 --lr 3e-3 --warmup 200",
-        f"--name blind5-full --teacher gray-awgn-blind {SMALL2} --noise awgn --sigma 5 55 --steps 14000 --lr 1.5e-3 --warmup 300",
+        (
+            f"--name blind5-full --teacher gray-awgn-blind {SMALL2} --noise awgn --sigma 5 55 --steps 14000 "
+            "--lr 1.5e-3 --warmup 300"
+        ),
     ],
     "color-awgn-blind": [
         f"--name color-blind --mode color {BLIND1} {SMALL1} --steps 8000 --lr 4e-3 --warmup 200",
-        f"--name color-blind2 --mode color --start-from color-blind {BLIND1} {SMALL1} --steps 11000 --lr 3e-3 --warmup 200",
-        f"--name color-full4 --teacher color-awgn-blind {SMALL2} --noise awgn --sigma 5 55 --steps 12000 --lr 1.5e-3 --warmup 300",
+        (
+            f"--name color-blind2 --mode color --start-from color-blind {BLIND1} {SMALL1} --steps 11000 --lr 3e-3 "
+            "--warmup 200"
+        ),
+        (
+            f"--name color-full4 --teacher color-awgn-blind {SMALL2} --noise awgn --sigma 5 55 --steps 12000 "
+            "--lr 1.5e-3 --warmup 300"
+        ),
     ],
     "gray-hg-blind": [
-        f"--name hg3 --mode gray --start-from gray-awgn-blind {SIZE1} {HG} {SMALL1} --steps 2500 --lr 2e-3 --warmup 100",
-        f"--name hg5-full --teacher gray-hg-blind --student gray-awgn-blind-full {SMALL2} {HG} --steps 4000 --lr 1.5e-3 --warmup 200",
+        (
+            f"--name hg3 --mode gray --start-from gray-awgn-blind {SIZE1} {HG} {SMALL1} --steps 2500 --lr 2e-3 "
+            "--warmup 100"
+        ),
+        (
+            f"--name hg5-full --teacher gray-hg-blind --student gray-awgn-blind-full {SMALL2} {HG} --steps 4000 "
+            "--lr 1.5e-3 --warmup 200"
+        ),
     ],
     "color-hg-blind": [
-        f"--name color-hg2 --mode color --start-from color-awgn-blind {SIZE1} {HG} {SMALL1} --steps 2500 --lr 2e-3 --warmup 100",
-        f"--name color-hg-full3 --teacher color-hg-blind --student color-awgn-blind-full {SMALL2} {HG} --steps 4000 --lr 1.5e-3 --warmup 200",
+        (
+            f"--name color-hg2 --mode color --start-from color-awgn-blind {SIZE1} {HG} {SMALL1} --steps 2500 "
+            "--lr 2e-3 --warmup 100"
+        ),
+        (
+            f"--name color-hg-full3 --teacher color-hg-blind --student color-awgn-blind-full {SMALL2} {HG} "
+            "--steps 4000 --lr 1.5e-3 --warmup 200"
+        ),
     ],
     "color-mg": [
-        f"--name mg2 --mode color --start-from color-awgn-blind {SIZE1} {MG} {SMALL1} --steps 2500 --lr 2e-3 --warmup 100",
-        f"--name mg-full2 --teacher color-mg --student color-awgn-blind-full {SMALL2} {MG} --steps 2000 --lr 1e-3 --warmup 200",
+        (
+            f"--name mg2 --mode color --start-from color-awgn-blind {SIZE1} {MG} {SMALL1} --steps 2500 --lr 2e-3 "
+            "--warmup 100"
+        ),
+        (
+            f"--name mg-full2 --teacher color-mg --student color-awgn-blind-full {SMALL2} {MG} --steps 2000 --lr 1e-3 "
+            "--warmup 200"
+        ),
     ],
 }
 

@@ -180,7 +180,10 @@ def test_a_colour_stack_made_gray(run, models, tmp_path):
     ok(
         run(
             "test",
-            f"--checkpoint {models}/s1/last.safetensors --data {tmp_path}/in --mode gray {LEVELS['awgn']} --save {tmp_path}/out",
+            (
+                f"--checkpoint {models}/s1/last.safetensors --data {tmp_path}/in --mode gray {LEVELS['awgn']} --save "
+                f"{tmp_path}/out"
+            ),
         )
     )
     assert tifffile.imread(tmp_path / "out" / "a_denoised.tif").shape == (4, 20, 30)

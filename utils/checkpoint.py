@@ -39,7 +39,9 @@ PICKLE_SUFFIXES = (".pth", ".pt", ".pkl", ".pickle", ".ckpt", ".tar", ".zip")
 KINDS = {
     "stage1": "a stage-1 model (for train_distill.py and test.py)",
     "stage2": "a stage-2 model (for test.py)",
-    "training-state": "a training state (for the script that wrote it, which finds it when the same command is run again)",
+    "training-state": (
+        "a training state (for the script that wrote it, which finds it when the same command is run again)"
+    ),
 }
 
 
@@ -111,7 +113,8 @@ def load_checkpoint(
         raise DamagedCheckpoint(path, "it was not written by this project")
     if newer:
         raise UsageError(
-            f"{path} has checkpoint format {record['format_version']}; this is version {PROJECT_VERSION}, which reads up to format {FORMAT_VERSION}: "
+            f"{path} has checkpoint format {record['format_version']}; this is version {PROJECT_VERSION}, "
+            f"which reads up to format {FORMAT_VERSION}: "
             "update the code"
         )
     wanted = (kind,) if isinstance(kind, str) else kind
@@ -167,7 +170,8 @@ def not_safetensors(path: Path, start: bytes, overlong: bool) -> UsageError:
     )
     if start and (pickled or start.startswith(b"PK\x03\x04") or path.suffix.lower() in PICKLE_SUFFIXES):
         return UsageError(
-            f"{path} is a pickled checkpoint, which is not loaded because unpickling can execute code: give a .safetensors file written by "
+            f"{path} is a pickled checkpoint, which is not loaded because unpickling can execute code: "
+            "give a .safetensors file written by "
             "train_dbsn.py or train_distill.py"
         )
     return DamagedCheckpoint(path, "it is cut short or not a safetensors file" if start else "it is empty")
@@ -214,5 +218,6 @@ def plain(value: Any, where: str = "values") -> Any:
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
         return {key: plain(entry, f"{where}.{key}") for key, entry in value.items()}
     raise TypeError(
-        f"{where} is a {type(value).__name__} ({value!r}); only None, bool, int, float, str, list, tuple and dict with str keys are stored"
+        f"{where} is a {type(value).__name__} ({value!r}); only None, bool, int, float, str, list, "
+        "tuple and dict with str keys are stored"
     )

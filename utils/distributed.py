@@ -105,11 +105,13 @@ def join(device_name: str) -> Iterator[World]:
         world = World(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")))
     except KeyError as missing:
         raise UsageError(
-            f"WORLD_SIZE is set in the environment but {missing.args[0]} is not: start several processes with torchrun, or unset WORLD_SIZE"
+            f"WORLD_SIZE is set in the environment but {missing.args[0]} is not: "
+            "start several processes with torchrun, or unset WORLD_SIZE"
         ) from None
     if cuda and world.local_size > torch.cuda.device_count():
         raise UsageError(
-            f"torchrun --nproc-per-node {world.local_size}: this machine has {torch.cuda.device_count()} GPUs; use as many processes at most"
+            f"torchrun --nproc-per-node {world.local_size}: this machine has {torch.cuda.device_count()} GPUs; "
+            "use as many processes at most"
         )
     if cuda:
         torch.cuda.set_device(world.local_rank)

@@ -154,7 +154,8 @@ def optimizer_tensors(optimizer: Optimizer, named_parameters: Iterable[tuple[str
                 tensors[f"optimizer-number.{entry}.{name}"] = torch.tensor(value, dtype=NUMBERS[type(value)])
             else:
                 raise TypeError(
-                    f"{type(optimizer).__name__} keeps a {type(value).__name__} as {entry} of {name}; only tensors and numbers are stored"
+                    f"{type(optimizer).__name__} keeps a {type(value).__name__} as {entry} of {name}; "
+                    "only tensors and numbers are stored"
                 )
     return tensors
 
@@ -177,7 +178,8 @@ def load_optimizer_tensors(
         entry, name = rest
         if name not in trained:
             raise UsageError(
-                f"the stored optimizer state has {entry} of {name}, which is not trained here: it belongs to another model"
+                f"the stored optimizer state has {entry} of {name}, which is not trained here: "
+                "it belongs to another model"
             )
         states[name][entry] = tensor.item() if kind == "optimizer-number" else placed(entry, tensor, *trained[name])
     for name, (parameter, _) in trained.items():

@@ -73,7 +73,8 @@ class RunFolder:
             if error.errno in NO_SPACE:
                 raise RunError(f"cannot create run folder {self.path}: {error.strerror}; free some space") from error
             raise UsageError(
-                f"cannot use run folder {self.path}: {error.strerror} ({error.filename}); choose another --name or place"
+                f"cannot use run folder {self.path}: {error.strerror} ({error.filename}); "
+                "choose another --name or place"
             ) from error
         self._lock = lock
         # The lock belongs to the open file, which a forked loader worker shares: one that outlives a killed parent
@@ -105,14 +106,17 @@ class RunFolder:
             if error.errno not in NO_LOCKS:
                 raise RunError(f"cannot lock run folder {self.path}: {error.strerror}") from error
             self.warn(
-                f"the file system of {self.path} has no locks ({error.strerror}): make sure that no second process trains there"
+                f"the file system of {self.path} has no locks ({error.strerror}): "
+                "make sure that no second process trains there"
             )
             return
         with suppress(OSError):  # the text only serves the message above
             os.ftruncate(lock, 0)
             os.write(
                 lock,
-                f"process {os.getpid()} on {socket.gethostname()} (since {time.strftime('%Y-%m-%d %H:%M:%S')})\n".encode(),
+                (
+                    f"process {os.getpid()} on {socket.gethostname()} (since {time.strftime('%Y-%m-%d %H:%M:%S')})\n"
+                ).encode(),
             )
 
     def _close_lock(self) -> None:
@@ -152,7 +156,8 @@ class RunFolder:
                     changes.append(f"--{name.replace('_', '-')} was {shown(before)}, now {shown(now)}")
             if changes:
                 raise UsageError(
-                    f"run {self.path} was begun otherwise: {'; '.join(changes)}; use another --name, or delete the folder to start over"
+                    f"run {self.path} was begun otherwise: {'; '.join(changes)}; use another --name, "
+                    "or delete the folder to start over"
                 )
         if new != old:
             atomic_write_text(file, json.dumps(new, indent=2, sort_keys=True, allow_nan=False) + "\n")
@@ -209,7 +214,8 @@ class RunFolder:
         damaged = sorted(file.name for file in self.path.glob("state-*.damaged"))
         if damaged:
             raise RunError(
-                f"every saved state of {self.path} is damaged ({', '.join(damaged)}): restore one from a copy, or delete the folder to start over"
+                f"every saved state of {self.path} is damaged ({', '.join(damaged)}): restore one from a copy, "
+                "or delete the folder to start over"
             )
         return None
 
