@@ -1,9 +1,11 @@
 """Denoises images with checkpoints of either stage and, where clean images are known, measures.
 
-python test.py --checkpoint awgn25 awgn25-full --data bsd68 --noise awgn --sigma 25 --json results.json --save pictures/
-python test.py --checkpoint mine-full --data my_pictures/ --save denoised/
-python test.py --data bsd68 --noise awgn --sigma 25                   the noisy input alone
-python test.py --baseline wavelet nlm bm3d --data bsd68 --noise awgn --sigma 25       classical denoisers, told the true level
+    python test.py --checkpoint awgn25 awgn25-full --data bsd68 --noise awgn --sigma 25 --json r.json --save pictures/
+    python test.py --checkpoint mine-full --data my_pictures/ --save denoised/
+    python test.py --data bsd68 --noise awgn --sigma 25
+    python test.py --baseline wavelet nlm bm3d --data bsd68 --noise awgn --sigma 25
+
+The third measures the noisy input alone. The fourth measures classical denoisers, which are told the true level.
 """
 
 from __future__ import annotations

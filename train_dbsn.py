@@ -1,11 +1,13 @@
 """Stage 1: trains D-BSN and the noise estimator from noisy images alone.
 
-    python train_dbsn.py --name awgn25 --clean bsd432 --noise awgn --sigma 25        noise added to clean photographs: a study
-    python train_dbsn.py --name mine --noisy my_pictures/ --noise hg                 really noisy pictures
+    python train_dbsn.py --name awgn25 --clean bsd432 --noise awgn --sigma 25
+    python train_dbsn.py --name mine --noisy my_pictures/ --noise hg
 
-Three phases, of --mu-steps, --sigma-steps and --steps: mu alone by squared error, the covariances with mu held, all
-jointly. Every random choice is a function of (seed, step), so the same command continues a stopped run as if it had
-never stopped.
+The first is a study: noise is added to clean photographs. The second trains on really noisy pictures.
+
+Training has three phases, of --mu-steps, --sigma-steps and --steps: mu alone by squared error, the covariances with
+mu held, all jointly. Every random choice is a function of (seed, step), so the same command continues a stopped run
+as if it had never stopped.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Stage 2: a frozen stage-1 model teaches MWCNN.
 
-    python train_distill.py --name awgn25-full --teacher awgn25 --clean bsd432 --synthetic-noisy bsd432 --noise awgn
-    --sigma 25 python train_distill.py --name mine-full --teacher mine --clean bsd432 --noisy my_pictures/
+    python train_distill.py --name awgn25-full --teacher awgn25 --clean bsd432 --synthetic-noisy bsd432 \\
+        --noise awgn --sigma 25
+    python train_distill.py --name mine-full --teacher mine --clean bsd432 --noisy my_pictures/
 
 The student sees two kinds of crops in a batch: clean ones x, made noisy with the noise model that the teacher has
 learned, whose target is x; and noisy ones y, whose target is the teacher's posterior mean. Clean and noisy images

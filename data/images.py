@@ -252,7 +252,8 @@ def reading(path: Path) -> Iterator[BinaryIO]:
             raise
         except MemoryError:
             raise bad(path, "does not fit in memory; cut it into smaller images") from None
-        except Exception as error:  # what decoders raise has nothing in common: OSError, SyntaxError, ValueError, struct.error, TiffFileError ..
+        # What decoders raise has nothing in common: OSError, SyntaxError, ValueError, struct.error, TiffFileError ..
+        except Exception as error:
             text = " ".join(str(error).split()) or type(error).__name__
             raise bad(path, f"is no image that can be decoded, or it is damaged ({text[:120]})") from error
 

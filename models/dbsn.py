@@ -10,7 +10,8 @@ Shapes: N images, C channels, H x W pixels, F = width.
 
 A network runs on one of three paths, the same function with the same weights:
 
-- plain   dilated convolutions on NCHW tensors, as the formulas read; the oracle of the tests and the baseline of the benchmark
+- plain   dilated convolutions on NCHW tensors, as the formulas read; the oracle of the tests and the baseline of the
+  benchmark
 - fused   the same channels-last, each ReLU within its convolution's kernel; the fastest on CPUs
 - phases  channels-last, each branch on the d x d interleaved sub-images of the picture, where its convolutions are
   dense; the fastest on GPUs

@@ -74,8 +74,10 @@ class Stage1Options(BaseOptions):
             "--estimator",
             choices=("auto", "cnn", "residual"),
             default="auto",
-            help="of the noise: cnn, the paper's, learns one level; residual finds each image's own; auto: residual for a range of levels, for mg, and for "
-            "--noisy images of awgn",
+            help=(
+                "of the noise: cnn, the paper's, learns one level; residual finds each image's own; auto: residual "
+                "for a range of levels, for mg, and for --noisy images of awgn"
+            ),
         )
         loss.add_argument(
             "--mu-steps", type=number(int, 0), default=0, help="first phase: steps for mu alone, by squared error"

@@ -1,7 +1,10 @@
 """How fast the networks are, how much memory they take, and how near that is to what the machine can do.
 
-    python scripts/benchmark.py --json benchmark.json               the release's sizes; minutes on a GPU, an hour on two CPU cores
-    python scripts/benchmark.py --json benchmark.json --quick       small sizes, seconds: shows that everything works, says nothing of speed
+    python scripts/benchmark.py --json benchmark.json               the release's sizes
+    python scripts/benchmark.py --json benchmark.json --quick       small sizes
+
+The first takes minutes on a GPU, an hour on two CPU cores. The second takes seconds: it shows that everything works
+and says nothing of speed.
 
 Three tasks: "train", a step of stage 1; "infer", stage 1's posterior mean of one image; "distill", a step of stage
 2's student. Each is timed on the plain path (NCHW tensors, float32, dilated convolutions, one operation after
@@ -14,10 +17,12 @@ alike; medians and interquartile ranges are reported. One row for each task, pat
     size                tensor of images that goes in: images x height x width
     seconds, spread     median over the rounds, interquartile range
     ratio_to_plain      plain seconds / this path's seconds
-    peak_memory_mb      CPU: greatest resident size of a fresh process above the one it had with the model loaded; CUDA: greatest allocated size, weights
-                        included. "tiled": greatest resident size of a fresh process, PyTorch and the image included
-    flops_share         share of the machine's peak: the plain path's floating-point operations (forward and backward where it trains) in those seconds, over
-                        what a large matrix product of the same precision reaches, measured in the same run
+    peak_memory_mb      CPU: greatest resident size of a fresh process above the one it had with the model loaded;
+                        CUDA: greatest allocated size, weights included. "tiled": greatest resident size of a fresh
+                        process, PyTorch and the image included
+    flops_share         share of the machine's peak: the plain path's floating-point operations (forward and backward
+                        where it trains) in those seconds, over what a large matrix product of the same precision
+                        reaches, measured in the same run
     machine, torch      what this was measured on
 
 Float32 convolutions may use TF32 on a GPU, on every path alike, and so may the matrix product they are compared with.

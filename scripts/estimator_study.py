@@ -1,25 +1,32 @@
-"""Is the estimated noise right? Trains small stage-1 models in every way that the covariances can be trained, and
-measures each against the truth.
+"""This study measures whether the estimated noise is right.
 
-    python scripts/estimator_study.py                                   train and measure; the same command goes on where it stopped
+It trains small stage-1 models in every way that the covariances can be trained. Each is measured against the truth.
+
+    python scripts/estimator_study.py                                   train and measure
     python scripts/estimator_study.py --noises awgn --steps 900         a part of it, into the same file
-    python scripts/estimator_study.py --blind gray-awgn-blind --data bsd68    measure a model of a range of levels, on all of bsd68
-    python scripts/estimator_study.py --render                          tables and figure of docs/estimator.md from what was measured
+    python scripts/estimator_study.py --blind gray-awgn-blind --data bsd68
+                                                                        measure a model of a range of levels, on all
+                                                                        of bsd68
+    python scripts/estimator_study.py --render                          tables and figure of docs/estimator.md from
+                                                                        what was measured
+
+The same command goes on where it stopped.
 
 Models of one noise and length differ in the loss alone: same images, noise, crops, first weights and number of steps.
 They are measured on photographs of --data that none is trained on; no published test set is touched, because a
 default chosen on test images would be fitted to them (--blind chooses nothing). Each model and length is one row of
 the results:
 
-    psnr            dB, mean over the photographs, of the noisy input, mu, the posterior mean, and the posterior mean with the oracle split: same mu and same
-                    predictive covariance V, but the true Sigma_n where the estimate stood; hg: the true one at mu,
-                    which is what CNN_est sees (at the clean pixel's own intensity the truth would give the pixel
-                    away)
-    level           root mean square of the estimated standard deviation over a photograph, mean over the photographs; true_level the same of the truth
-    error           how far the estimate is from the truth: awgn |s / sigma - 1|; hg the mean over pixels of |s(x) / sigma(x) - 1|; mg
-                    |S - Sigma|_F / |Sigma|_F. Mean over the photographs; largest_error is that of the worst one, and
-                    floor the error that the true function of the intensity makes at mu instead of x (hg; 0 for the
-                    others)
+    psnr            dB, mean over the photographs, of the noisy input, mu, the posterior mean, and the posterior mean
+                    with the oracle split: same mu and same predictive covariance V, but the true Sigma_n where the
+                    estimate stood; hg: the true one at mu, which is what CNN_est sees (at the clean pixel's own
+                    intensity the truth would give the pixel away)
+    level           root mean square of the estimated standard deviation over a photograph, mean over the photographs;
+                    true_level the same of the truth
+    error           how far the estimate is from the truth: awgn |s / sigma - 1|; hg the mean over pixels of
+                    |s(x) / sigma(x) - 1|; mg |S - Sigma|_F / |Sigma|_F. Mean over the photographs; largest_error is
+                    that of the worst one, and floor the error that the true function of the intensity makes at mu
+                    instead of x (hg; 0 for the others)
     curve           hg: standard deviation at some intensities, the one that CNN_est gives and the true one
 
 Levels and intensities are in 0..255 units.
@@ -169,7 +176,10 @@ def parse(argv: list[str] | None) -> Namespace:
 
 
 def run(opt: Namespace) -> int:
-    """Trains and measures what the results do not have yet; they are written after each model. Returns the exit code."""
+    """Trains and measures what the results do not have yet. Gives the exit code.
+
+    The results are written after each model.
+    """
     training, evaluation = photographs(opt)
     results = load(opt, evaluation)
     wanted = [(noise, method, steps) for noise in opt.noises for method in opt.methods for steps in opt.steps]

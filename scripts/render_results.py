@@ -386,8 +386,8 @@ def render_document(root: Path, results: list[Result], published: dict) -> str:
     parts = [
         "# Results",
         (
-            "`python scripts/render_results.py` makes this page from the files in [results](../results). Do not edit "
-            "it by hand."
+            "`python scripts/render_results.py` makes this page from the files in [results](../results). "
+            "Do not edit it by hand."
         ),
         LEGEND,
     ]

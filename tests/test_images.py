@@ -1,4 +1,7 @@
-"""What comes out of files of every kind, good, odd and bad; and that results are written whole and where they belong."""
+"""Files of every kind are read and written, good, odd and bad ones.
+
+Results are written whole and where they belong.
+"""
 
 from __future__ import annotations
 
@@ -69,8 +72,14 @@ READABLE = {
     "gray.tif": (lambda p: tifffile.imwrite(p, GRAY), GRAY[..., None]),
     "gray16.tif": (lambda p: tifffile.imwrite(p, GRAY16), SIXTEEN),
     "big_endian.tif": (lambda p: tifffile.imwrite(p, GRAY16, byteorder=">"), SIXTEEN),
-    "compressed.tiff": (lambda p: tifffile.imwrite(p, COLOUR16, photometric="rgb", compression="zlib"), COLOUR16.astype(np.float32) / 65535),
-    "planar.tif": (lambda p: tifffile.imwrite(p, COLOUR.transpose(2, 0, 1), photometric="rgb", planarconfig="separate"), COLOUR),
+    "compressed.tiff": (
+        lambda p: tifffile.imwrite(p, COLOUR16, photometric="rgb", compression="zlib"),
+        COLOUR16.astype(np.float32) / 65535,
+    ),
+    "planar.tif": (
+        lambda p: tifffile.imwrite(p, COLOUR.transpose(2, 0, 1), photometric="rgb", planarconfig="separate"),
+        COLOUR,
+    ),
     "float.tif": (lambda p: tifffile.imwrite(p, SIXTEEN[..., 0]), SIXTEEN),
     "double.tif": (lambda p: tifffile.imwrite(p, SIXTEEN[..., 0].astype(np.float64)), SIXTEEN),
     "white_is_zero.tif": (lambda p: tifffile.imwrite(p, GRAY, photometric="miniswhite"), 255 - GRAY[..., None]),

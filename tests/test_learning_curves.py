@@ -1,4 +1,7 @@
-"""The learning curves: what is written about them is what was measured, and the script measures, continues and draws."""
+"""The script of the learning curves measures, continues and draws.
+
+What is written about the curves is what was measured.
+"""
 
 from __future__ import annotations
 

@@ -168,8 +168,8 @@ def test_clean_references_of_equal_names_go_in_order(run, pictures, tmp_path):
             (tmp_path / f"{folder}{k}").mkdir()
             shutil.copy(pictures / "gray" / f"{2 * k}.png", tmp_path / f"{folder}{k}" / "same.png")
     line = (
-        f"--data {tmp_path}/noisy0 {tmp_path}/noisy1 --clean {tmp_path}/clean0 {tmp_path}/clean1 --json "
-        f"{tmp_path}/r.json"
+        f"--data {tmp_path}/noisy0 {tmp_path}/noisy1 --clean {tmp_path}/clean0 {tmp_path}/clean1 "
+        f"--json {tmp_path}/r.json"
     )
     ok(run("test", line))
     assert [row["noisy"]["ssim"] for row in json.loads((tmp_path / "r.json").read_text())["images"]] == [1, 1]
@@ -229,8 +229,8 @@ def test_training_takes_denormal_numbers_for_zero(run, script, monkeypatch):
         run(
             script,
             (
-                "--name a --clean x --noise awgn "
-                f"--sigma 25 {'--teacher t --synthetic-noisy x' if script == 'train_distill' else ''}"
+                "--name a --clean x --noise awgn --sigma 25 "
+                f"{'--teacher t --synthetic-noisy x' if script == 'train_distill' else ''}"
             ),
         )
     )

@@ -181,8 +181,8 @@ def test_a_colour_stack_made_gray(run, models, tmp_path):
         run(
             "test",
             (
-                f"--checkpoint {models}/s1/last.safetensors --data {tmp_path}/in --mode gray {LEVELS['awgn']} --save "
-                f"{tmp_path}/out"
+                f"--checkpoint {models}/s1/last.safetensors --data {tmp_path}/in --mode gray {LEVELS['awgn']} "
+                f"--save {tmp_path}/out"
             ),
         )
     )
@@ -268,7 +268,10 @@ def test_ome_metadata_is_kept(dtype, run, models, tmp_path):
 
 def test_ome_metadata_that_makes_no_sense_costs_no_result(run, models, tmp_path):
     (tmp_path / "in").mkdir()
-    text = '<OME><Image><Pixels DimensionOrder="XYCZT" SizeX="30" SizeY="20" SizeZ="1" SizeC="9" SizeT="1" Type="uint16"><Channel/></Pixels></Image></OME>'
+    text = (
+        '<OME><Image><Pixels DimensionOrder="XYCZT" SizeX="30" SizeY="20" SizeZ="1" SizeC="9" SizeT="1" Type="uint16">'
+        "<Channel/></Pixels></Image></OME>"
+    )
     for name, description in (("a", text), ("b", text[:40]), ("c", text.replace('"9"', '"6"'))):
         tifffile.imwrite(
             tmp_path / "in" / f"{name}.tif", GRAY16, photometric="minisblack", description=description, metadata=None

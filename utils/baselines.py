@@ -3,9 +3,9 @@
 All three are told the true noise level of the image, one number, which the networks are not. Where the level varies
 over the image or the channels (HG, MG) that number is its root mean square.
 
-    wavelet   scikit-image, soft thresholds by BayesShrink; colour in YCbCr             Chang, Yu, Vetterli 2000
-    nlm       scikit-image, patches of 5 within 6 pixels, h = 0.8 sigma                 Buades, Coll, Morel 2005
-    bm3d      package bm3d of its authors, for non-commercial use; colour in OPP        Dabov, Foi, Katkovnik, Egiazarian 2007
+    wavelet   scikit-image, soft thresholds by BayesShrink; colour in YCbCr. Chang, Yu, Vetterli 2000
+    nlm       scikit-image, patches of 5 within 6 pixels, h = 0.8 sigma. Buades, Coll, Morel 2005
+    bm3d      package bm3d of its authors, for non-commercial use; colour in OPP. Dabov, Foi, Katkovnik, Egiazarian 2007
 """
 
 from __future__ import annotations

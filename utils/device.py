@@ -53,7 +53,10 @@ def processors() -> int:
 
 
 def free_memory(device: torch.device, processes: int = 1) -> int:
-    """Bytes that one of `processes` on this machine may still take: on the device or on the host, whichever has less."""
+    """The bytes that one of `processes` on this machine may still take.
+
+    The device or the host decides, whichever has less.
+    """
     host = host_memory() // processes
     return min(host, torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else host
 

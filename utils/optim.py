@@ -1,4 +1,7 @@
-"""The optimizers of both stages: Adam, AdamW, and Muon for the hidden convolutions; and their state as named tensors."""
+"""Both stages train with the optimizers made here: Adam, AdamW, and Muon for the hidden convolutions.
+
+Their state is kept as named tensors.
+"""
 
 from __future__ import annotations
 

@@ -87,7 +87,10 @@ def model_record(model, models: list) -> dict:
 
 
 def method_name(method: str, model, models: list) -> str:
-    """mu, posterior or distilled; followed by the checkpoint, as it was given, where several of its stage are tested."""
+    """The name of a method in tables: mu, posterior or distilled.
+
+    The checkpoint follows, as it was given, where several of its stage are tested.
+    """
     alone = sum(m.stage == model.stage for m in models) == 1
     return method if alone else f"{method} {model.name}"
 

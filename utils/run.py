@@ -259,7 +259,10 @@ class RunFolder:
 
 
 class FollowedRun(RunFolder):
-    """The folder of a run that another process writes: it is only read here, and every write is left to that process."""
+    """The folder of a run that another process writes.
+
+    It is only read here. Every write is left to that process.
+    """
 
     def __enter__(self) -> FollowedRun:
         return self
