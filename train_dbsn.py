@@ -64,13 +64,11 @@ def objective(p: Prediction, y: Tensor, phase: str, loss: str, quantile: float) 
     terms = {"nll": nll(y, p.mu, p.cov_total).mean()}
     if loss == "envelope":
         terms["envelope"] = envelope_loss(p.cov_n, p.cov_total, quantile)
-    elif (
-        loss == "reward"
-    ):  # Laine et al. 2019: of all splits of the variance, the one with the most noise; sigma_n in 0..1
+    elif loss == "reward":
+        # Laine et al. 2019: of all splits of the variance, the one with the most noise; sigma_n in 0..1
         terms["reward"] = -0.1 * noise_level(p.cov_n).mean()
-    elif (
-        loss == "split"
-    ):  # mu and Sigma_mu by the exact likelihood, with Sigma_n held; Sigma_n by the constrained one, with them held
+    elif loss == "split":
+        # mu and Sigma_mu by the exact likelihood, with Sigma_n held; Sigma_n by the constrained one, with them held
         held = lambda t: t.detach()  # noqa: E731
         terms["nll"] = nll(y, p.mu, add(p.cov_mu, p.cov_n.map(held))).mean()
         terms["constrained_nll"] = constrained_nll(y, p.mu.detach(), p.cov_mu.map(held), p.cov_n).mean()

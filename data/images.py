@@ -177,9 +177,8 @@ def calibration(path: Path, pixels: np.ndarray, pages: int = 1) -> dict:
             options = dict(resolution=page.resolution, resolutionunit=RESUNIT(page.resolutionunit))
             fits = series.shape[-pixels.ndim :] == pixels.shape and math.prod(series.shape) == pages * pixels.size
             axes = {"axes": series.axes} if fits else {}
-            if (
-                tiff.is_imagej and (fits or pages == 1) and (pixels.ndim == 2 or pixels.dtype == np.uint8)
-            ):  # it has no colour of 16 bits
+            # it has no colour of 16 bits
+            if tiff.is_imagej and (fits or pages == 1) and (pixels.ndim == 2 or pixels.dtype == np.uint8):
                 known = tiff.imagej_metadata or {}
                 return options | dict(
                     imagej=True,
@@ -293,9 +292,8 @@ def rotated(pixels: np.ndarray, orientation: int) -> np.ndarray:
 def from_pillow(image: Image.Image, channels: int) -> np.ndarray:
     """An 8-bit Pillow image of any mode -> (H,W,channels) uint8, with alpha as one more channel where it has any."""
     if "transparency" in image.info:
-        image = image.convert(
-            "RGBA"
-        )  # the only conversion that every mode has for a transparent palette entry or colour
+        # the only conversion that every mode has for a transparent palette entry or colour
+        image = image.convert("RGBA")
     image = image.convert(("L" if channels == 1 else "RGB") + "A" * image.has_transparency_data)
     pixels = np.asarray(image)
     return pixels[..., None] if pixels.ndim == 2 else pixels
@@ -402,9 +400,8 @@ def tiff_page(path: Path, tiff: tifffile.TiffFile, max_pixels: int) -> tuple[tif
     pages = page.imagedepth
     if number is None:
         others = sum(not other.is_reduced for other in tiff.pages[1:])  # thumbnails may follow
-        pages = max(
-            pages, 1 + others, tiff.series[0].size // max(page.size, 1)
-        )  # a stack can have all its pixels in one page
+        # a stack can have all its pixels in one page
+        pages = max(pages, 1 + others, tiff.series[0].size // max(page.size, 1))
     if pages > 1:
         raise bad(
             path,

@@ -75,9 +75,8 @@ class DiskSource(CropSource):
         torch.get_num_threads()  # fixes this thread's number: one that has used none yet would take the next line's
         # the threads are parallel as they are: in each of them torch is to use that one alone
         self.threads = ThreadPoolExecutor(thread_count(pool.sizes, processes), "decode", torch.set_num_threads, (1,))
-        self.coming: dict[
-            int, list[Future]
-        ] = {}  # first sample of a step -> its crops, each (1,patch,patch,C) as stored
+        # first sample of a step -> its crops, each (1,patch,patch,C) as stored
+        self.coming: dict[int, list[Future]] = {}
 
     def __exit__(self, *exception: object) -> None:
         self.threads.shutdown(cancel_futures=True)  # waits for the images that are being decoded

@@ -15,10 +15,8 @@ from models.denoiser import BlindSpotDenoiser, Prediction, noise_level, posterio
 from models.gaussian import Full
 from models.mwcnn import MULTIPLE, MWCNN, pad_to_multiple
 
-WORKING_SET = {
-    "cpu": 1e9,
-    "cuda": 8e9,
-}  # bytes of activations that an untiled image, or a tile, may take; on a GPU at most half of what is free
+# bytes of activations that an untiled image, or a tile, may take; on a GPU at most half of what is free
+WORKING_SET = {"cpu": 1e9, "cuda": 8e9}
 STRIP = 2**20  # pixels whose posterior is computed at once
 
 
@@ -152,9 +150,8 @@ def working_set(device: torch.device) -> float:
     most = WORKING_SET[device.type]
     if device.type != "cuda":
         return most
-    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(
-        device
-    )  # kept by PyTorch from earlier images
+    # kept by PyTorch from earlier images
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return min(most, (torch.cuda.mem_get_info(device)[0] + unused) / 2)
 
 

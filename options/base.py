@@ -18,18 +18,14 @@ from options.recipes import RECIPES, arguments
 
 # Options that do not count. A run that goes on compares its options with those it began with, all but MAY_CHANGE; a
 # result tells all but NO_FACTS.
-WHERE = frozenset(
-    "name checkpoints_dir device data_root max_minutes save_every".split()
-)  # where a run works and how long: not what comes out of it
-RENAMED = frozenset(
-    "recipe clean noisy synthetic_noisy teacher".split()
-)  # another name may mean the same: what it stands for is compared instead
-WATCHED = frozenset(
-    "log_every val val_every compile deterministic on_nonfinite".split()
-)  # what a run reports and how it computes: of no use to a reader
-IN_CONFIG = frozenset(
-    "white_level width blocks mdc student_width".split()
-)  # a checkpoint's own values and its configuration tell these
+# where a run works and how long: not what comes out of it
+WHERE = frozenset("name checkpoints_dir device data_root max_minutes save_every".split())
+# another name may mean the same: what it stands for is compared instead
+RENAMED = frozenset("recipe clean noisy synthetic_noisy teacher".split())
+# what a run reports and how it computes: of no use to a reader
+WATCHED = frozenset("log_every val val_every compile deterministic on_nonfinite".split())
+# a checkpoint's own values and its configuration tell these
+IN_CONFIG = frozenset("white_level width blocks mdc student_width".split())
 MAY_CHANGE = WHERE | RENAMED
 NO_FACTS = WHERE | WATCHED | IN_CONFIG
 
@@ -44,9 +40,8 @@ class Formatter(argparse.ArgumentDefaultsHelpFormatter):
     """Shows a default where there is one and the text does not tell it already."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
-        empty = (
-            action.default is None or action.default is False or action.default == []
-        )  # 0 equals False, but it is a value to show
+        # 0 equals False, but it is a value to show
+        empty = action.default is None or action.default is False or action.default == []
         return action.help if empty or "default" in action.help.lower() else super()._get_help_string(action)
 
 
@@ -259,10 +254,8 @@ class BaseOptions:
             default="muon",
             help="muon: orthogonalised momentum for hidden layers, Adam for the others",
         )
-        self.muon_lr, self.adam_lr = (
-            muon_lr,
-            adam_lr,
-        )  # Muon's for the default width, Adam's for the published one: wide networks take less
+        # Muon's for the default width, Adam's for the published one: wide networks take less
+        self.muon_lr, self.adam_lr = muon_lr, adam_lr
         train.add_argument(
             "--lr",
             type=number(float, above=0, high=1),

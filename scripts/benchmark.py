@@ -156,9 +156,8 @@ class Case:
             self.model = BlindSpotDenoiser(1, "awgn", scale.width, scale.blocks)
             self.model.path = variant.form
             for net in (self.model.cov_head, self.model.noise_estimator.net):
-                nn.init.normal_(
-                    net.last.weight, std=0.01
-                )  # zero as they are made: layers before them would have no say in the comparison
+                # zero as they are made: layers before them would have no say in the comparison
+                nn.init.normal_(net.last.weight, std=0.01)
         self.model.dtype = variant.dtype
         self.model.to(device, memory_format=torch.channels_last if variant.channels_last else torch.contiguous_format)
         if variant.compiled != "off":
@@ -212,10 +211,8 @@ class Case:
         with self.algorithms():
             if self.task == "infer":
                 with torch.no_grad():
-                    return {
-                        "mu": self.model(self.y).mu.clone(),
-                        "posterior mean": self.infer(),
-                    }  # a CUDA graph's next replay overwrites its outputs
+                    # a CUDA graph's next replay overwrites its outputs
+                    return {"mu": self.model(self.y).mu.clone(), "posterior mean": self.infer()}
             loss, outputs = self.loss()
             loss.backward()
         gradient = torch.cat([p.grad.flatten() for p in self.model.parameters()])
@@ -286,9 +283,8 @@ def build(task: str, variants: dict[str, Variant], size: Size, scale: Scale, dev
     tf32, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
     for path, variant in variants.items():
         case = Case(task, variant, scale, device)
-        case.feed(
-            size if device.type == "cuda" else scale.check
-        )  # on a GPU paths are compiled, which is once for each size
+        # on a GPU paths are compiled, which is once for each size
+        case.feed(size if device.type == "cuda" else scale.check)
         try:
             found = case.results()
         except torch._dynamo.exc.TorchDynamoException as error:
@@ -575,9 +571,8 @@ def main(argv: list[str] | None = None) -> int:
     if opt.show:
         print(table(read_rows(opt.show)))
         return 0
-    os.environ.setdefault(
-        "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
-    )  # deterministic algorithms need it set before CUDA starts
+    # deterministic algorithms need it set before CUDA starts
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     device = choose_device(opt.device)
     torch.utils.deterministic.fill_uninitialized_memory = (
         False  # a debugging aid that would only slow the deterministic paths

@@ -26,9 +26,8 @@ from urllib.parse import quote, urlsplit
 
 from tqdm import tqdm
 
-sys.path.insert(
-    0, str(Path(__file__).resolve().parents[1])
-)  # the project's packages, wherever the script is started from
+# the project's packages, wherever the script is started from
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.sets import SETS, bsd68_names, content_hash, root_folder
 from options.base import Parser, number

@@ -138,10 +138,8 @@ def train(name: str, data_root: Path | None, folder: Path) -> dict:
         *map(str, val),
         *FIXED.split(),
     ]
-    argv += [
-        "--val-every",
-        str(-(-base["steps"] // 3) * base_pixels // pixels),
-    ]  # three times in a run as long as the base's
+    # three times in a run as long as the base's
+    argv += ["--val-every", str(-(-base["steps"] // 3) * base_pixels // pixels)]
     for flag, value in options.items():
         argv += [f"--{flag.replace('_', '-')}", str(value)]
     if name in STUDENTS:  # none of a batch is noisy images, but they must be named and must not be among the clean ones

@@ -292,11 +292,12 @@ def models_table(root: Path, results: list[Result]) -> str:
     rows = []
     for model in sorted(models.values(), key=lambda m: (m["stage"], m["file"])):
         facts, name = model["training"] or {}, model_name(model["file"])
+        # a student's may be its teacher's
         cards = [
             c
             for c in sorted((root / "checkpoints").glob("*.md"), key=lambda c: -len(c.stem))
             if name.startswith(c.stem)
-        ]  # a student's may be its teacher's
+        ]
         unknown = "see card" if cards else "not recorded"
         images = "; ".join(
             f"{flag.replace('_', ' ')} {' '.join(facts[flag])}"

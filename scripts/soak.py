@@ -22,9 +22,8 @@ from pathlib import Path
 
 THREADS = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 ROOT = Path(__file__).resolve().parents[1]
-os.environ.update(
-    THREADS
-)  # before NumPy and torch: a process with threads must not fork, and the bits of a sum depend on their number
+# before NumPy and torch: a process with threads must not fork, and the bits of a sum depend on their number
+os.environ.update(THREADS)
 sys.path.insert(0, str(ROOT))
 
 import faulthandler  # noqa: E402
@@ -82,9 +81,8 @@ def main(argv: list[str] | None = None) -> int:
     opt = parse(argv)
     torch.set_num_threads(1)
     tqdm.monitor_interval = 0  # no thread, so that forking is safe
-    tqdm.set_lock(
-        threading.RLock()
-    )  # its own lock is shared with forked children: one that is killed while it writes would hold it for ever
+    # its own lock is shared with forked children: one that is killed while it writes would hold it for ever
+    tqdm.set_lock(threading.RLock())
     choose = random.Random(opt.seed)
     if opt.keep:
         try:
@@ -160,9 +158,8 @@ def prepare(folder: Path, stage: str) -> tuple[list[Case], dict[str, float]]:
     mean anything.
     """
     (folder / "pictures").mkdir()
-    photograph = read_image(
-        next(f for f in find_images("skimage_test") if f.name == "camera.png"), mode="gray"
-    )  # H,W,1
+    # H,W,1
+    photograph = read_image(next(f for f in find_images("skimage_test") if f.name == "camera.png"), mode="gray")
     for k in range(10):
         write_image(folder / "pictures" / f"{k}.png", photograph[40 * k : 40 * k + 24 + k % 2, 200:223])
     where = ["--checkpoints-dir", str(folder)]

@@ -163,9 +163,8 @@ def pytest_configure(config) -> None:
     mode = FakeCuda()
     run_backward = torch.autograd._engine_run_backward
 
-    def under_the_mode(
-        *args, **kwargs
-    ):  # it is off while it handles .backward(), and our own gradients call PyTorch too
+    # it is off while it handles .backward(), and our own gradients call PyTorch too
+    def under_the_mode(*args, **kwargs):
         with mode:
             return run_backward(*args, **kwargs)
 

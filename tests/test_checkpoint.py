@@ -92,9 +92,8 @@ def test_no_tensors_at_all(tmp_path: Path):
 
 
 def test_special_floats_keep_their_bits(tmp_path: Path):
-    bits = torch.tensor(
-        [0x7FC00001, 0x7F800000, -0x80000000, 1], dtype=torch.int32
-    )  # NaN with a payload, infinity, -0.0, a denormal
+    # NaN with a payload, infinity, -0.0, a denormal
+    bits = torch.tensor([0x7FC00001, 0x7F800000, -0x80000000, 1], dtype=torch.int32)
     save_checkpoint(tmp_path / "x.safetensors", "stage1", {"x": bits.view(torch.float32)}, {})
     assert torch.equal(load_checkpoint(tmp_path / "x.safetensors").tensors["x"].view(torch.int32), bits)
 
@@ -159,9 +158,8 @@ def test_truncated_by_a_few_bytes_or_extended(saved: Path):
 
 def test_every_bit_of_the_header_and_many_of_the_data(tmp_path: Path):
     path = tmp_path / "x.safetensors"
-    save_checkpoint(
-        path, "stage1", tensors(), {"rate": 1e-05, "text": "é"}
-    )  # both have spellings that parse to the same value
+    # both have spellings that parse to the same value
+    save_checkpoint(path, "stage1", tensors(), {"rate": 1e-05, "text": "é"})
     data = path.read_bytes()
     header = 8 + int.from_bytes(data[:8], "little")
     bits = [*range(8 * header), *random.Random(0).sample(range(8 * header, 8 * len(data)), 40)]

@@ -40,9 +40,8 @@ def mixed(pictures, tmp_path):
     shutil.copytree(pictures / "color", tmp_path / "mixed")
     for k in range(3):
         deep = 257 * read_image(pictures / "gray" / f"{k}.png")[..., 0].astype(np.uint16)
-        tifffile.imwrite(
-            tmp_path / "mixed" / f"deep{k}.tif", deep, extratags=[(274, "H", 1, 6, True)]
-        )  # turned by a quarter
+        # turned by a quarter
+        tifffile.imwrite(tmp_path / "mixed" / f"deep{k}.tif", deep, extratags=[(274, "H", 1, 6, True)])
     return tmp_path / "mixed"
 
 
@@ -97,9 +96,8 @@ def test_stage_2_from_disk(draw, run, pictures, models, tmp_path):
         ok(run("train_distill", f"--name {name} {line} {flags}"))
     ok(run("train_distill", f"--name parts {line} --images auto"))
     assert_same_run(tmp_path / "disk", tmp_path / "parts")
-    assert (
-        json.loads((tmp_path / "parts" / "options.json").read_text())["images"] == "disk"
-    )  # kept, though they would fit
+    # kept, though they would fit
+    assert json.loads((tmp_path / "parts" / "options.json").read_text())["images"] == "disk"
     rows = [
         [json.loads(text) for text in (tmp_path / name / "stats.jsonl").read_text().splitlines()]
         for name in ("memory", "disk")
@@ -132,9 +130,8 @@ def test_pools_agree(mode, white_level, kind, mixed):
     images = look_at(files, mode, white_level)
     held = images.decode()
     np.testing.assert_array_equal(images.sizes, held.sizes)
-    assert (
-        images.memory() == sum(array.nbytes for array in held.arrays) or kind == "mixed"
-    )  # where one is float32, all are
+    # where one is float32, all are
+    assert images.memory() == sum(array.nbytes for array in held.arrays) or kind == "mixed"
     assert images.memory(1) == sum(5 * array.size if images.as_bytes else 8 * array.size for array in held.arrays)
     where = draw_crops(images.sizes, np.arange(40), 16, seed=3)
     pools = [held.pool(), images.pool()]
@@ -209,9 +206,8 @@ def test_work_ahead_is_bounded(monkeypatch, two_threads):
     pool = Slow()
     with DiskSource(pool, 16, 0, stride=8, processes=2) as source:
         for step in range(5):
-            source.crops(
-                np.arange(8 * step, 8 * step + 4)
-            )  # of two processes the first: strides of 8, 4 samples of its own
+            # of two processes the first: strides of 8, 4 samples of its own
+            source.crops(np.arange(8 * step, 8 * step + 4))
             assert len(source.coming) == AHEAD
             deadline = time.monotonic() + 30
             while (
@@ -221,9 +217,8 @@ def test_work_ahead_is_bounded(monkeypatch, two_threads):
                 time.sleep(0.002)
             time.sleep(0.01)
             assert pool.cuts == 4 * (step + 1 + AHEAD)  # each made once, and no more than these
-    assert 1 <= len(pool.threads) <= 3 and all(
-        name.startswith("decode") for name in pool.threads
-    )  # six processors for two processes
+    # six processors for two processes
+    assert 1 <= len(pool.threads) <= 3 and all(name.startswith("decode") for name in pool.threads)
     assert set(pool.threads.values()) == {1} and torch.get_num_threads() == 2  # here as it was
 
 

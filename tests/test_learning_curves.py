@@ -43,11 +43,8 @@ def test_variants_see_equally_many_pixels(curves):
     def pixels(options):
         return options["steps"] * options["batch_size"] * options["patch_size"] ** 2
 
-    longer = {
-        "1200 steps": 3,
-        "2400 steps of batch 4": 3,
-        "600 steps": 1.5,
-    }  # as the last part of a name says; else equal
+    # as the last part of a name says; else equal
+    longer = {"1200 steps": 3, "2400 steps of batch 4": 3, "600 steps": 1.5}
     for base, variants in ((curves.BASE, curves.VARIANTS), (curves.STUDENT, curves.STUDENTS)):
         for name, changes in variants.items():
             assert pixels(base | changes) == pixels(base) * longer.get(name.split(", ")[-1], 1), name

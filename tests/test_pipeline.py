@@ -102,9 +102,8 @@ def test_losses_that_steer_the_split(loss, rng):
         p = Prediction(mu, Diagonal(m), "mu", lambda: Diagonal(n))
         gradients[name] = torch.autograd.grad(sum(train_dbsn.objective(p, y, "joint", name, 0.05).values()), (mu, m, n))
     expected = list(gradients["exact"])
-    expected[2] = (
-        gradients["constrained"][2] if loss == "split" else expected[2] - 0.1 / (2 * 2 * n.detach().sqrt())
-    )  # a mean over two images
+    # a mean over two images
+    expected[2] = gradients["constrained"][2] if loss == "split" else expected[2] - 0.1 / (2 * 2 * n.detach().sqrt())
     assert not torch.allclose(gradients["exact"][2], gradients["constrained"][2])
     for found, value in zip(gradients[loss], expected):
         torch.testing.assert_close(found, value)
@@ -150,9 +149,8 @@ def test_really_noisy_images(run, pictures, tmp_path):
     result = tifffile.imread(tmp_path / "out" / "0_denoised.tif")
     assert result.dtype == np.uint16 and result.shape == (33, 29)
     source = tifffile.imread(tmp_path / "noisy" / "0.tif")
-    assert (
-        result.max() < 3 * 4095 and abs(result.astype(float).mean() - source.mean()) < 2500
-    )  # in the units of the input, not of 16 bits
+    # in the units of the input, not of 16 bits
+    assert result.max() < 3 * 4095 and abs(result.astype(float).mean() - source.mean()) < 2500
 
 
 def test_noisy_images_with_clean_references(run, pictures, tmp_path):

@@ -134,9 +134,8 @@ def test_released_weights_keep_how_they_were_trained(models, tmp_path):
     )
     assert training_facts(half) == training_facts(source) | {"trained_on": "one second"}
     assert str(models) not in json.dumps(half) and half["training"]["loss"] == source["options"]["loss"]
-    assert (
-        training_facts({name: half[name] for name in ("config", "white_level", "step")}) is None
-    )  # released before the facts were kept
+    # released before the facts were kept
+    assert training_facts({name: half[name] for name in ("config", "white_level", "step")}) is None
 
 
 def test_the_codes_version(tmp_path):

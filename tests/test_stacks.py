@@ -127,11 +127,8 @@ def test_training_on_stacks_and_denoising_them(run, pictures, tmp_path):
         "movie_denoised.tif",
         "one_denoised.tif",
     }
-    assert {name for name in out if name.endswith(".png")} == {
-        "one_all.png",
-        "one_std.png",
-        "one_level.png",
-    }  # not three for each page
+    # not three for each page
+    assert {name for name in out if name.endswith(".png")} == {"one_all.png", "one_std.png", "one_level.png"}
     assert [row["name"] for row in json.loads((tmp_path / "r.json").read_text())["images"]][7:9] == [
         "cells_page0008.tif",
         "movie_page0001.tif",
@@ -258,12 +255,8 @@ def test_ome_metadata_is_kept(dtype, run, models, tmp_path):
             "float", "double" if dtype == np.float64 else "float"
         )
         assert after == before
-    assert described(tmp_path / "out" / "c.ome_denoised.tif") == (
-        None,
-        "IYX",
-        (4, 20, 30),
-        np.uint8,
-    )  # colour made gray is no longer what the metadata says
+    # colour made gray is no longer what the metadata says
+    assert described(tmp_path / "out" / "c.ome_denoised.tif") == (None, "IYX", (4, 20, 30), np.uint8)
 
 
 def test_ome_metadata_that_makes_no_sense_costs_no_result(run, models, tmp_path):

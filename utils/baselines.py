@@ -16,11 +16,8 @@ import numpy as np
 
 from utils.errors import UsageError
 
-PACKAGES = {
-    "wavelet": ("scikit-image", "PyWavelets"),
-    "nlm": ("scikit-image",),
-    "bm3d": ("bm3d",),
-}  # as they are installed
+# as they are installed
+PACKAGES = {"wavelet": ("scikit-image", "PyWavelets"), "nlm": ("scikit-image",), "bm3d": ("bm3d",)}
 SMALLEST_SIDE = 9  # of an image, in pixels: bm3d refuses sides below 8 and crashes on 8 x 8, nlm refuses a single pixel
 
 

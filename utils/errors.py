@@ -49,9 +49,8 @@ class StopRequest:
 
     def __exit__(self, *exception: object) -> None:
         for number, handler in self._previous.items():
-            if (
-                os.getpid() == self._process and handler is not None
-            ):  # None: installed by C code, which Python cannot put back
+            # None: installed by C code, which Python cannot put back
+            if os.getpid() == self._process and handler is not None:
                 signal.signal(number, handler)
 
     def _handle(self, number: int, frame: object) -> None:

@@ -36,9 +36,8 @@ class Board:
     def panel(self, name: str, images: list[Tensor], step: int) -> None:
         """Images (N,C,H,W) 0..1 side by side, one row for each of the N."""
         if self.writer:
-            rows = torch.cat(
-                [im.detach().float().clamp(0, 1).cpu().expand(-1, 3, -1, -1) for im in images], 3
-            )  # N,3,H,W'
+            # N,3,H,W'
+            rows = torch.cat([im.detach().float().clamp(0, 1).cpu().expand(-1, 3, -1, -1) for im in images], 3)
             self.writer.add_image(name, make_grid(rows, nrow=1, pad_value=1.0), step)  # the rows one below the other
 
     def close(self) -> None:

@@ -34,12 +34,8 @@ from utils.files import atomic_write_bytes, atomic_write_text
 
 OUR_TEMPORARY = re.compile(r"\.(options\.json|stats\.jsonl|.+\.safetensors)\..+\.tmp")
 STATE = re.compile(r"state-(\d{8,})\.safetensors")
-NO_LOCKS = (
-    errno.ENOLCK,
-    errno.ENOSYS,
-    errno.EOPNOTSUPP,
-    errno.EINVAL,
-)  # what flock says on network file systems without locks
+# what flock says on network file systems without locks
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 MISSING = object()  # in place of an option's value
 
