@@ -1,7 +1,8 @@
-"""Training crops: which crop a sample is, and the images it is cut from, held on the training device or decoded from
-disk one by one.
+"""A sample is a training crop, cut from one of the images.
 
-The crop of a sample is a pure function of (seed, sample index), and sample indices follow from the step: nothing
+The images are held on the training device, or decoded from disk one by one.
+
+The crop of a sample is a pure function of (seed, sample index), and sample indices follow from the step. Nothing
 depends on how often a generator was called, on the batch a sample is in or on the process that makes it. So a resumed
 run sees the crops an uninterrupted one would have.
 """
@@ -21,8 +22,9 @@ from utils.random import hashed, permutation
 
 @dataclass(frozen=True)
 class Crops:
-    """Where B crops are: image index, top row, left column, and which of the square's eight symmetries is applied;
-    each (B,) int64.
+    """The places of B crops.
+
+    Each has an image index, a top row, a left column, and one of the square's eight symmetries; each (B,) int64.
     """
 
     image: np.ndarray
@@ -36,8 +38,9 @@ class Crops:
 
 
 def draw_crops(sizes: np.ndarray, samples: np.ndarray, patch: int, seed: int) -> Crops:
-    """The crops of the given sample indices (B,). sizes: height and width of each image, (M,2), none below patch.
+    """The crops of the given sample indices (B,).
 
+    sizes: height and width of each image, (M,2), none below patch.
     Each pass over the images visits every one once, in an order of its own.
     """
     epoch, position = samples // len(sizes), samples % len(sizes)
@@ -110,12 +113,16 @@ class ImagePool:
 
 
 class DiskPool:
-    """Images that do not fit in memory: an ImagePool whose images are decoded each time they are asked for. The same
-    crops, bit for bit.
+    """An ImagePool of images that do not fit in memory.
 
-    sizes: height and width of each image, (M,2). decode: k -> ImagePool of image k alone, on the CPU; all of them
-    bytes or all float32. device: that of the crops. Nothing is kept between calls, as a pass over the images visits
-    each one once. Every method may be called from any thread.
+    The images are decoded each time they are asked for. The crops are the same, bit for bit.
+
+    sizes: height and width of each image, (M,2).
+    decode: k -> ImagePool of image k alone, on the CPU; all of them bytes or all float32.
+    device: that of the crops.
+
+    Nothing is kept between calls, as a pass over the images visits each one once. Every method may be called from any
+    thread.
     """
 
     def __init__(self, sizes: np.ndarray, decode: Callable[[int], ImagePool], device: torch.device | str = "cpu"):

@@ -56,8 +56,9 @@ class Header:
 
 
 def file_and_page(path: Path) -> tuple[Path, int | None]:
-    """The file that an image is in, and its page, from 1, in a TIFF stack: cells.tif/cells_page0003.tif is page 3 of
-    cells.tif.
+    """The file that an image is in, and its page in a TIFF stack, from 1.
+
+    cells.tif/cells_page0003.tif is page 3 of cells.tif.
     """
     stack = Path(path).parent
     page = re.fullmatch(rf"{re.escape(stack.stem)}_page(\d+)\.tif", Path(path).name, re.DOTALL)
@@ -83,9 +84,10 @@ def read_image(
     """The image (H,W,C): uint8 for 8-bit files where white_level is None, else float32 with white at 1.0.
 
     mode: None leaves the channels as stored, "gray" converts to luma (ITU-R 601), "color" repeats a gray image.
-    white_level: the file value that becomes 1.0; None: 255 or 65535 by the file's depth, 1.0 for float files. Raises
-    UsageError for files that are missing, unreadable, damaged, larger than max_pixels, transparent, not finite, or of
-    another kind.
+    white_level: the file value that becomes 1.0; None: 255 or 65535 by the file's depth, 1.0 for float files.
+
+    Raises UsageError for files that are missing, unreadable, damaged, larger than max_pixels, transparent, not finite,
+    or of another kind.
     """
     with reading(path) as file:
         image = decode_tiff(path, file, max_pixels) if is_tiff(file) else decode_other(path, file, max_pixels)
@@ -126,11 +128,12 @@ def brightest(image: np.ndarray) -> float:
 
 
 def write_image(path: Path, image: np.ndarray, bits: int = 8, like: Path | None = None) -> None:
-    """Writes (H,W,C), uint8 or float 0..1, as PNG or TIFF by the suffix; atomically. RunError where the disk refuses
-    or a value is not finite.
+    """Writes (H,W,C), uint8 or float 0..1, as PNG or TIFF by the suffix, atomically.
 
-    bits: 8 or 16: floats are clipped to 0..1 and rounded; 32, TIFF only: float32 as it is. like: a TIFF file whose
-    pixel sizes another one takes over.
+    bits: 8 or 16: floats are clipped to 0..1 and rounded; 32, TIFF only: float32 as it is.
+    like: a TIFF file whose pixel sizes another one takes over.
+
+    Raises RunError where the disk refuses or a value is not finite.
     """
     path = Path(path)
     tiff = path.suffix.lower() in TIFF_SUFFIXES
@@ -164,9 +167,11 @@ def write_image(path: Path, image: np.ndarray, bits: int = 8, like: Path | None 
 
 
 def calibration(path: Path, pixels: np.ndarray, pages: int = 1) -> dict:
-    """Options of tifffile.imwrite that give `pages` arrays like `pixels` the resolution of a TIFF file, and where
-    that is ImageJ's or OME's and can be, its form with its axes and what it says of pixel sizes, channels and
-    moments. Empty for a file that is no TIFF, whatever its name says, or whose tags make no sense.
+    """Options of tifffile.imwrite that give `pages` arrays like `pixels` the resolution of a TIFF file.
+
+    Where the file is ImageJ's or OME's and the form can be kept, so is the form, with its axes and what it says of
+    pixel sizes, channels and moments. The options are empty for a file that is no TIFF, whatever its name says, or
+    whose tags make no sense.
     """
     with open_file(path) as file:
         if not is_tiff(file):
@@ -271,8 +276,9 @@ def is_tiff(file: BinaryIO) -> bool:
 
 
 def without_alpha(path: Path, pixels: np.ndarray) -> np.ndarray:
-    """(H,W,1..4) -> (H,W,1) or (H,W,3). An alpha channel is dropped where it is opaque everywhere; UsageError
-    elsewhere.
+    """(H,W,1..4) -> (H,W,1) or (H,W,3).
+
+    An alpha channel is dropped where it is opaque everywhere. UsageError elsewhere.
     """
     if pixels.shape[2] in (1, 3):
         return pixels
@@ -300,8 +306,9 @@ def from_pillow(image: Image.Image, channels: int) -> np.ndarray:
 
 
 def from_opencv(file: BinaryIO, page: int = 0) -> np.ndarray:
-    """OpenCV's decoding as (H,W,C) in RGB order, for the deep formats that neither Pillow nor tifffile decodes. page:
-    of a TIFF, from 0.
+    """OpenCV's decoding as (H,W,C) in RGB order.
+
+    It is for the deep formats that neither Pillow nor tifffile decodes. page: of a TIFF, from 0.
     """
     file.seek(0)
     _, pages = cv2.imdecodemulti(np.frombuffer(file.read(), np.uint8), cv2.IMREAD_UNCHANGED, range=(page, page + 1))
@@ -386,8 +393,9 @@ def decode_other(path: Path, file: BinaryIO, max_pixels: int) -> np.ndarray:
 
 
 def tiff_page(path: Path, tiff: tifffile.TiffFile, max_pixels: int) -> tuple[tifffile.TiffPage, Header]:
-    """The page that the path names, or the only picture of the file, checked to be whole and of a kind that
-    decode_tiff knows.
+    """The page that the path names, or the only picture of the file.
+
+    It is checked to be whole and of a kind that decode_tiff knows.
     """
     number = file_and_page(path)[1]
     if number is not None and not 0 < number <= len(tiff.pages):
@@ -449,8 +457,9 @@ def tiff_page(path: Path, tiff: tifffile.TiffFile, max_pixels: int) -> tuple[tif
 
 
 def check_strips(path: Path, file: BinaryIO, page: tifffile.TiffPage) -> None:
-    """Refuses deflated strips or tiles that hold more than their pixels: tifffile would unpack the whole of a few
-    bytes that stand for gigabytes.
+    """Refuses deflated strips or tiles that hold more than their pixels.
+
+    tifffile would unpack the whole of a few bytes that stand for gigabytes.
     """
     if page.compression not in (COMPRESSION.ADOBE_DEFLATE, COMPRESSION.DEFLATE):
         return
@@ -462,8 +471,10 @@ def check_strips(path: Path, file: BinaryIO, page: tifffile.TiffPage) -> None:
 
 
 def decode_tiff(path: Path, file: BinaryIO, max_pixels: int) -> np.ndarray:
-    """tifffile decodes what it can alone, libtiff in Pillow (8 bits) or OpenCV (more) the other compressions and
-    colour spaces.
+    """Decodes a TIFF page.
+
+    tifffile decodes what it can alone. libtiff decodes the other compressions and colour spaces, in Pillow (8 bits) or
+    OpenCV (more).
     """
     with tifffile.TiffFile(file) as tiff:
         page, header = tiff_page(path, tiff, max_pixels)

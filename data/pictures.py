@@ -42,12 +42,16 @@ def save_pictures(
     std: np.ndarray | None = None,
     level: np.ndarray | None = None,
 ) -> None:
-    """Writes the results of one image under its name. images: the noisy one, then each result (H,W,C) by its method.
+    """Writes the results of one image under its name.
 
-    NAME_denoised: the last result alone, with the input's format, depth and units.
-    NAME_all.png: everything side by side.
-    NAME_std.png: the posterior's standard deviation, white at 25 (of 255). NAME_level.png: the estimated noise level,
-    white at 100. Of a page of a stack the last result alone is written.
+    images: the noisy one, then each result (H,W,C) by its method.
+
+        NAME_denoised   the last result alone, with the input's format, depth and units
+        NAME_all.png    everything side by side
+        NAME_std.png    the posterior's standard deviation, white at 25 (of 255)
+        NAME_level.png  the estimated noise level, white at 100
+
+    Of a page of a stack the last result alone is written.
     """
     if len(images) > 1:
         tiff = source.path.suffix.lower() in TIFF_SUFFIXES

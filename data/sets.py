@@ -25,8 +25,12 @@ SKIMAGE_SETS = {"skimage_train": SKIMAGE_TRAIN, "skimage_test": SKIMAGE_TEST}
 
 @dataclass(frozen=True)
 class NamedSet:
-    """folder: under the data root. pattern: which of its files. get: what to put there. download:
-    scripts/download_data.py fetches it.
+    """A set of images that has a name.
+
+    folder: under the data root.
+    pattern: which of its files.
+    get: what to put there.
+    download: scripts/download_data.py fetches it.
     """
 
     folder: str
@@ -52,19 +56,23 @@ SETS = {
     "polyu_clean": NamedSet("polyu", "the clean crops of the PolyU data set", "*mean.*", download=True),
 }
 
-# Trained on, they would measure nothing. Not the real noisy pictures of cc15 and polyu, which the method may learn
-# from.
+# Trained on, they would measure nothing. The real noisy pictures of cc15 and polyu are not among them: the method may
+# learn from those.
 TEST_SETS = frozenset({"bsd68", "cbsd68", "set12", "kodak24", "mcmaster", "skimage_test"})
 
 
 def find_images(specs: str | Path | list, data_root: Path | None = None, what: str = "--data") -> list[Path]:
-    """The images that the specs name, each file once, in order; a TIFF stack gives one for each of its pages
-    (data/stacks.py).
+    """The images that the specs name, each file once, in order.
 
-    A spec is a named set (the keys of SETS, found under data_root, else $DBSN_DATA, else datasets/ beside the code;
-    skimage_train and skimage_test need no root), a file, a folder (its images by name; hidden files and other
-    suffixes are left out), or a glob pattern. what: the flag, for messages. Raises UsageError for a spec that names
-    nothing.
+    A TIFF stack gives one for each of its pages (data/stacks.py). A spec is one of these:
+
+    - a named set (the keys of SETS), found under data_root, else $DBSN_DATA, else datasets/ beside the code;
+      skimage_train and skimage_test need no root
+    - a file
+    - a folder: its images by name; hidden files and other suffixes are left out
+    - a glob pattern
+
+    what: the flag, for messages. Raises UsageError for a spec that names nothing.
     """
     files: dict[str, Path] = {}
     for spec in [specs] if isinstance(specs, str | Path) else specs:

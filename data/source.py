@@ -50,8 +50,9 @@ class CropSource:
         return self.pool.crops(where, self.patch)
 
     def share_waited(self) -> float:
-        """The share, 0..1, of the time since the last call that crops() has taken: what the training has waited for
-        data.
+        """The share, 0..1, of the time since the last call that crops() has taken.
+
+        It is what the training has waited for data.
         """
         now = time.perf_counter()
         share = self.waited / (now - self.since)
@@ -107,8 +108,10 @@ def thread_count(sizes: np.ndarray, processes: int) -> int:
 
 
 def crop_source(pool: ImagePool | DiskPool, patch: int, seed: int, stride: int, processes: int = 1) -> CropSource:
-    """The source that fits the pool. stride: from the sample indices of one step to those of the next. processes: how
-    many share this machine.
+    """The source that fits the pool.
+
+    stride: from the sample indices of one step to those of the next.
+    processes: how many share this machine.
     """
     return (
         DiskSource(pool, patch, seed, stride, processes)

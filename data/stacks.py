@@ -34,10 +34,12 @@ def images_of(file: Path) -> list[Path]:
 
 
 def write_stack(path: Path, pages: list[Path], like: Path) -> None:
-    """Puts TIFF files of one page together in one, in order; atomically. RunError where the disk refuses.
+    """Puts TIFF files of one page together in one, in order, atomically.
 
     like: the stack whose pages they are made from, and its pixel sizes. Where it is ImageJ's or OME's, so is the
     result, with its sections, channels and moments.
+
+    Raises RunError where the disk refuses.
     """
     arrays = (tifffile.imread(page) for page in pages)
     first = tifffile.imread(pages[0])

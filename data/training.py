@@ -1,5 +1,6 @@
-"""The images of a training run: found and checked, decoded once or left on disk, split and, in a synthetic study,
-made noisy.
+"""The images of a training run are found, checked and split.
+
+They are decoded once or left on disk. In a synthetic study they are made noisy.
 """
 
 from __future__ import annotations
@@ -52,8 +53,10 @@ class Images:
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """Images left on disk: their files and headers, and how read_image is to decode them. what, white_flag: their
-    name in messages, and the flag that gives their white level.
+    """Images left on disk: their files and headers, and how read_image is to decode them.
+
+    what: their name in messages.
+    white_flag: the flag that gives their white level.
     """
 
     files: list[Path]
@@ -85,8 +88,9 @@ class ImageFiles:
         return values * ((1 if self.as_bytes else 4) + 4 * float_copies)
 
     def read(self, k: int) -> np.ndarray:
-        """Image k as read_image gives it. Raises UsageError where it cannot be decoded, or is not what its header has
-        said.
+        """Image k as read_image gives it.
+
+        Raises UsageError where it cannot be decoded, or is not what its header has said.
         """
         array, header = read_image(self.files[k], self.mode, self.white_level), self.headers[k]
         if array.shape[:2] != (header.height, header.width) or (array.dtype == np.uint8) != (
@@ -127,9 +131,12 @@ def look_at(
     what: str = "images",
     white_flag: str = "--white-level",
 ) -> ImageFiles:
-    """The images of the files as "gray" or "color", by their headers alone. white_level: file value that becomes 1.0
-    (None: 255, 65535, or 1.0 for float files). smallest: least side in pixels. Raises UsageError naming the files
-    that are no images, by their headers, or too small.
+    """The images of the files as "gray" or "color", by their headers alone.
+
+    white_level: file value that becomes 1.0 (None: 255, 65535, or 1.0 for float files).
+    smallest: least side in pixels.
+
+    Raises UsageError naming the files that are no images, by their headers, or too small.
     """
     headers, bad = [], []
     for file in tqdm(files, desc=f"looking at {what}", leave=False, disable=None):
@@ -156,8 +163,9 @@ def look_at(
 
 
 def note_conversion(images: ImageFiles) -> None:
-    """One line where images are not as their own files have them: gray ones in a colour model, or colour ones in a
-    gray one.
+    """One line where images are not as their own files have them.
+
+    Gray ones may be in a colour model, or colour ones in a gray one.
     """
     others = sum(header.channels != (1 if images.mode == "gray" else 3) for header in images.headers)
     if others:
@@ -168,8 +176,9 @@ def note_conversion(images: ImageFiles) -> None:
 
 
 def in_memory(choice: str, needed: int, device: torch.device, world: World) -> bool:
-    """Whether images are to be decoded once. choice: --images; "auto" decides by the `needed` bytes, for all
-    processes alike.
+    """Whether images are to be decoded once.
+
+    choice: --images; "auto" decides by the `needed` bytes, for all processes alike.
     """
     if choice != "auto":
         return choice == "memory"
@@ -185,12 +194,16 @@ def in_memory(choice: str, needed: int, device: torch.device, world: World) -> b
 
 
 def digest(images: Images | ImageFiles, recorded: str | None = None) -> str:
-    """What a run records of its images and refuses others by: the same images in the same order. recorded: the digest
-    that the run began with, whose kind is kept.
+    """The digest that a run records of its images.
 
-    In memory: SHA-256 over shapes and pixels. On disk "files:" and that over names, sizes in bytes and sizes in
-    pixels, since decoding a large set takes long; it does not tell a file from one of the same sizes that has been
-    put in its place. A run that began in memory and goes on from disk has its images decoded once, to compare them.
+    It refuses others by it: the images have to be the same, in the same order.
+
+    In memory it is SHA-256 over shapes and pixels. On disk it is "files:" and SHA-256 over names, sizes in bytes and
+    sizes in pixels, since decoding a large set takes long. That does not tell a file from one of the same sizes that
+    has been put in its place. A run that began in memory and goes on from disk has its images decoded once, to compare
+    them.
+
+    recorded: the digest that the run began with, whose kind is kept.
     """
     total = hashlib.sha256()
     if str(recorded).startswith("files:") if recorded else isinstance(images, ImageFiles):
@@ -206,8 +219,9 @@ def digest(images: Images | ImageFiles, recorded: str | None = None) -> str:
 
 
 def warn_of_test_images(specs: list[str], files: list[Path]) -> None:
-    """One line for each test set that is trained on: by its name, and BSD68 also by the names of its photographs in
-    BSDS500.
+    """One line for each test set that is trained on.
+
+    A set is found by its name, BSD68 also by the names of its photographs in BSDS500.
     """
     for name in sorted(TEST_SETS.intersection(specs)):
         tqdm.write(f"warning: {name} is a test set; results on what was trained on will mean nothing")
@@ -222,8 +236,9 @@ def warn_of_test_images(specs: list[str], files: list[Path]) -> None:
 def hold_out(
     images: Images | ImageFiles, share: float, seed: int
 ) -> tuple[Images, Images] | tuple[ImageFiles, ImageFiles]:
-    """Splits off `share` of the images, at least one of eight or more, for the held-out likelihood; fewer than eight
-    are all trained on.
+    """Splits off `share` of the images for the held-out likelihood.
+
+    At least one of eight or more is split off. Fewer than eight are all trained on.
     """
     count = 0 if len(images) < 8 or share == 0 else max(1, round(share * len(images)))
     order = permutation(len(images), seed, HELD_OUT)
@@ -233,10 +248,11 @@ def hold_out(
 def add_noise_once(
     pool: ImagePool | DiskPool, noise: NoiseModel, seed: int, stream: int = NOISE
 ) -> ImagePool | DiskPool:
-    """The pool with each image's noise drawn once, a function of (seed, image); drawn on the CPU, so that every
-    device sees the same.
+    """The pool with each image's noise drawn once, a function of (seed, image).
 
-    From disk the same draw is made again, over the whole image, at every visit: a fixed draw costs memory there or
+    It is drawn on the CPU, so that every device sees the same.
+
+    From disk the same draw is made again, over the whole image, at every visit. A fixed draw costs memory there or
     time, and it is memory that is short.
     """
     return pool.map(lambda k, x: noise.add(x.cpu(), [generator("cpu", seed, stream, k)]).to(x.device))
@@ -245,8 +261,8 @@ def add_noise_once(
 def disjoint(clean: list[Path], noisy: list[Path], seed: int, flag: str) -> tuple[list[Path], list[Path]]:
     """Clean and noisy files of stage 2 that share no picture, by file content.
 
-    What only one of the two names stays with it; what both name goes to one of them, half each, seeded. UsageError
-    where that leaves one empty.
+    What only one of the two names stays with it. What both name goes to one of them, half each, seeded. Raises
+    UsageError where that leaves one empty.
     """
     contents = {
         file: content_hash(file) for file in tqdm({*clean, *noisy}, desc="comparing files", leave=False, disable=None)

@@ -36,9 +36,10 @@ KINDS = {"stage1": BlindSpotDenoiser, "stage2": MWCNN}
 
 
 def resolve_checkpoint(name: str | Path, checkpoints_dir: str | Path = "checkpoints") -> Path:
-    """A checkpoint file from its path, the name of its run in checkpoints_dir, or the name of released weights, there
-    or in the project's own folder. UsageError that lists what was looked for, or where a run has the name of released
-    weights.
+    """A checkpoint file from its path, or from a name.
+
+    A name is that of its run in checkpoints_dir, or that of released weights, there or in the project's own folder.
+    Raises a UsageError that lists what was looked for, or where a run has the name of released weights.
     """
     given, root = Path(name), Path(checkpoints_dir)
     run = root / given / "last.safetensors"
@@ -61,12 +62,13 @@ def resolve_checkpoint(name: str | Path, checkpoints_dir: str | Path = "checkpoi
 def load_model(
     name: str | Path, device: str | torch.device = "cpu", checkpoints_dir: str | Path = "checkpoints"
 ) -> BlindSpotDenoiser | MWCNN:
-    """The model of a checkpoint of either stage, ready for inference, with the checkpoint's values as `model.values`,
-    its file as `model.file` and the given name as `model.name`.
+    """The model of a checkpoint of either stage, ready for inference.
 
-    A stage-1 model maps noisy images (N,C,H,W), float32, 0..1, to a Prediction; a stage-2 model to denoised images.
-    Nothing in the file is executed. Raises UsageError where the file is missing, damaged, or not one of this
-    project's model checkpoints.
+    It has the checkpoint's values as `model.values`, its file as `model.file` and the given name as `model.name`.
+
+    A stage-1 model maps noisy images (N,C,H,W), float32, 0..1, to a Prediction, a stage-2 model to denoised images.
+    Nothing in the file is executed. Raises UsageError where the file is missing, damaged, or not one of this project's
+    model checkpoints.
     """
     file = resolve_checkpoint(name, checkpoints_dir)
     checkpoint = load_checkpoint(file, kind=tuple(KINDS))

@@ -32,8 +32,9 @@ PATHS = ("auto", "plain", "fused", "phases")
 
 
 class PhaseGrid:
-    """Splits images into their d x d interleaved sub-images (phases), on which a convolution of dilation d is a dense
-    one.
+    """Splits images into their d x d interleaved sub-images (phases).
+
+    On these a convolution of dilation d is a dense one.
 
     Phase (p, q) holds the pixels (p + d i, q + d j). Where d does not divide the size, the last row or column of some
     phases lies outside the image. Dilated zero padding means that those pixels read as zero, so they are set to zero
@@ -69,11 +70,13 @@ class PhaseGrid:
 class MDCBlock(nn.Module):
     """Multi-dilated convolution block, (N,F,H,W) -> (N,F,H,W).
 
-    Three paths from the input, each opened by a 1x1 convolution: a wide dilated one, a narrow dilated one and nothing
-    more. They are merged and added to the input, then two 1x1 convolutions follow. form: "release" draws the wide
-    path as one 5x5 kernel (the authors' code), "paper" as two 3x3 (the paper's drawing); "residual" is the release's
-    with the block input added again at the end, after a convolution without ReLU whose weights start a tenth as
-    large, so that a deep stack starts near the identity.
+    Three paths start at the input, each opened by a 1x1 convolution: a wide dilated one, a narrow dilated one and
+    nothing more. They are merged and added to the input, then two 1x1 convolutions follow. There are three forms:
+
+    - release   the wide path is one 5x5 kernel (the authors' code)
+    - paper     the wide path is two 3x3 kernels (the paper's drawing)
+    - residual  the release's, with the block input added again at the end, after a convolution without ReLU whose
+      weights start a tenth as large, so that a deep stack starts near the identity
     """
 
     def __init__(self, width: int, dilation: int, form: str):
@@ -104,8 +107,9 @@ class MDCBlock(nn.Module):
 
 
 class Branch(nn.Module):
-    """Blind-spot branch, (N,F,H,W) -> (N,F,H,W): masked k x k, two 1x1, `blocks` MDC blocks of dilation (k + 1) / 2,
-    one 1x1.
+    """Blind-spot branch, (N,F,H,W) -> (N,F,H,W).
+
+    It is masked k x k, two 1x1, `blocks` MDC blocks of dilation (k + 1) / 2, one 1x1.
     """
 
     def __init__(self, width: int, blocks: int, kernel_size: int, mdc: str):
@@ -129,7 +133,11 @@ class Branch(nn.Module):
 class DBSN(nn.Module):
     """The two branches, their joint features, and mu.
 
-    channels: 1 or 3. width: F, 96 in the paper. blocks: MDC blocks of each branch, 8 in the paper. mdc: see MDCBlock.
+    channels: 1 or 3.
+    width: F, 96 in the paper.
+    blocks: MDC blocks of each branch, 8 in the paper.
+    mdc: see MDCBlock.
+
     With those defaults a gray network has 6,612,289 parameters as "release" and 5,581,633 as "paper".
     """
 
@@ -143,8 +151,9 @@ class DBSN(nn.Module):
         self.receptive_radius = max(b.dilation - 1 + 2 * b.dilation * blocks for b in self.branches)
 
     def forward(self, y: Tensor, path: str = "auto") -> tuple[Tensor, Tensor]:
-        """y (N,C,H,W), 0..1, float32 or bfloat16 -> mu (N,C,H,W) float32 and features (N,F,H,W) in y's dtype. Both
-        are blind: pixel i of either does not depend on y[i].
+        """Gives mu (N,C,H,W) float32 and features (N,F,H,W) in y's dtype.
+
+        y: (N,C,H,W), 0..1, float32 or bfloat16. Both results are blind: pixel i of either does not depend on y[i].
         """
         if path == "auto":
             path = "phases" if y.device.type == "cuda" else "fused"

@@ -27,9 +27,8 @@ class Prediction:
     """What stage 1 says of images y (N,C,H,W).
 
     mu: mean of the clean pixel given the pixels around it, (N,C,H,W), 0..1.
-    v: what the covariance head gives, blind as mu is. Where head is "total": V = Sigma_mu + Sigma_n, the covariance
-    of the
-        noisy pixel given the pixels around it. Where head is "mu": Sigma_mu.
+    v: what the covariance head gives, blind as mu is. Where head is "total": V = Sigma_mu + Sigma_n, the covariance of
+    the noisy pixel given the pixels around it. Where head is "mu": Sigma_mu.
     estimate: computes Sigma_n. It is called when cov_n is first asked for.
     """
 
@@ -55,8 +54,9 @@ class Prediction:
 
 
 def posterior(y: Tensor, p: Prediction) -> Posterior:
-    """Mean and covariance of the clean image given the whole noisy one (Bayes' rule, as in the paper's stage 1); y
-    (N,C,H,W), 0..1.
+    """Mean and covariance of the clean image given the whole noisy one.
+
+    This is Bayes' rule, as in the paper's stage 1. y: (N,C,H,W), 0..1.
     """
     return gaussian.posterior(y, p.mu, p.cov_mu, p.cov_n)
 
@@ -67,24 +67,31 @@ def posterior_mean(y: Tensor, p: Prediction) -> Tensor:
 
 
 def noise_level(cov_n: Covariance) -> Tensor:
-    """Standard deviation of the noise, root mean square over channels: (N,1,H,W), H = W = 1 where it is image-wide;
-    0..1 units.
+    """Standard deviation of the noise, root mean square over channels, in 0..1 units.
+
+    It is (N,1,H,W), H = W = 1 where it is image-wide.
     """
     return cov_n.variance.mean(1, keepdim=True).sqrt()
 
 
 def synthesise(x: Tensor, cov_n: Covariance, z: Tensor, scale: Tensor) -> Tensor:
-    """Noisy images x + n, n ~ N(0, s^2 Sigma_n), of clean ones x (N,C,H,W): the pairs of the paper's knowledge
-    distillation.
+    """Noisy images x + n, n ~ N(0, s^2 Sigma_n), of clean ones x (N,C,H,W).
 
-    z: standard normal, (N,C,H,W). scale: s, (N,), the jitter of the level around what was estimated.
+    These are the pairs of the paper's knowledge distillation.
+
+    z: standard normal, (N,C,H,W).
+    scale: s, (N,), the jitter of the level around what was estimated.
     """
     return x + scale.view(-1, 1, 1, 1) * cov_n.sample(z)
 
 
 class BlindSpotDenoiser(nn.Module):
-    """channels: 1 gray or 3 colour. noise: a name in models.noise.NOISES. width, blocks, mdc: see DBSN. head: see
-    Prediction.
+    """The model of stage 1: D-BSN, its covariance head and the noise estimator.
+
+    channels: 1 gray or 3 colour.
+    noise: a name in models.noise.NOISES.
+    width, blocks, mdc: see DBSN.
+    head: see Prediction.
     estimator: "cnn", the paper's CNN_est, or "residual", which is not trained and needs head "total".
 
     Attributes to set freely: `path` (see dbsn.py) and `dtype`, float32 or bfloat16, in which D-BSN is computed. The
@@ -127,8 +134,9 @@ class BlindSpotDenoiser(nn.Module):
         return Prediction(mu, v, self.head, lambda: self.noise_estimator.covariance(self.theta(y, seen, v), seen))
 
     def context(self, y: Tensor) -> tuple[Tensor, Covariance]:
-        """What the pixels around each pixel say of it: mu (N,C,H,W) and the head's covariance, float32. y as in
-        forward.
+        """What the pixels around each pixel say of it: mu (N,C,H,W) and the head's covariance, float32.
+
+        y as in forward.
         """
         mu, features = self.dbsn(y.to(self.dtype), self.path)
         return mu, lower_factor(self.cov_head(features), self.channels, shift=3)

@@ -117,8 +117,8 @@ class MWCNN(nn.Module):
         for module in self.modules():
             if isinstance(module, Conv2d):
                 nn.init.orthogonal_(module.weight)
-        # what is added to a skip connection starts small, so that the network starts near the identity: it learns
-        # faster (docs/recipes.md)
+        # What is added to a skip connection starts small, so that the network starts near the identity. It learns
+        # faster so (docs/recipes.md).
         with torch.no_grad():
             for convolution in (self.up3[-1], self.up2[-1], self.last):
                 convolution.weight *= 0.1

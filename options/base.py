@@ -16,8 +16,8 @@ from pathlib import Path
 from models.noise import NOISES, Level, NoiseModel
 from options.recipes import RECIPES, arguments
 
-# Options that do not count. A run that goes on compares its options with those it began with, all but MAY_CHANGE; a
-# result tells all but NO_FACTS.
+# Options that do not count. A run that goes on compares its options with those it began with, all but MAY_CHANGE.
+# A result tells all but NO_FACTS.
 # where a run works and how long: not what comes out of it
 WHERE = frozenset("name checkpoints_dir device data_root max_minutes save_every".split())
 # another name may mean the same: what it stands for is compared instead
@@ -46,8 +46,9 @@ class Formatter(argparse.ArgumentDefaultsHelpFormatter):
 
 
 def number(kind: type, low: float | None = None, high: float | None = None, above: float | None = None):
-    """An argparse type: a finite int or float within bounds, which the error names. Integers are below 2^31 in any
-    case.
+    """An argparse type: a finite int or float within bounds.
+
+    The error names the bounds. Integers are below 2^31 in any case.
     """
     high = 2**31 - 1 if kind is int and high is None else high
 
@@ -158,8 +159,9 @@ class BaseOptions:
         return opt
 
     def recipe(self, argv: list[str]) -> list[str]:
-        """The command line that a --recipe in argv stands for. It goes first, so that what argv says itself overrides
-        it.
+        """The command line that a --recipe in argv stands for.
+
+        It goes first, so that what argv says itself overrides it.
         """
         if self.stage is None:
             return []
@@ -171,14 +173,14 @@ class BaseOptions:
         return arguments(found.recipe, self.stage, found.noisy is not None, found.optimizer) if found.recipe else []
 
     def defaults(self) -> dict:
-        """What an option counts as that a run's record lacks, because an older version wrote it. So the default of an
-        option that some version lacks must stay; every version recorded those of the networks' sizes, steps, crops
-        and warm-up, whose defaults did change.
+        """The values that options count as where a run's record lacks them.
+
+        An older version wrote such a record. So the default of an option that some version lacks must stay. Every
+        version recorded the sizes of the networks, the steps, the crops and the warm-up, whose defaults did change.
         """
         return {a.dest: a.default for a in self.parser._actions if a.dest != "help"}
 
-    # ------------------------------------------------------------------------------------------------- flags that
-    # scripts share
+    # ------------------------------------------------------------------------------------- flags that scripts share
 
     def add_noise(self, required: bool) -> None:
         noise = self.parser.add_argument_group("noise", "levels in units of 0..255; two values are a range")
@@ -202,8 +204,9 @@ class BaseOptions:
         )
 
     def refuse(self, opt: argparse.Namespace, names: str, why: str) -> None:
-        """Ends with an error where one of the options, named in one string, was given. Their defaults have to be
-        None.
+        """Ends with an error where one of the options was given.
+
+        They are named in one string. Their defaults have to be None.
         """
         for name in names.split():
             if getattr(opt, name) is not None:

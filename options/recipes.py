@@ -1,5 +1,7 @@
-"""Presets for --recipe: one for each row of the paper's tables, and for blind ranges of levels, in three flavours.
-Why they are as they are: docs/recipes.md.
+"""Presets for --recipe, in three flavours.
+
+There is one for each row of the paper's tables, and for blind ranges of levels. docs/recipes.md says why they are as
+they are.
 
 A recipe is a value for each flag it sets, for either stage. Flags on the command line override it.
 """
@@ -22,8 +24,8 @@ LEVELS = {
 
 PAPER = ("awgn15", "awgn25", "awgn50", "hg", "mg")  # the rows of its tables: its noise estimator learns one level
 
-# what the flavours share, except where one says otherwise: sizes of the networks and crops, fresh noise, the make-up
-# of stage 2's batches
+# What the flavours share, except where one says otherwise: sizes of the networks and crops, fresh noise, the make-up
+# of stage 2's batches.
 COMMON = {
     "stage1": dict(noise_draw="fresh", width=96, blocks=8, patch_size=96),
     "stage2": dict(
@@ -38,8 +40,7 @@ COMMON = {
 }
 
 FLAVOURS = {
-    # the authors' schedule and images: 100 epochs of 50,000, of which 30 are for mu alone and 10 for the covariances
-    # alone
+    # The authors' schedule and images: 100 epochs of 50,000. Of these 30 are for mu alone and 10 for the covariances.
     "paper": {
         "stage1": dict(
             clean=["imagenet_val"],
@@ -121,8 +122,8 @@ FLAVOURS = {
     },
 }
 
-# how long each released model was trained, and what it started from; of an AWGN model in two parts, this is the first
-# one, and its card has the second
+# How long each released model was trained, and what it started from. Stage 1 of an AWGN model was trained in two
+# parts: this is the first one, and its card has the second.
 RELEASED = {
     "gray-awgn-blind": {
         "stage1": dict(steps=10_000, lr=4e-3, warmup=200),
@@ -178,9 +179,11 @@ DEFAULT = "gray-awgn-blind-small"  # the flags' defaults are this recipe's, imag
 
 
 def arguments(name: str, stage: str, really_noisy: bool = False, optimizer: str | None = None) -> list[str]:
-    """A recipe as a command line. really_noisy: --noisy images are given, so all that is for making clean ones noisy
-    is left out. optimizer: the one that is given; the learning rate of another is left out. A paper recipe takes
-    Muon's from the fast one, whose networks are of the same size.
+    """Gives a recipe as a command line.
+
+    really_noisy: --noisy images are given, so all that is for making clean ones noisy is left out.
+    optimizer: the one that is given. The learning rate of another is left out. A paper recipe takes Muon's from the
+    fast one, whose networks are of the same size.
     """
     values = dict(RECIPES[name][stage])
     if optimizer not in (None, values["optimizer"]):

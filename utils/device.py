@@ -25,8 +25,8 @@ def choose_device(name: str, local_rank: int = 0, deterministic: bool = False) -
         if deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
             torch.use_deterministic_algorithms(True)
-        # convolutions that stay float32 (last layers) may round their inputs to TF32's 10 bits, as the rest does to
-        # bfloat16's 7
+        # Convolutions that stay float32 (last layers) may round their inputs to TF32's 10 bits. The others round to
+        # bfloat16's 7.
         torch.backends.cudnn.allow_tf32 = True
         torch.backends.cudnn.benchmark = False  # the algorithm must not depend on a timing: same seed, same bits
     return device
@@ -68,8 +68,8 @@ def host_memory() -> int:
         available = 1024 * int(fields["MemAvailable"].split()[0])
     except (OSError, ValueError, LookupError):  # not Linux
         available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    # control groups of version 2 and 1: absent or a huge number where there is no limit; what files occupy of the
-    # usage can be taken back
+    # Control groups of version 2 and 1: absent or a huge number where there is no limit. What files occupy of the
+    # usage can be taken back.
     for folder, limit, usage, files in (
         ("", "max", "current", "inactive_file"),
         ("memory", "limit_in_bytes", "usage_in_bytes", "total_inactive_file"),

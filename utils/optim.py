@@ -16,8 +16,8 @@ from torch.optim.adam import adam
 
 from utils.errors import UsageError
 
-# channels; a layer with fewer on either side holds an image (12 at most: four wavelet bands of three colours) or a
-# covariance
+# Channels. A layer with fewer on either side holds an image (12 at most: four wavelet bands of three colours) or a
+# covariance.
 HIDDEN_FROM = 16
 NUMBERS = {bool: torch.bool, int: torch.int64, float: torch.float64}  # how an optimizer's plain numbers are stored
 
@@ -99,8 +99,8 @@ class Muon(Optimizer):
                 if not self.state[p]:
                     self.state[p] = {"momentum": torch.zeros_like(p)}
                 average = self.state[p]["momentum"].lerp_(p.grad, 1 - group["momentum"])
-                # Nesterov's look ahead; input channels last, as convolutions keep their weights: the order of columns
-                # does not matter
+                # Nesterov's look ahead. Input channels come last, as convolutions keep their weights: the order of
+                # columns does not matter.
                 steps.append(p.grad.lerp(average, group["momentum"]).movedim(1, -1).flatten(1))
             scale = -group["lr"] * 0.2 * max(rows, columns) ** 0.5
             for p, step in zip(members, orthogonalise(torch.stack(steps))):

@@ -95,8 +95,7 @@ class NoiseModel:
         """Sigma_n from CNN_est's output, or from its mean over the image."""
         return Diagonal(positive(raw, CNN_SHIFT).square().expand(-1, channels, -1, -1))
 
-    # ----------------------------------------------------------------------- noise that is read from an image's
-    # residual
+    # ------------------------------------------------------------------------- noise that is read from the residual
 
     @classmethod
     def read(cls, seen, gain: Tensor | float) -> Tensor:
