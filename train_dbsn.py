@@ -54,8 +54,9 @@ HELD_OUT_CROPS = 32
 
 
 def objective(p: Prediction, y: Tensor, phase: str, loss: str, quantile: float) -> dict[str, Tensor]:
-    """The terms whose sum is minimised, each a mean over pixels; y (N,C,H,W). What the losses do is compared in
-    docs/estimator.md.
+    """The terms whose sum is minimised, each a mean over pixels.
+
+    y: (N,C,H,W). What the losses do is compared in docs/estimator.md.
     """
     if phase == "mu":
         return {"l2": (p.mu - y).square().mean()}
@@ -167,8 +168,9 @@ def train_parts(model: BlindSpotDenoiser, phase: str) -> None:
 
 
 def starting_model(opt, channels: int) -> BlindSpotDenoiser:
-    """A model from scratch, or with the weights of --start-from, whose size then counts: D-BSN's, and of the heads
-    those that have the same meaning.
+    """A model from scratch, or with the weights of --start-from, whose size then counts.
+
+    The weights are D-BSN's, and of the heads those that have the same meaning.
     """
     size = dict(width=opt.width, blocks=opt.blocks, mdc=opt.mdc)
     source = load_model(opt.start_from, "cpu", opt.checkpoints_dir) if opt.start_from else None

@@ -207,9 +207,10 @@ def nll(y: Tensor, mu: Tensor, cov: Covariance) -> Tensor:
 def constrained_nll(y: Tensor, mu: Tensor, cov_mu: Covariance, cov_n: Covariance) -> Tensor:
     """The constrained negative log-likelihood, the paper's loss of stage 1, per pixel, (N,1,H,W).
 
-    1/2 { (y-mu)^T (Sigma_mu + Sigma_n)^-1 (y-mu) + log |Sigma_n| + tr(Sigma_n^-1 Sigma_mu) }. Since log|A + B| <=
-    log|B| + tr(B^-1 A) it bounds the exact one from above (up to the constant, which is left out as in the paper),
-    and unlike it depends on how the sum is split.
+        1/2 { (y-mu)^T (Sigma_mu + Sigma_n)^-1 (y-mu) + log |Sigma_n| + tr(Sigma_n^-1 Sigma_mu) }
+
+    Since log|A + B| <= log|B| + tr(B^-1 A) it bounds the exact one from above (up to the constant, which is left out as
+    in the paper), and unlike it depends on how the sum is split.
     """
     quadratic = mahalanobis(y - mu, add(cov_mu, cov_n))
     return 0.5 * (quadratic + cov_n.log_det() + trace_ratio(cov_mu, cov_n))
@@ -229,8 +230,8 @@ def envelope_loss(cov_n: Covariance, cov_total: Covariance, quantile: float) -> 
     - one variance per channel and pixel (HG): the pinball loss on log V_cc - log sigma_c^2
     - one level for the image (AWGN): the same on log|V| / C, the mean log-variance over all directions
     - a full matrix for the image (MG): Sigma_n moves to the mean M of V over the pixels whose log|V| lies in the
-      lowest 2 * quantile, by the
-      log-det divergence 1/2 {tr(Sigma_n^-1 M) + log|Sigma_n|}, which is least at Sigma_n = M
+      lowest 2 * quantile, by the log-det divergence 1/2 {tr(Sigma_n^-1 M) + log|Sigma_n|}, which is least at
+      Sigma_n = M
     """
     v = cov_total.map(torch.Tensor.detach)
     if isinstance(cov_n, Full):
@@ -317,10 +318,10 @@ def excess(cov_total: Covariance, cov_n: Covariance) -> Covariance:
 
 
 def symmetric_eigen(a: Matrix, sweeps: int = 4) -> tuple[list[Tensor], Matrix]:
-    """Eigenvalues (C planes) and eigenvectors (columns, C x C planes) of symmetric matrices by cyclic Jacobi rotations.
+    """Eigenvalues (C planes) and eigenvectors (columns, C x C planes) of symmetric matrices.
 
-    Four sweeps bring 3 x 3 matrices to rounding level; unlike the closed trigonometric formula it stays accurate for
-    repeated eigenvalues.
+    They are found by cyclic Jacobi rotations. Four sweeps bring 3 x 3 matrices to rounding level. Unlike the closed
+    trigonometric formula this stays accurate for repeated eigenvalues.
     """
     n = len(a)
     a = [[a[i][j].clone() for j in range(n)] for i in range(n)]

@@ -1,5 +1,6 @@
-"""Denoising whole images of any size: in tiles where they are large, with the same result, and with the eightfold
-self-ensemble.
+"""Whole images of any size are denoised here.
+
+Large ones are taken in tiles, with the same result. The eightfold self-ensemble is here as well.
 """
 
 from __future__ import annotations
@@ -22,12 +23,15 @@ STRIP = 2**20  # pixels whose posterior is computed at once
 
 @dataclass(frozen=True)
 class Denoised:
-    """Images (N,C,H,W), float32, on the CPU. A stage-1 model fills all; a stage-2 model only `image`.
+    """The images that a model gives: (N,C,H,W), float32, on the CPU.
 
-    image: the denoised image: posterior mean or student's output. mu: what the surroundings alone say. std: standard
-    deviation of the posterior.
-    noise_level: standard deviation of the noise (N,1,H,W) or (N,1,1,1), 0..1 units. theta: what the noise estimator
-    found, (N,K,1,1).
+    A stage-1 model fills all; a stage-2 model only `image`.
+
+    image: the denoised image: posterior mean or student's output.
+    mu: what the surroundings alone say.
+    std: standard deviation of the posterior.
+    noise_level: standard deviation of the noise (N,1,H,W) or (N,1,1,1), 0..1 units.
+    theta: what the noise estimator found, (N,K,1,1).
     tiled: whether the images were too large to be taken whole.
     """
 
@@ -47,8 +51,10 @@ def denoise(
     self_ensemble: bool = False,
     progress: bool = False,
 ) -> Denoised:
-    """y: noisy images (N,C,H,W), float32, 0..1, on any device. tile: side of the tiles in pixels; None chooses one
-    where the images need it.
+    """Denoises images.
+
+    y: noisy images (N,C,H,W), float32, 0..1, on any device.
+    tile: side of the tiles in pixels; None chooses one where the images need it.
 
     The result does not depend on the tile (to rounding): tiles overlap by the network's receptive field, and a noise
     level that is one for the image is found over all of it first.
@@ -102,8 +108,9 @@ def run(model: BlindSpotDenoiser | MWCNN, y: Tensor, tile: int | None, progress:
 def in_tiles(
     f: Callable[[Tensor], tuple[Tensor, ...]], model, y: Tensor, tile: int, progress: bool
 ) -> tuple[Tensor, ...]:
-    """f applied tile by tile. Each tile is read with the receptive field around it, as far as the image goes, and
-    only its core is kept.
+    """Applies f tile by tile.
+
+    Each tile is read with the receptive field around it, as far as the image goes, and only its core is kept.
 
     Results are on the CPU, or on the model's device where one tile is all.
     """

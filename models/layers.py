@@ -14,8 +14,9 @@ from torch.nn import functional as F
 
 
 class Conv2d(nn.Conv2d):
-    """nn.Conv2d of stride 1 with optional ReLU, Kaiming-normal weights (fan_in) and zero bias; (N,in,H,W) ->
-    (N,out,H,W).
+    """nn.Conv2d of stride 1 with optional ReLU; (N,in,H,W) -> (N,out,H,W).
+
+    The weights are Kaiming-normal (fan_in), the biases zero.
     """
 
     def __init__(
@@ -32,8 +33,11 @@ class Conv2d(nn.Conv2d):
         return self.weight
 
     def forward(self, x: Tensor | list[Tensor], dense: bool = False) -> Tensor:
-        """x: a list stands for the concatenation of its tensors along the channels. dense: ignore the dilation,
-        because x holds the interleaved phases on which a dilated convolution is a dense one.
+        """Applies the convolution.
+
+        x: a list stands for the concatenation of its tensors along the channels.
+        dense: ignore the dilation, because x holds the interleaved phases on which a dilated convolution is a dense
+        one.
         """
         if isinstance(x, list):
             if self.kernel_size == (1, 1) and all(map(fusible, x)):
@@ -71,8 +75,9 @@ class PointwiseNet(nn.Module):
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor, padding: int, dilation: int, relu: bool) -> Tensor:
-    """relu(conv(x)) or conv(x): one fused CPU kernel for channels-last tensors, F.conv2d and an in-place ReLU
-    otherwise.
+    """Gives relu(conv(x)) or conv(x).
+
+    It is one fused CPU kernel for channels-last tensors, F.conv2d and an in-place ReLU otherwise.
     """
     if not relu:
         return F.conv2d(x, weight, bias, 1, padding, dilation)
@@ -118,8 +123,10 @@ class ConvReLU(torch.autograd.Function):
 
 
 class ConcatConv(torch.autograd.Function):
-    """1x1 convolution, with ReLU or without, of tensors that are never concatenated: oneDNN adds up what each
-    contributes. It saves writing and reading the concatenation, and in the backward pass taking its gradient apart.
+    """1x1 convolution, with ReLU or without, of tensors that are never concatenated.
+
+    oneDNN adds up what each contributes. It saves writing and reading the concatenation, and in the backward pass
+    taking its gradient apart.
     """
 
     GEOMETRY = ([0, 0], [1, 1], [1, 1], 1)  # padding, stride, dilation, groups

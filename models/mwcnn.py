@@ -1,5 +1,6 @@
-"""MWCNN, the student of stage 2: a U-Net whose poolings are Haar wavelet transforms (Liu et al., "Multi-level
-Wavelet-CNN for image restoration").
+"""MWCNN is the student of stage 2: a U-Net whose poolings are Haar wavelet transforms.
+
+Liu et al., "Multi-level Wavelet-CNN for image restoration".
 
 Shapes: N images, C channels, H x W pixels.
 """
@@ -17,8 +18,9 @@ MULTIPLE = 8  # three halvings
 
 
 class Haar(torch.autograd.Function):
-    """Orthonormal Haar transform, and with `inverse` its inverse. The one's gradient is the other, for the transform
-    is a rotation.
+    """Orthonormal Haar transform, and with `inverse` its inverse.
+
+    The one's gradient is the other, for the transform is a rotation.
     """
 
     @staticmethod
@@ -33,8 +35,9 @@ class Haar(torch.autograd.Function):
 
 
 def dwt(x: Tensor) -> Tensor:
-    """Orthonormal Haar transform, (N,C,H,W) -> (N,4C,H/2,W/2): bands LL, LH, HL, HH, each of C channels. H and W must
-    be even.
+    """Orthonormal Haar transform, (N,C,H,W) -> (N,4C,H/2,W/2).
+
+    The bands are LL, LH, HL, HH, each of C channels. H and W must be even.
     """
     return Haar.apply(x, False)
 
@@ -55,8 +58,9 @@ def to_bands(x: Tensor) -> Tensor:
 
 
 def from_bands(x: Tensor) -> Tensor:
-    """iwt without its gradient; the result lies in memory as x does (channels last or not), for the convolution after
-    it.
+    """iwt without its gradient.
+
+    The result lies in memory as x does (channels last or not), for the convolution after it.
     """
     ll, lh, hl, hh = (x / 2).chunk(4, dim=1)
     batch, channels, height, width = ll.shape
@@ -74,8 +78,9 @@ def from_bands(x: Tensor) -> Tensor:
 
 
 def pad_to_multiple(x: Tensor) -> Tensor:
-    """Images whose sides are made multiples of 8 at the bottom and right: by their mirror image, or their edge where
-    they are too small for one.
+    """Images whose sides are made multiples of 8 at the bottom and right.
+
+    Their mirror image is added, or their edge where they are too small for one.
     """
     height, width = x.shape[2:]
     bottom, right = -height % MULTIPLE, -width % MULTIPLE
@@ -91,8 +96,9 @@ def convolutions(sizes: list[int], relu_last: bool = True) -> nn.Sequential:
 
 
 class MWCNN(nn.Module):
-    """Three wavelet levels of `width`, 1.6 `width` and 1.6 `width` channels (160, 256 and 256 by default), four
-    convolutions down and four up at each.
+    """A U-Net of three wavelet levels, with four convolutions down and four up at each.
+
+    The levels have `width`, 1.6 `width` and 1.6 `width` channels (160, 256 and 256 by default).
 
     The noise is what the network predicts: the input's own wavelet bands are added to the last convolution's.
     `dtype`, float32 or bfloat16, is what the convolutions are computed in; free to set.

@@ -37,10 +37,12 @@ def describe_baseline(name: str) -> str:
 
 
 def denoise_classically(name: str, y: np.ndarray, sigma: float) -> np.ndarray:
-    """y (H,W,C) float32, 0..1, C 1 or 3, sides of SMALLEST_SIDE or more; sigma: the standard deviation of its noise
-    in the same units. Gives (H,W,C) float32, the same bits at every call.
+    """Denoises an image with a classical method.
 
-    Packages are imported here: they are needed by nobody else.
+    y: (H,W,C) float32, 0..1, C 1 or 3, sides of SMALLEST_SIDE or more.
+    sigma: the standard deviation of its noise in the same units.
+
+    Gives (H,W,C) float32, the same bits at every call. Packages are imported here: they are needed by nobody else.
     """
     if sigma == 0:
         return y

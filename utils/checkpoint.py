@@ -125,8 +125,9 @@ def load_checkpoint(
 
 
 def read_safetensors(path: Path) -> tuple[bytes, str]:
-    """The bytes of a safetensors file of this project and its JSON text. The header is judged before the rest is
-    read. Raises as load_checkpoint.
+    """The bytes of a safetensors file of this project and its JSON text.
+
+    The header is judged before the rest is read. Raises as load_checkpoint.
     """
     try:
         mode = path.stat().st_mode
@@ -158,8 +159,10 @@ def read_safetensors(path: Path) -> tuple[bytes, str]:
 
 
 def not_safetensors(path: Path, start: bytes, overlong: bool) -> UsageError:
-    """The error for a file that does not open like a safetensors file. start: its first 9 bytes; overlong: they
-    announce more than there is.
+    """The error for a file that does not open like a safetensors file.
+
+    start: its first 9 bytes.
+    overlong: they announce more than there is.
     """
     # A header of 640 bytes begins with the same two bytes as a pickle of protocol 2, hence the other conditions.
     pickled = (
@@ -204,10 +207,10 @@ def canonical(value: Any) -> str:
 
 
 def plain(value: Any, where: str = "values") -> Any:
-    """A copy made of JSON types alone; tuples become lists. TypeError or ValueError names the entry that is something
-    else, NaN or infinite.
+    """A copy made of JSON types alone; tuples become lists.
 
-    json.dumps by itself turns keys that are numbers into strings without a word.
+    TypeError or ValueError names the entry that is something else, NaN or infinite. json.dumps by itself turns keys
+    that are numbers into strings without a word.
     """
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{where} is {value}, which JSON cannot hold")

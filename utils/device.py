@@ -15,8 +15,10 @@ from utils.errors import UsageError
 
 
 def choose_device(name: str, local_rank: int = 0, deterministic: bool = False) -> torch.device:
-    """--device auto|cpu|cuda -> device; local_rank: which GPU of this machine; deterministic: the same bits at every
-    run on CUDA too.
+    """--device auto|cpu|cuda -> device.
+
+    local_rank: which GPU of this machine.
+    deterministic: the same bits at every run on CUDA too.
     """
     if name == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda: PyTorch finds no CUDA device here; use --device auto or cpu")
@@ -33,8 +35,9 @@ def choose_device(name: str, local_rank: int = 0, deterministic: bool = False) -
 
 
 def choose_dtype(amp: str, device: torch.device) -> torch.dtype:
-    """--amp auto|bf16|off -> dtype of the convolutions. auto takes bfloat16 where the processor multiplies it in
-    hardware.
+    """--amp auto|bf16|off -> dtype of the convolutions.
+
+    auto takes bfloat16 where the processor multiplies it in hardware.
     """
     if amp == "off":
         return torch.float32
@@ -96,11 +99,12 @@ def device_name(device: torch.device) -> str:
 
 
 def keep_freed_memory() -> None:
-    """Asks glibc to reuse large freed blocks instead of returning each to the kernel: without it a training step
-    spends a fifth of its time on page faults.
+    """Asks glibc to reuse large freed blocks instead of returning each to the kernel.
 
-    For training, whose blocks have the same sizes in every step; the tiles of inference would fragment the heap. Does
-    nothing where the C library has no such switch.
+    Without it a training step spends a fifth of its time on page faults.
+
+    It is for training, whose blocks have the same sizes in every step. The tiles of inference would fragment the heap.
+    It does nothing where the C library has no such switch.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

@@ -26,8 +26,11 @@ from utils.errors import UsageError
 
 @dataclass(frozen=True)
 class World:
-    """rank: this process, 0..size-1. local_rank: its number on its machine, which is that of its GPU. local_size: how
-    many processes share that machine.
+    """The place of this process among those that work together.
+
+    rank: this process, 0..size-1.
+    local_rank: its number on its machine, which is that of its GPU.
+    local_size: how many processes share that machine.
     """
 
     rank: int = 0

@@ -28,8 +28,10 @@ class RunError(Exception):
 
 
 class StopRequest:
-    """Turns the first SIGTERM or SIGINT into a request: `with StopRequest() as stop:` .. `if stop.requested:` save
-    and end with EXIT_RESUME.
+    """Turns the first SIGTERM or SIGINT into a request.
+
+        with StopRequest() as stop:
+            .. if stop.requested: save and end with EXIT_RESUME
 
     A second signal ends the process at once. Outside the main thread, where Python allows no handlers, nothing is
     installed.
@@ -69,8 +71,9 @@ class StopRequest:
 
 
 def run_script(main: Callable[[], int | None]) -> None:
-    """Ends the process with main's exit code; a UsageError or RunError becomes one line on stderr. Bugs keep their
-    traceback.
+    """Ends the process with main's exit code.
+
+    A UsageError or RunError becomes one line on stderr. Bugs keep their traceback.
     """
     try:
         code = main() or 0

@@ -12,8 +12,9 @@ from utils.errors import RunError
 
 
 def shown(path: str | Path) -> str:
-    """A path as it stands in a message of one line: escaped where it has a newline or anything else that does not
-    print.
+    """A path as it stands in a message of one line.
+
+    It is escaped where it has a newline or anything else that does not print.
     """
     text = str(path)
     return text if text.isprintable() else ascii(text)[1:-1]
@@ -21,10 +22,10 @@ def shown(path: str | Path) -> str:
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path`, .<name>.<random>.tmp; what the block wrote there then replaces `path`,
-    on disk before it is seen.
+    """Yields a temporary path beside `path`, .<name>.<random>.tmp.
 
-    An error in the block removes the temporary and leaves `path` as it was; an OSError becomes a RunError.
+    What the block wrote there then replaces `path`, on disk before it is seen. An error in the block removes the
+    temporary and leaves `path` as it was; an OSError becomes a RunError.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")

@@ -11,8 +11,9 @@ from tqdm import tqdm
 
 
 class Board:
-    """Scalars and picture panels for TensorBoard in a run folder; does nothing, after one line, where TensorBoard
-    cannot be imported.
+    """Scalars and picture panels for TensorBoard in a run folder.
+
+    It does nothing, after one line, where TensorBoard cannot be imported.
     """
 
     def __init__(self, folder: Path, start: int, enabled: bool = True):

@@ -14,10 +14,13 @@ SSIM_WINDOW = 11
 
 
 def measure(clean: np.ndarray, image: np.ndarray, clamp: bool = True) -> dict[str, float | None]:
-    """psnr in dB (None where the images are equal), psnr_uint8 after rounding both to 8 bits, ssim (None for images
-    smaller than its window).
+    """Gives psnr, psnr_uint8 and ssim.
 
-    clamp: for denoised images; psnr of a noisy input is published without it, as is that of the input here; the other
+    psnr: in dB; None where the images are equal.
+    psnr_uint8: psnr after rounding both to 8 bits.
+    ssim: None for images smaller than its window.
+
+    clamp: for denoised images. psnr of a noisy input is published without it, as is that of the input here. The other
     two figures always clamp.
     """
     clean, unclamped = clean.astype(np.float64), image.astype(np.float64)

@@ -31,11 +31,13 @@ def make_optimizer(kind: str, parameters: Iterable[Tensor], lr: float) -> Optimi
 
 
 def orthogonalise(x: Tensor) -> Tensor:
-    """Matrices (B,R,K) -> about U V^T of each one's singular value decomposition U S V^T, float32; a matrix of zeros
-    stays one.
+    """Makes matrices (B,R,K) about U V^T of each one's singular value decomposition U S V^T, float32.
 
-    Five steps of Newton and Schulz with the quintic of Jordan et al. 2024. Its coefficients are the steepest at zero
-    and do not settle: singular values that are no less than a hundredth of the Frobenius norm end between 0.6 and
+    A matrix of zeros stays one.
+
+    Five steps of Newton and Schulz are taken with the quintic of Jordan et al. 2024. Its coefficients are the steepest
+    at
+    zero and do not settle: singular values that are no less than a hundredth of the Frobenius norm end between 0.6 and
     1.25, which serves as well as 1. A row or column of zeros stays zero, exactly.
 
     All five are polynomials of the same X X^T and leave its eigenvectors alone, so they are taken on that R x R
@@ -59,8 +61,9 @@ def orthogonalise(x: Tensor) -> Tensor:
 
 
 class Muon(Optimizer):
-    """Momentum whose matrix is made orthogonal before each step (Jordan et al. 2024, "Muon: An optimizer for hidden
-    layers in neural networks").
+    """Momentum whose matrix is made orthogonal before each step.
+
+    Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks".
 
     A convolution's weight (out,in,k,k) counts as a matrix (out, in k k), which torch.optim.Muon would not take. A
     step is scaled by 0.2 sqrt(max(out, in k k)), so that its root mean square is Adam's and learning rates carry over
@@ -140,13 +143,14 @@ def is_hidden(p: Tensor) -> bool:
 
 
 def optimizer_tensors(optimizer: Optimizer, named_parameters: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
-    """The optimizer's per-parameter state as tensors named `optimizer.<entry>.<parameter>`, e.g.
-    optimizer.exp_avg.head.weight.
+    """The optimizer's per-parameter state as named tensors.
 
-    Entries that are plain numbers become 0-d int64, float64 or bool tensors named
-    `optimizer-number.<entry>.<parameter>`. The tensors are the live ones, not copies. What param_groups hold
-    (learning rate, betas) is not here: it follows from the options and the step. Raises TypeError for an entry that
-    is neither, ValueError for a parameter without a name.
+    The names are `optimizer.<entry>.<parameter>`, e.g. optimizer.exp_avg.head.weight. Entries that are plain numbers
+    become 0-d int64, float64 or bool tensors named `optimizer-number.<entry>.<parameter>`. The tensors are the live
+    ones, not copies. What param_groups hold (learning rate, betas) is not here: it follows from the options and the
+    step.
+
+    Raises TypeError for an entry that is neither, ValueError for a parameter without a name.
     """
     tensors = {}
     for name, (parameter, _) in trained_parameters(optimizer, named_parameters).items():
@@ -166,11 +170,14 @@ def optimizer_tensors(optimizer: Optimizer, named_parameters: Iterable[tuple[str
 def load_optimizer_tensors(
     optimizer: Optimizer, named_parameters: Iterable[tuple[str, Tensor]], tensors: Mapping[str, Tensor]
 ) -> None:
-    """Puts what optimizer_tensors gave back, bit for bit; the optimizer's own state is lost, and a parameter without
-    entries has none afterwards.
+    """Puts what optimizer_tensors gave back, bit for bit.
+
+    The optimizer's own state is lost, and a parameter without entries has none afterwards.
 
     tensors: may hold others too, the model's for instance; only names that start as above are read, and they are
-    copied. Raises UsageError for a parameter that the optimizer does not train.
+    copied.
+
+    Raises UsageError for a parameter that the optimizer does not train.
     """
     trained = trained_parameters(optimizer, named_parameters)
     states: dict[str, dict[str, Any]] = {name: {} for name in trained}
@@ -194,8 +201,9 @@ def load_optimizer_tensors(
 def trained_parameters(
     optimizer: Optimizer, named_parameters: Iterable[tuple[str, Tensor]]
 ) -> dict[str, tuple[Tensor, dict[str, Any]]]:
-    """Name -> (parameter, its group) of all that the optimizer trains; every one of them has to be named, others may
-    be.
+    """Name -> (parameter, its group) of all that the optimizer trains.
+
+    Every one of them has to be named, others may be.
     """
     groups = {parameter: group for group in optimizer.param_groups for parameter in group["params"]}
     trained = {name: (parameter, groups[parameter]) for name, parameter in named_parameters if parameter in groups}
@@ -205,10 +213,10 @@ def trained_parameters(
 
 
 def placed(entry: str, tensor: Tensor, parameter: Tensor, group: dict[str, Any]) -> Tensor:
-    """A copy of a state's tensor where the optimizer wants it: as its parameter lies, but the step count on the CPU
-    unless the kernel reads it.
+    """A copy of a state's tensor where the optimizer wants it.
 
-    The same rule as torch.optim.Optimizer.load_state_dict, which would also cast to the parameter's dtype.
+    It lies as its parameter does, but the step count is on the CPU unless the kernel reads it. The same rule is that of
+    torch.optim.Optimizer.load_state_dict, which would also cast to the parameter's dtype.
     """
     if entry == "step" and not (group.get("capturable") or group.get("fused")):
         return tensor.cpu().clone()

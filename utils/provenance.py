@@ -13,8 +13,10 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def code_version(root: Path = ROOT) -> str | None:
-    """The commit of the code at root, with "-dirty" after it where tracked files other than results, pages and
-    weights differ; None where root is no git checkout of its own, or git is missing.
+    """The commit of the code at root.
+
+    It has "-dirty" after it where tracked files other than results, pages and weights differ. None where root is no git
+    checkout of its own, or git is missing.
     """
 
     def git(*arguments: str) -> str:
@@ -34,10 +36,10 @@ def code_version(root: Path = ROOT) -> str | None:
 
 
 def training_facts(values: Mapping[str, Any]) -> dict[str, Any] | None:
-    """How a checkpoint of these values was trained: the options of its run by name, those that were not given and the
-    folders of this machine left out.
+    """How a checkpoint of these values was trained: the options of its run by name.
 
-    Released weights keep the facts themselves; None for those that were made before they did.
+    Those that were not given and the folders of this machine are left out. Released weights keep the facts themselves;
+    None for those that were made before they did.
     """
     if "options" not in values:
         return values.get("training")

@@ -1,5 +1,6 @@
-"""Random numbers as functions of keys: the same (seed, stream, sample) always gives the same draw, on any process and
-in any batch.
+"""Random numbers are functions of keys.
+
+The same (seed, stream, sample) always gives the same draw, on any process and in any batch.
 """
 
 from __future__ import annotations

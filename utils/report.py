@@ -96,10 +96,10 @@ def method_name(method: str, model, models: list) -> str:
 
 
 def noise_not_trained_on(model, level: float) -> str | None:
-    """What is to be said where a stage-1 model finds a noise level (0..255 units) outside of those that it was
-    trained on.
+    """The remark on a noise level that a stage-1 model was not trained on.
 
-    None where it was trained on such levels, where nobody knows on which, and for mg, which has no one level.
+    It is for a level (0..255 units) that the model finds outside of those of its training. None where it was trained on
+    such levels, where nobody knows on which, and for mg, which has no one level.
     """
     facts = training_facts(model.values) or {}
     noise = NOISES[model.noise]

@@ -45,11 +45,13 @@ def warn_on_stderr(message: str) -> None:
 
 
 class RunFolder:
-    """A run's folder, held by one process at a time: `with RunFolder(path) as run:` creates it, locks it and clears
-    what a killed save left.
+    """A run's folder, held by one process at a time.
+
+    `with RunFolder(path) as run:` creates it, locks it and clears what a killed save left.
 
     keep: how many of the newest states stay on disk, 1 or more.
     warn: is given one line for each thing that is wrong but does not stop the run.
+
     Entering raises UsageError where the folder cannot be created or written, or where another process holds it.
     """
 
@@ -127,12 +129,13 @@ class RunFolder:
         defaults: Mapping[str, Any] | None = None,
         digests: frozenset[str] = frozenset(),
     ) -> None:
-        """Records a new run's options; for a run that goes on, raises a UsageError that names each option that is not
-        what it was.
+        """Records a new run's options, or compares those of a run that goes on.
+
+        A UsageError names each option that is not what it was.
 
         options: name, as in `noise_draw`, to plain value.
-        ignore: options that may change from one start to the next, such as how often to log; they are recorded
-        without a word.
+        ignore: options that may change from one start to the next, such as how often to log; they are recorded without
+        a word.
         digests: names of those that are no option but the digest of what one names, such as images: a message does
         without their values.
         defaults: what an option that the record lacks, because an older version wrote it, counts as; without an entry
@@ -176,10 +179,10 @@ class RunFolder:
         )
 
     def save_state(self, step: int, tensors: dict[str, Tensor], values: dict[str, Any]) -> Path:
-        """Writes the state after `step` steps (also stored as values["step"]), then removes all but the newest `keep`.
+        """Writes the state after `step` steps, then removes all but the newest `keep`.
 
-        The statistics of every step up to this one have to be appended before. Raises RunError where the disk is full
-        or fails; older states stay.
+        The step is also stored as values["step"]. The statistics of every step up to this one have to be appended
+        before. Raises RunError where the disk is full or fails; older states stay.
         """
         stats = self.path / "stats.jsonl"
         file = self.path / f"state-{step:08d}.safetensors"

@@ -1,6 +1,7 @@
-"""The noise: what it is, how it is drawn, and how it is estimated. One file for each noise model.
+"""The noise models: what noise is, how it is drawn, and how it is estimated.
 
-To add a noise model, write its file and put it into NOISES. The command line, the records and the tables read it there.
+There is one file for each noise model. To add one, write its file and put it into NOISES. The command line, the
+records and the tables read it there.
 """
 
 from __future__ import annotations

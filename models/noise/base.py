@@ -31,8 +31,10 @@ CNN_SHIFT = 4  # CNN_est's first level is softplus(-4) + FLOOR, about 4.9 of 255
 
 @dataclass(frozen=True)
 class Level:
-    """A flag of the command line. unit: the flag's value for 1.0 in the network's units. whole: an integer, not a
-    range.
+    """A flag of the command line.
+
+    unit: the flag's value for 1.0 in the network's units.
+    whole: an integer, not a range.
     """
 
     name: str
@@ -68,8 +70,9 @@ class NoiseModel:
         return x + self.covariance(x, uniform(2, x, random)).sample(normal(x, random))
 
     def published(self, x: np.ndarray) -> np.ndarray:
-        """One clean image x (C,H,W), float -> a noisy one, by the published protocol: NumPy's legacy generator,
-        seeded with 0 for each image. Levels must be fixed.
+        """Makes one clean image x (C,H,W), float, noisy by the published protocol.
+
+        That is NumPy's legacy generator, seeded with 0 for each image. Levels must be fixed.
         """
         raise NotImplementedError
 
@@ -116,8 +119,9 @@ class NoiseModel:
 
     @classmethod
     def trained_range(cls, levels: Mapping[str, Range]) -> Range | None:
-        """Least and greatest rms, 0..255, of noise of these levels (as on the command line); None: it has no one
-        level.
+        """Least and greatest rms, 0..255, of noise of these levels (as on the command line).
+
+        None: it has no one level.
         """
         return None
 

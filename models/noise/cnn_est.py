@@ -30,8 +30,10 @@ class CnnEst(nn.Module):
     def estimate(
         self, y: Tensor, mu: Tensor | None = None, v: Covariance | None = None, gain: Tensor | float = 0.0
     ) -> Tensor:
-        """theta (N,K,1,1) of images y (N,C,H,W), 0..1, on any device: the mean over the image where Sigma_n is
-        image-wide, nothing (K = 0) where it belongs to each pixel. mu, v and gain are not looked at.
+        """theta (N,K,1,1) of images y (N,C,H,W), 0..1, on any device.
+
+        It is the mean over the image where Sigma_n is image-wide, nothing (K = 0) where it belongs to each pixel. mu, v
+        and gain are not looked at.
         """
         if not self.noise.image_wide:
             return y.new_empty(y.shape[0], 0, 1, 1)

@@ -1,5 +1,6 @@
-"""Multivariate Gaussian noise, its channels correlated: Sigma_n = sigma^2 U diag(lambda) U^T, U orthonormal, lambda
-in (0,1).
+"""Multivariate Gaussian noise has correlated channels.
+
+Sigma_n = sigma^2 U diag(lambda) U^T, U orthonormal, lambda in (0,1).
 """
 
 from __future__ import annotations
@@ -57,10 +58,11 @@ class Mg(NoiseModel):
 
     @classmethod
     def read(cls, seen: Seen, gain: Tensor | float) -> Tensor:
-        """theta = the lower triangle of Sigma_n, K = C (C + 1) / 2: the mean of r r^T where V is lowest, entry by
-        entry.
+        """theta = the lower triangle of Sigma_n, K = C (C + 1) / 2.
 
-        Where such lines do not meet in a positive matrix, the mean over the quietest pixels is taken: it is one.
+        It is the mean of r r^T where V is lowest, entry by entry. Where such lines do not meet in a positive matrix,
+        the mean
+        over the quietest pixels is taken: it is one.
         """
         uncertainty, quiet = seen.quietest(FITTED)
         r = seen.residuals

@@ -121,8 +121,9 @@ def count_lowest(t: Tensor) -> int:
 
 
 def read_polynomial(seen: Seen, gain: Tensor | float, powers: tuple[int, ...]) -> Tensor:
-    """theta (N,(P+2) C,1,1): for each channel the coefficients of sigma^2(x) = sum_p k_p x^p, none of them negative,
-    and the intensities beyond which sigma is constant.
+    """theta (N,(P+2) C,1,1): for each channel the coefficients of sigma^2(x) = sum_p k_p x^p.
+
+    None of them is negative. With them come the intensities beyond which sigma is constant.
 
     sigma^2 is read in each of BINS ranges of intensity. The coefficients are the least squares solution through the
     ranges, weighted by the inverse variance. Ranges with many clipped pixels are left out.
@@ -169,8 +170,9 @@ def non_negative_least_squares(a: Tensor, s: Tensor, weight: Tensor) -> Tensor:
 
 
 def indefinite(entries: Tensor, channels: int) -> Tensor:
-    """Whether matrices with the lower triangles `entries` (N,T,1,1) have an eigenvalue that is not positive,
-    (N,1,1,1).
+    """Whether matrices have an eigenvalue that is not positive, (N,1,1,1).
+
+    entries: their lower triangles, (N,T,1,1).
     """
     rows, columns = torch.tril_indices(channels, channels)
     matrix = entries.new_zeros(len(entries), channels, channels)
@@ -179,11 +181,11 @@ def indefinite(entries: Tensor, channels: int) -> Tensor:
 
 
 def share_clipped(y: Tensor) -> Tensor:
-    """The share of pixels around each sampled one, in its block, that have the image's least or greatest value,
-    (N,1,1,n).
+    """The share of pixels around each sampled one that have the image's least or greatest value, (N,1,1,n).
 
-    Where a file's range clips the noise there is less of it. A block at a time, since choosing pixels by their own
-    value would bend the mean of the rest. An image that is not clipped has few such pixels.
+    They are counted in its block. Where a file's range clips the noise there is less of it. A block at a time, since
+    choosing pixels by their own value would bend the mean of the rest. An image that is not clipped has few such
+    pixels.
     """
     height, width = y.shape[2:]
     low, high = y.amin((2, 3), keepdim=True), y.amax((2, 3), keepdim=True)
