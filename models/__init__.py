@@ -1,10 +1,14 @@
 """Networks and what can be done with their predictions.
 
-from models import load_model, posterior
-model = load_model("checkpoints/quickstart/stage1/last.safetensors")
-p = model(y)                          # y (N,C,H,W) float32, 0..1, RGB
-p.mu, p.cov_mu, p.cov_n               # stage 1; a stage-2 model gives the denoised image itself
-posterior(y, p).mean, posterior(y, p).std
+    from models import load_model, posterior
+
+    model = load_model("checkpoints/quickstart/stage1/last.safetensors")
+    p = model(y)
+    p.mu, p.cov_mu, p.cov_n
+    posterior(y, p).mean, posterior(y, p).std
+
+Here y is (N,C,H,W), float32, 0..1, RGB, and the model is one of stage 1. A stage-2 model gives the denoised image
+itself.
 """
 
 from __future__ import annotations

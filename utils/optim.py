@@ -36,9 +36,8 @@ def orthogonalise(x: Tensor) -> Tensor:
     A matrix of zeros stays one.
 
     Five steps of Newton and Schulz are taken with the quintic of Jordan et al. 2024. Its coefficients are the steepest
-    at
-    zero and do not settle: singular values that are no less than a hundredth of the Frobenius norm end between 0.6 and
-    1.25, which serves as well as 1. A row or column of zeros stays zero, exactly.
+    at zero and do not settle: singular values that are no less than a hundredth of the Frobenius norm end between 0.6
+    and 1.25, which serves as well as 1. A row or column of zeros stays zero, exactly.
 
     All five are polynomials of the same X X^T and leave its eigenvectors alone, so they are taken on that R x R
     matrix, and X is multiplied but twice: less than half the arithmetic where K is 9 R, as for a 3x3 convolution
@@ -215,7 +214,7 @@ def trained_parameters(
 def placed(entry: str, tensor: Tensor, parameter: Tensor, group: dict[str, Any]) -> Tensor:
     """A copy of a state's tensor where the optimizer wants it.
 
-    It lies as its parameter does, but the step count is on the CPU unless the kernel reads it. The same rule is that of
+    It lies as its parameter does, but the step count is on the CPU unless the kernel reads it. The rule is that of
     torch.optim.Optimizer.load_state_dict, which would also cast to the parameter's dtype.
     """
     if entry == "step" and not (group.get("capturable") or group.get("fused")):

@@ -61,8 +61,7 @@ class Mg(NoiseModel):
         """theta = the lower triangle of Sigma_n, K = C (C + 1) / 2.
 
         It is the mean of r r^T where V is lowest, entry by entry. Where such lines do not meet in a positive matrix,
-        the mean
-        over the quietest pixels is taken: it is one.
+        the mean over the quietest pixels is taken: it is one.
         """
         uncertainty, quiet = seen.quietest(FITTED)
         r = seen.residuals
