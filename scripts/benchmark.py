@@ -205,8 +205,9 @@ class Case:
             self.infer() if self.task == "infer" else self.step()
 
     def results(self) -> dict[str, Tensor]:
-        """What must be the same on every path: outputs, and the gradient where the task trains. Weights stay as they
-        are.
+        """What must be the same on every path: outputs, and the gradient where the task trains.
+
+        Weights stay as they are.
         """
         with self.algorithms():
             if self.task == "infer":
@@ -246,8 +247,9 @@ def deterministic_algorithms() -> Iterator[None]:
 
 
 def flops(task: str, size: Size, scale: Scale) -> int:
-    """Floating-point operations of one call of the plain path, forward and, where it trains, backward. Nothing is
-    computed: tensors have no data.
+    """Floating-point operations of one call of the plain path, forward and, where it trains, backward.
+
+    Nothing is computed: tensors have no data.
     """
     case = Case(task, DENOISER[PLAIN], scale, torch.device("meta"))
     case.feed(size)
@@ -275,8 +277,9 @@ def guard(path: str, found: dict[str, Tensor], wanted: dict[str, Tensor], dtype:
 
 
 def build(task: str, variants: dict[str, Variant], size: Size, scale: Scale, device: torch.device) -> dict[str, Case]:
-    """The cases of a task, each compared with the plain one and fed with images of `size`. One that cannot be
-    compiled here is left out, with a line.
+    """The cases of a task, each compared with the plain one and fed with images of `size`.
+
+    One that cannot be compiled here is left out, with a line.
     """
     torch.compiler.reset()  # the compiler gives up on a function after a handful of versions
     cases, wanted = {}, {}
@@ -324,8 +327,9 @@ def matrix_peaks(n: int, device: torch.device) -> dict[torch.dtype, float]:
 
 
 def time_rounds(cases: dict[str, Case], device: torch.device, rounds: int, seconds: float) -> dict[str, list[float]]:
-    """Seconds of every round, by path: at least `rounds` rounds, and more until `seconds` are used up. Each round
-    begins with another path.
+    """Seconds of every round, by path.
+
+    There are at least `rounds` rounds, and more until `seconds` are used up. Each round begins with another path.
     """
     for case in cases.values():
         case()  # warm-up: libraries choose kernels, Adam makes its state
@@ -349,8 +353,9 @@ def cuda_peak_mb(case: Case) -> float:
 
 
 def resident_mb() -> tuple[float, float] | None:
-    """Resident size of this process now and at its greatest; None where the system has no /proc. (getrusage's peak
-    would be no less than the parent's.)
+    """Resident size of this process now and at its greatest.
+
+    None where the system has no /proc. (getrusage's peak would be no less than the parent's.)
     """
     status = Path("/proc/self/status")
     if not status.is_file():

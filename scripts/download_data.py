@@ -149,8 +149,9 @@ class Entry:
 
 
 def read_manifest(manifest: Path) -> dict[str, list[Entry]]:
-    """The entries of each set. RunError for a row that is damaged, or that would lead out of the set's folder or the
-    commit.
+    """The entries of each set.
+
+    Raises RunError for a row that is damaged, or that would lead out of the set's folder or the commit.
     """
     try:
         lines = manifest.read_text(encoding="utf-8").splitlines()
@@ -252,8 +253,9 @@ def download_file(
 
 
 def fetch(opener: urllib.request.OpenerDirector, url: str, size: int, stopping: threading.Event) -> bytes:
-    """What is at the URL, of which at most size + 1 bytes are read: one more shows that it is too long. RunError when
-    the attempts run out.
+    """What is at the URL, of which at most size + 1 bytes are read.
+
+    One more shows that it is too long. Raises RunError when the attempts run out.
     """
     for wait in (*WAITS, 0.0):
         try:

@@ -209,8 +209,9 @@ def photographs(opt: Namespace) -> tuple[list[Path], list[Path]]:
 
 
 def training_argv(noise: str, method: str, steps: int, opt: Namespace, files: list[Path]) -> list[str]:
-    """Command line of train_dbsn.py. Every photograph is trained on and the last weights are measured: nothing is
-    chosen by a held-out score.
+    """Command line of train_dbsn.py.
+
+    Every photograph is trained on and the last weights are measured: nothing is chosen by a held-out score.
     """
     third = steps // 3 if method.endswith("-phases") else 0
     run = "envelope-0.05" if method == "residual" else method
@@ -277,8 +278,10 @@ def measure_image(model: BlindSpotDenoiser, x: np.ndarray, noise: NoiseModel) ->
 
 
 def relative_error(estimate: Covariance, truth: Covariance) -> float:
-    """Of image-wide matrices |S - Sigma|_F / |Sigma|_F; of levels, image-wide or a map (N,1,H,W), the mean of |s /
-    sigma - 1|.
+    """The error of an estimate.
+
+    It is |S - Sigma|_F / |Sigma|_F of image-wide matrices. Of levels, image-wide or a map (N,1,H,W), it is the mean of
+    |s / sigma - 1|.
     """
     if isinstance(truth, gaussian.Full):
         weight = torch.tensor(
@@ -291,8 +294,9 @@ def relative_error(estimate: Covariance, truth: Covariance) -> float:
 
 @torch.no_grad()
 def curve(model: BlindSpotDenoiser, noise: NoiseModel) -> dict[str, list[float]]:
-    """HG: estimated and true standard deviation where the image has a given intensity, which is what CNN_est sees
-    there.
+    """HG: estimated and true standard deviation where the image has a given intensity.
+
+    That is what CNN_est sees there.
     """
     ramp = INTENSITIES.view(1, 1, 1, -1).expand(-1, model.channels, -1, -1).to(next(model.parameters()).device)
     levels = lambda cov: [round(255 * v, 3) for v in noise_level(cov).flatten().tolist()]  # noqa: E731
@@ -305,8 +309,9 @@ def curve(model: BlindSpotDenoiser, noise: NoiseModel) -> dict[str, list[float]]
 
 
 def measure_blind(opt: Namespace, files: list[Path]) -> list[dict]:
-    """Of a gray AWGN model of a range of levels: the level that it finds in each photograph, made noisy with each
-    level.
+    """The levels that a gray AWGN model of a range of levels finds.
+
+    Each photograph is made noisy with each level.
 
     Every photograph and level has a draw of its own. The published draw is one for all pictures of a size: what
     chance has put into it does not average out over them, and would look like an error of the estimator.
@@ -335,8 +340,9 @@ def rms(x: Tensor) -> float:
 
 
 def load(opt: Namespace, evaluation: list[Path] | None = None) -> dict:
-    """What --json holds. evaluation: for a run that will add to it; it must have been made with the same settings,
-    and may be missing.
+    """What --json holds.
+
+    evaluation: for a run that will add to it. It must have been made with the same settings, and may be missing.
     """
     if evaluation is None:
         try:
@@ -372,8 +378,9 @@ def save(opt: Namespace, results: dict) -> None:
 
 
 def render(results: dict, page: str) -> str:
-    """The page with the text between each pair of markers <!-- NAME --> and <!-- /NAME --> replaced by what `tables`
-    makes.
+    """The page with the text between each pair of markers replaced by what `tables` makes.
+
+    The markers are <!-- NAME --> and <!-- /NAME -->.
     """
     for name, text in tables(results).items():
         page, count = re.subn(
@@ -443,8 +450,9 @@ def draw(results: dict, file: Path) -> None:
 
 
 def draw_curves(axes, results: dict) -> None:
-    """HG: true and estimated standard deviation against intensity, of the methods in DRAWN at the longest training
-    that all of them have.
+    """HG: true and estimated standard deviation against intensity.
+
+    It shows the methods in DRAWN at the longest training that all of them have.
     """
     rows = {(r["method"], r["steps"]): r for r in results["rows"] if r["noise"] == "hg"}
     shared = set.intersection(*({steps for method, steps in rows if method == name} for name in DRAWN))
@@ -464,8 +472,9 @@ def draw_curves(axes, results: dict) -> None:
 
 
 def draw_blind(axes, results: dict) -> None:
-    """Gray AWGN of a range of levels: the estimate in each photograph against the true level; the line is a perfect
-    one.
+    """Gray AWGN of a range of levels: the estimate in each photograph against the true level.
+
+    The line is a perfect one.
     """
     rows = results["blind"]["rows"]
     ends = [rows[0]["level"], rows[-1]["level"]]

@@ -102,8 +102,9 @@ class Result:
     table: dict
 
     def cells(self, group: Iterable[dict], figure: str = "psnr") -> dict[str, float]:
-        """The mean figure of everything measured that is not a network, and of the networks in the group (records of
-        table["models"]).
+        """The mean figure of everything measured that is not a network, and of the networks in the group.
+
+        The group holds records of table["models"].
         """
         suffix = " x8" if self.table["self_ensemble"] else ""
         names = {"noisy": "noisy", **{name: name for name in self.table["baselines"]}}
@@ -116,8 +117,9 @@ class Result:
         }
 
     def groups(self) -> list[list[dict]]:
-        """Models that share a row: a stage-1 model and its student where there is one of each, else every model
-        alone.
+        """Models that share a row.
+
+        A stage-1 model shares it with its student where there is one of each. Else every model is alone.
         """
         models = self.table["models"]
         stages = [model["stage"] for model in models]
@@ -126,8 +128,10 @@ class Result:
 
 @dataclass
 class Section:
-    """One table. rows: label -> names of the models, "" for the noisy input and the baselines -> column -> (PSNR,
-    SSIM, file in results/).
+    """One table.
+
+    rows: label -> names of the models, "" for the noisy input and the baselines -> column -> (PSNR, SSIM, file in
+    results/).
     """
 
     title: str
@@ -153,8 +157,9 @@ class Section:
                     )
 
     def render_narrow(self) -> str:
-        """The table of the README: a row for each noise that was measured, and one for each pair of models where
-        there are several.
+        """The table of the README.
+
+        It has a row for each noise that was measured, and one for each pair of models where there are several.
         """
         lines = []
         for label, groups in self.rows.items():

@@ -1,5 +1,6 @@
-"""Kills trainings with SIGKILL at random moments, starts each again with the same command, and compares what they
-leave with a run never interrupted.
+"""Kills trainings with SIGKILL at random moments and starts each again with the same command.
+
+What they leave is compared with a run never interrupted.
 
     python scripts/soak.py --kills 200                   both stages
     python scripts/soak.py --kills 50 --stage 2 --keep /tmp/soak
@@ -151,11 +152,10 @@ def parse(argv: list[str] | None) -> Namespace:
 
 
 def prepare(folder: Path, stage: str) -> tuple[list[Case], dict[str, float]]:
-    """Pictures, the uninterrupted reference of each case in a fresh interpreter, and the seconds that its steps take
-    in a forked child.
+    """Prepares the pictures and the uninterrupted reference of each case, made in a fresh interpreter.
 
-    The child's run is compared as well: a fork has to leave the same bits as a fresh start, or nothing below would
-    mean anything.
+    It also finds the seconds that a case's steps take in a forked child. The child's run is compared as well: a fork
+    has to leave the same bits as a fresh start, or nothing below would mean anything.
     """
     (folder / "pictures").mkdir()
     # H,W,1
@@ -224,8 +224,9 @@ def start(case: Case, run: Path, fresh: bool) -> int:
 def survive(
     case: Case, run: Path, most: int, choose: random.Random, span: float, fresh_share: float, bar: tqdm
 ) -> tuple[int, int]:
-    """Kills the run and starts it again until it comes to its end, at the latest after `most` kills. Returns how many
-    hit it, and how many of those left a temporary file.
+    """Kills the run and starts it again until it comes to its end.
+
+    That is at the latest after `most` kills. Gives how many hit it, and how many of those left a temporary file.
     """
     kills, unfinished = 0, 0
     while True:
@@ -241,8 +242,10 @@ def survive(
 
 
 def until_killed(pid: int, progress: Progress, choose: random.Random, span: float) -> int | None:
-    """Kills the process at a random moment: anywhere in its first steps, while or just after it saves, or while it
-    begins. Its exit code where it was faster, None where the signal ended it.
+    """Kills the process at a random moment.
+
+    The moment is anywhere in its first steps, while or just after it saves, or while it begins. Gives its exit code
+    where it was faster, None where the signal ended it.
     """
     aim = choose.choices(("step", "saving", "beginning"), (5, 4, 1))[0]
     moment = {
@@ -267,8 +270,9 @@ def until_killed(pid: int, progress: Progress, choose: random.Random, span: floa
 
 
 def until(pid: int, happened: Callable[[], bool]) -> int | None:
-    """Waits until something has happened (None) or the process has ended (its exit code). The process is killed where
-    this is interrupted.
+    """Waits until something has happened (None) or the process has ended (its exit code).
+
+    The process is killed where this is interrupted.
     """
     end, done = time.monotonic() + LIMIT, 0
     try:
@@ -326,8 +330,10 @@ class Progress:
         return found.st_ino, found.st_size
 
     def logged(self) -> bool:
-        """A step was made and logged. Rows that an earlier, killed start logged after its last state do not count:
-        they are cut off first, which makes another file of it.
+        """A step was made and logged.
+
+        Rows that an earlier, killed start logged after its last state do not count: they are cut off first, which makes
+        another file of it.
         """
         if self.stats_file() == self.stats:
             return False
@@ -353,8 +359,9 @@ class Progress:
 
 
 def compare(reference: Path, run: Path) -> list[str]:
-    """One line for each file, tensor and value in which a run folder is not what the reference is; the name of the
-    run and its log do not count.
+    """One line for each file, tensor and value in which a run folder is not what the reference is.
+
+    The name of the run and its log do not count.
     """
     ignored = {".lock", "options.json", "tensorboard"}
     names = [set(os.listdir(folder)) - ignored for folder in (reference, run)]

@@ -62,8 +62,9 @@ def pictures(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def run(tmp_path, capsys):
-    """run("train_dbsn", "--name a ..") -> exit code, stdout, stderr; in this process, with run folders under
-    tmp_path.
+    """run("train_dbsn", "--name a ..") -> exit code, stdout, stderr.
+
+    It runs in this process, with run folders under tmp_path.
     """
 
     def call(script: str, line: str) -> tuple[int, str, str]:

@@ -1,5 +1,6 @@
-"""The benchmark runs, reports every path, and refuses a path that computes something else. Nothing here asserts a
-speed.
+"""The benchmark runs, reports every path, and refuses a path that computes something else.
+
+Nothing here asserts a speed.
 """
 
 from __future__ import annotations

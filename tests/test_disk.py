@@ -1,5 +1,6 @@
-"""Images that stay on disk: the same training as with images in memory, within bounds, and every way in which it can
-end.
+"""Images that stay on disk give the same training as images in memory.
+
+They stay within bounds. Every way in which such a training can end is tried.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""Two processes (gloo, CPU) do what one does: the same losses and weights to rounding, one writer, a resume across
-world sizes, one merged table.
+"""Two processes (gloo, CPU) do what one does.
+
+That is the same losses and weights to rounding, one writer, a resume across world sizes, one merged table.
 """
 
 from __future__ import annotations

@@ -25,8 +25,9 @@ FILES = {f"{i:02}.png": bytes([i]) * (1000 + i) for i in range(1, 6)}
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves `files` by path and counts requests. plan: {path: answers in turn}, a status, a (status, headers) or
-    "cut"; afterwards the file.
+    """Serves `files` by path and counts requests.
+
+    plan: {path: answers in turn}, a status, a (status, headers) or "cut"; afterwards the file.
     """
 
     def __init__(self):

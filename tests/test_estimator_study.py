@@ -1,5 +1,6 @@
-"""scripts/estimator_study.py: it trains, measures and resumes; its measures are what they are called;
-docs/estimator.md shows the results that are committed.
+"""scripts/estimator_study.py trains, measures and resumes.
+
+Its measures are what they are called. docs/estimator.md shows the results that are committed.
 """
 
 from __future__ import annotations
@@ -114,8 +115,9 @@ def test_trains_measures_resumes_and_renders(study, command, tmp_path, monkeypat
 
 @pytest.mark.parametrize("noise", ["awgn", "hg", "mg"])
 def test_measures_of_a_model_that_knows_the_noise(study, noise, monkeypatch):
-    """Told the truth, a model has no error but that of looking it up at mu, and its own posterior is the oracle's;
-    told twice the truth, the error is there.
+    """Told the truth, a model has no error but that of looking it up at mu.
+
+    Its own posterior is the oracle's. Told twice the truth, the error is there.
     """
     levels = {
         "awgn": {"sigma": (0.1, 0.1)},

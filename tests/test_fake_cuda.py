@@ -1,5 +1,6 @@
-"""The GPU tests on the emulated device of tests/fake_cuda.py, so that a tensor left on the wrong device is found
-without a GPU.
+"""The GPU tests run on the emulated device of tests/fake_cuda.py.
+
+So a tensor left on the wrong device is found without a GPU.
 """
 
 from __future__ import annotations

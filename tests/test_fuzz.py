@@ -1,5 +1,6 @@
-"""Random inputs against everything that reads what others wrote, and random sizes against the identities the code
-rests on.
+"""Random inputs are given to everything that reads what others wrote.
+
+Random sizes are tried against the identities the code rests on.
 
 By default a small budget of fixed examples, the same at every run. FUZZ=5000 pytest tests/test_fuzz.py tries that
 many new ones in each test.
@@ -101,8 +102,9 @@ WORDS = st.text(st.characters(exclude_categories=("Cs", "Cc", "Zl", "Zp")), max_
 
 
 def values_of(action: argparse.Action) -> st.SearchStrategy[list[str]]:
-    """What may follow a flag: mostly something of the right kind, at times anything at all, or the wrong number of
-    values.
+    """What may follow a flag.
+
+    It is mostly something of the right kind, at times anything at all, or the wrong number of values.
     """
     if action.choices:
         usual = st.sampled_from(sorted(action.choices))
@@ -256,8 +258,9 @@ def mutated(draw: st.DrawFn, originals: list[bytes]) -> bytes:
 
 
 def repaired(data: bytes) -> bytes:
-    """A PNG whose chunks have the right checksums again, so that their contents are looked at; anything else as it
-    is.
+    """A PNG whose chunks have the right checksums again, so that their contents are looked at.
+
+    Anything else as it is.
     """
     if not data.startswith(b"\x89PNG\r\n\x1a\n"):
         return data
@@ -271,8 +274,9 @@ def repaired(data: bytes) -> bytes:
 
 
 class Memory:
-    """`with Memory() as m:` .. m.peak: bytes by which the resident memory grew at most within the block; None where
-    Linux does not tell.
+    """Measures by how much the resident memory grows.
+
+    `with Memory() as m:` .. m.peak: bytes by which it grew at most within the block; None where Linux does not tell.
     """
 
     def __enter__(self) -> Memory:
@@ -294,7 +298,8 @@ class Memory:
 
 def check_reader(path: Path, data: bytes) -> np.ndarray | None:
     """The reader's promise, for any bytes: an image that is what the header says, or one line that names the file.
-    Returns the image.
+
+    Gives the image.
     """
     path.write_bytes(data)
     header = image = None
@@ -634,8 +639,9 @@ def test_phases_join_to_what_was_split(shape, dilation, seed):
 
 @st.composite
 def covariances(draw: st.DrawFn, channels: int):
-    """A covariance over pixels or for the whole image, standard deviations 0.05 to 20, correlations well below 1;
-    float64.
+    """A covariance over pixels or for the whole image, float64.
+
+    Standard deviations are 0.05 to 20, correlations well below 1.
     """
     seed, size = draw(st.integers(0, 2**20)), draw(st.sampled_from([1, 4]))
     g = generator("cpu", seed)

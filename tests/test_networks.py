@@ -38,8 +38,9 @@ def test_parameter_count_of_the_published_network(mdc, count):
 @pytest.mark.parametrize("mdc", ["release", "paper", "residual"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_blind_at_every_pixel(path, mdc, dtype):
-    """d mu[i] / d y[i] and d cov[i] / d y[i] are exactly zero at all pixels of an image whose sides neither 2 nor 3
-    divides.
+    """d mu[i] / d y[i] and d cov[i] / d y[i] are exactly zero at all pixels.
+
+    The image has sides that neither 2 nor 3 divides.
     """
     h, w = 7, 11
     model = small(mdc=mdc)
@@ -58,8 +59,9 @@ def test_blind_at_every_pixel(path, mdc, dtype):
 
 @pytest.mark.slow
 def test_blind_when_compiled():
-    """The gradient of every output with respect to its own pixel, through the compiled network and its compiled
-    backward.
+    """The gradient of every output with respect to its own pixel.
+
+    It is taken through the compiled network and its compiled backward.
     """
     h, w = 5, 7
     model = small()
@@ -301,8 +303,9 @@ def test_residual_estimator_finds_the_noise_of_quiet_pixels(channels, noise, rng
 
 
 def test_residual_estimator_of_intensities_that_few_pixels_have(rng):
-    """Noise that grows with the signal, in an image that is dark but for a little: what is bright has as much noise
-    as the polynomial says there.
+    """Noise grows with the signal, in an image that is dark but for a little.
+
+    What is bright has as much noise as the polynomial says there.
     """
     size = (1, 1, 200, 300)
     mu = torch.rand(size, generator=rng) ** 4
@@ -317,8 +320,9 @@ def test_residual_estimator_of_intensities_that_few_pixels_have(rng):
 
 @pytest.mark.parametrize("texture", [0, 0.3])
 def test_residual_estimator_uses_more_than_the_quietest_pixels(texture, rng):
-    """Over 64 small images the estimate scatters less than a mean over the lowest fiftieth could, with texture or
-    without, and is not biased by it.
+    """Over 64 small images the estimate scatters less than a mean over the lowest fiftieth could.
+
+    It does so with texture or without, and is not biased by it.
     """
     size = (64, 1, 64, 96)
     mu = torch.full(size, 0.5)
@@ -331,8 +335,9 @@ def test_residual_estimator_uses_more_than_the_quietest_pixels(texture, rng):
 
 
 def test_residual_estimator_of_mg_gives_a_covariance(rng):
-    """Where the lines through the entries do not meet in a covariance, as they may in an image of few pixels, the
-    mean over the lowest pixels is.
+    """Where the lines through the entries do not meet in a covariance, the mean over the lowest pixels is one.
+
+    The lines may fail to meet in an image of few pixels.
     """
     size = (200, 3, 6, 6)
     mu = torch.zeros(size)
@@ -349,8 +354,9 @@ def test_residual_estimator_of_mg_gives_a_covariance(rng):
 
 @pytest.mark.parametrize(("channels", "noise"), [(1, "awgn"), (3, "mg"), (1, "hg")])
 def test_residual_estimator_avoids_clipped_places(channels, noise, rng):
-    """A third is black, where the file's range cuts half of the noise off and the context is the surest; nothing of
-    it may count.
+    """A third is black, and nothing of it may count.
+
+    There the file's range cuts half of the noise off and the context is the surest.
     """
     size = (1, channels, 200, 300)
     x = torch.linspace(0.4, 0.8, 300).expand(size).clone()
@@ -365,8 +371,9 @@ def test_residual_estimator_avoids_clipped_places(channels, noise, rng):
 
 @pytest.mark.parametrize("sigma", [10, 25])
 def test_released_weights_on_a_clipped_photograph(sigma):
-    """A photograph with much black, its noise cut off and rounded as a file of 8 bits does: the level stays right,
-    and with it the result.
+    """A photograph has much black, its noise cut off and rounded as a file of 8 bits does.
+
+    The level stays right, and with it the result.
     """
     model = load_model("gray-awgn-blind", checkpoints_dir=ROOT / "checkpoints")
     clean = torch.from_numpy(camera()[:256, :256] / 255).float()[None, None]
@@ -407,8 +414,9 @@ def test_gain_is_the_variance_that_mu_takes_over():
 
 
 def test_gain_is_that_of_the_pixels_predicted_best_for_their_noise(rng, monkeypatch):
-    """The dark half has the lower covariance but, relative to its little noise, the poorer context, which takes over
-    half of the noise; the bright half a quarter.
+    """The dark half has the lower covariance but, relative to its little noise, the poorer context.
+
+    That context takes over half of the noise, in the bright half a quarter.
     """
     model = small(noise="hg", estimator="residual")
     bright = (torch.arange(200) >= 100).expand(1, 1, 200, 200)

@@ -1,5 +1,6 @@
-"""Noise has the covariance that was asked for, crops are functions of (seed, sample), and neither depends on how it
-is batched.
+"""Noise has the covariance that was asked for.
+
+Crops are functions of (seed, sample). Neither depends on how it is batched.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""Kinds of file that one decoder alone gets wrong: turned, inverted, reduced to 8 bits, cut, refused or silently
-shortened.
+"""Kinds of file that one decoder alone gets wrong are read right.
+
+Such a decoder turns, inverts, reduces to 8 bits, cuts, refuses or silently shortens them.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""Muon: what its step is, that it learns, and that a stopped run goes on to the same bits; the other optimizers are
-PyTorch's own.
+"""Muon's step is what it should be, it learns, and a stopped run goes on to the same bits.
+
+The other optimizers are PyTorch's own.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""Both stages and the test, end to end at a tiny size, on images made here; resuming; and every wrong use that must
-end in one line.
+"""Both stages and the test run end to end at a tiny size, on images made here.
+
+Runs resume. Every wrong use must end in one line.
 """
 
 from __future__ import annotations
@@ -88,8 +89,9 @@ def test_losses_train_and_phases_hold_what_they_should(loss, run, pictures, tmp_
 
 @pytest.mark.parametrize("loss", ["reward", "split"])
 def test_losses_that_steer_the_split(loss, rng):
-    """What the exact likelihood's gradients become: under "split" that of Sigma_n is the constrained likelihood's;
-    under "reward" it is moved by the reward.
+    """What the exact likelihood's gradients become.
+
+    Under "split" that of Sigma_n is the constrained likelihood's. Under "reward" it is moved by the reward.
     """
     y = torch.rand(2, 1, 5, 4, generator=rng)
     mu, m = (
@@ -126,8 +128,9 @@ def test_library_interface(run, pictures, tmp_path):
 
 
 def test_really_noisy_images(run, pictures, tmp_path):
-    """16-bit TIFFs of a camera with 12 bits: trained on, distilled with, denoised, and saved with their own depth and
-    format.
+    """16-bit TIFFs of a camera with 12 bits are trained on, distilled with and denoised.
+
+    They are saved with their own depth and format.
     """
     (tmp_path / "noisy").mkdir()
     random = np.random.default_rng(0)
@@ -544,8 +547,9 @@ def test_all_bad_training_images_are_named_at_once(run, pictures, tmp_path):
 
 
 def test_dim_images_are_brought_to_the_networks_range(run, models, tmp_path):
-    """The same picture at full scale, in a small part of 16 bits, and as small floats: one result, each in its own
-    units.
+    """The same picture at full scale, in a small part of 16 bits, and as small floats gives one result.
+
+    Each result is in its own units.
     """
     picture = np.random.default_rng(0).uniform(0.3, 0.7, (40, 40))
     picture[20:30, 20:30] = 1.0

@@ -1,5 +1,6 @@
-"""Recipes: every one parses, flags override it, none trains on test images, the authors' schedule is what was
-published, the small ones made the released weights.
+"""Every recipe parses, flags override it, and none trains on test images.
+
+The authors' schedule is what was published. The small recipes made the released weights.
 """
 
 from __future__ import annotations
@@ -73,8 +74,9 @@ def test_levels():
 
 
 def test_the_papers_schedule():
-    """8 crops of 96x96, 100 epochs of 50,000 images, Adam 3e-4 with steps of x0.1 (gray HG x0.5); then 32 crops of
-    160x160, one in eight noisy.
+    """The authors' schedule has 8 crops of 96x96, 100 epochs of 50,000 images, Adam 3e-4 with steps of x0.1.
+
+    Gray HG has steps of x0.5. Then come 32 crops of 160x160, one in eight noisy.
     """
     for name in (n for n in RECIPES if n.endswith("-paper")):
         a, b = stage1(f"--recipe {name}"), stage2(f"--recipe {name}")

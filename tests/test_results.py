@@ -177,8 +177,9 @@ def test_the_codes_version(tmp_path):
 
 @pytest.fixture
 def project(tmp_path, models, pictures, monkeypatch):
-    """A folder laid out like this project, with tiny weights and three tiny pictures as its bsd68, and the working
-    directory.
+    """A folder laid out like this project, which is the working directory.
+
+    It has tiny weights and three tiny pictures as its bsd68.
     """
     for folder in ("results", "docs", "checkpoints", "sets/bsd68", "sets/mine"):
         (tmp_path / folder).mkdir(parents=True)

@@ -1,5 +1,6 @@
-"""A run's folder: one process at a time, the same options, states that survive damage, statistics without a gap; and
-stopping on a signal.
+"""A run's folder has one process at a time and the same options.
+
+Its states survive damage, its statistics have no gap, and it stops on a signal.
 """
 
 import errno

@@ -1,5 +1,6 @@
-"""scripts/soak.py: trainings that are killed and started again end as if never killed, and the comparison sees every
-kind of difference.
+"""scripts/soak.py shows that trainings killed and started again end as if never killed.
+
+Its comparison sees every kind of difference.
 """
 
 from __future__ import annotations
