@@ -8,7 +8,6 @@ from functools import cached_property
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from models import gaussian
 from models.dbsn import DBSN
@@ -17,8 +16,10 @@ from models.layers import PointwiseNet
 from models.noise import ESTIMATORS, NOISES, lower_factor
 from models.noise.residual import AVOID, lowest, sampled, share_clipped, spacing
 
+Slices = tuple[slice, slice]  # rows and columns
 SHAKE = 0.5  # noise added to measure the gain, relative to what was estimated
-GAIN_SIDE = 152  # side of the part of an image on which the gain is measured, the receptive field around it included
+GAIN_WINDOWS, GAIN_CORE = 5, 28  # in how many parts of an image the gain is measured, and the side of each in pixels
+GAIN_COST = 0.151  # share of the image's pixels that the parts may have, the receptive field around them included
 GAIN_SHARE = 0.1  # share of the image's pixels that count for the gain: those predicted best for their noise
 
 
@@ -153,44 +154,57 @@ class BlindSpotDenoiser(nn.Module):
     def gain(self, y: Tensor, mu: Tensor, v: Covariance) -> Tensor:
         """The share of the noise's variance that mu carries in the pixels predicted best for their noise, (N,1,1,1).
 
-        Measured by adding known noise n to a part of each image, where most of those pixels are:
+        Measured by adding known noise n of covariance s^2 Sigma_n, s = SHAKE, in a few windows of each image:
 
-            gain = E [ (mu(y + n) - mu(y))^T Sigma_n^-1 (mu(y + n) - mu(y)) ] / (C E |n|^2 / Sigma_n)
+            gain = E [ d^T Sigma_n^-1 d ] / (C s^2),   d = mu(y + n) - mu(y)
 
-        The part is a square of GAIN_SIDE, so the gain costs a fraction of a pass.
+        Squared residuals are too large by this share.
         """
         cov_n = self.noise_estimator.covariance(self.noise_estimator.estimate(y, mu, v), mu)
         uncertainty = sampled(v.log_det() - cov_n.log_det()) / self.channels + AVOID * share_clipped(y)
-        best = lowest(uncertainty, GAIN_SHARE)[1].flatten(1)  # N,k
-        size, radius = y.shape[2:], self.receptive_radius
-        inner = [min(length, max(GAIN_SIDE - 2 * radius, 32)) for length in size]
+        best = lowest(uncertainty, GAIN_SHARE)[1].flatten(1) * spacing(y)  # N,k: places in the order of rows
+        device = self.dbsn.tail.weight.device
         gains = []
-        for k in range(len(y)):
-            counted = torch.zeros(size, device=y.device).flatten().index_fill_(0, best[k] * spacing(y), 1.0).view(size)
-            top, left = densest(counted, *inner)
-            rows, columns = slice(top, top + inner[0]), slice(left, left + inner[1])
-            around = (
-                slice(max(0, top - radius), rows.stop + radius),
-                slice(max(0, left - radius), columns.stop + radius),
-            )
-            part = y[k : k + 1, :, around[0], around[1]]
-            here = cov_n.map(
-                lambda t, k=k, around=around: (
-                    t[k : k + 1] if t.shape[2:] == (1, 1) else t[k : k + 1, :, around[0], around[1]]
-                )
-            )
-            z = torch.randn(part.shape, generator=torch.Generator().manual_seed(0)).to(y)
-            moved = self.context((part + SHAKE * here.sample(z)).to(self.dbsn.tail.weight.device))[0].to(mu)
-            share = mahalanobis(moved - mu[k : k + 1, :, around[0], around[1]], here) / (self.channels * SHAKE**2)
-            weight = torch.zeros_like(counted)
-            weight[rows, columns] = counted[rows, columns]
-            weight = weight[around]
-            gains.append((share * weight).sum() / weight.sum())
+        for k, places in enumerate(best.sort().values):
+            counts = torch.zeros(y.shape[2:], device=y.device)
+            counts.view(-1)[places] = 1
+            random, found = torch.Generator().manual_seed(0), []
+            for window, core in self.windows(y.shape[2], y.shape[3], places):
+                here, noisy = cov_n.map(lambda t, k=k, at=window: crop(t[k : k + 1], at)), crop(y[k : k + 1], window)
+                n = here.sample(torch.randn(noisy.shape, generator=random).to(y))
+                moved = self.context((noisy + SHAKE * n).to(device))[0].to(mu) - crop(mu[k : k + 1], window)
+                share = mahalanobis(crop(moved, core), here.map(lambda t, at=core: crop(t, at)))[0, 0]
+                counted = counts[window][core]
+                found.append((share * counted).sum() / counted.sum())
+            gains.append(sum(found) / (len(found) * self.channels * SHAKE**2))
         return torch.stack(gains).view(-1, 1, 1, 1)
 
+    def windows(self, height: int, width: int, places: Tensor) -> list[tuple[Slices, Slices]]:
+        """Windows of an image around some of the places (in the order of rows), and in each the core where mu is exact.
 
-def densest(counted: Tensor, height: int, width: int) -> tuple[int, int]:
-    """Top and left of the rectangle that holds the most of a map (H,W), to about eight pixels."""
-    sums = F.avg_pool2d(counted[None, None], (height, width), stride=8, ceil_mode=True, divisor_override=1)[0, 0]
-    top, left = divmod(int(sums.argmax()), sums.shape[1])
-    return min(8 * top, counted.shape[0] - height), min(8 * left, counted.shape[1] - width)
+        The places are evenly spaced ranks, so that dense regions have as many windows as they have places. Together the
+        windows have GAIN_COST of the image's pixels at most. A small image is one window.
+        """
+        side = GAIN_CORE + 2 * self.receptive_radius
+        number = min(GAIN_WINDOWS, int(GAIN_COST * height * width / side**2))
+        if number == 0:
+            whole = slice(0, height), slice(0, width)
+            return [(whole, whole)]
+        ranks = [int((i + 0.5) / number * len(places)) for i in range(number)]
+        return [
+            tuple(zip(*(self.around(at, side, length) for at, length in zip(divmod(place, width), (height, width)))))
+            for place in places[ranks].tolist()
+        ]
+
+    def around(self, at: int, side: int, length: int) -> tuple[slice, slice]:
+        """Part of an axis of an image around a position, and within it the part whose surroundings it holds."""
+        start = min(max(0, at - side // 2), max(0, length - side))
+        stop = min(start + side, length)
+        first = self.receptive_radius if start > 0 else 0
+        last = stop - start - (self.receptive_radius if stop < length else 0)
+        return slice(start, stop), slice(first, last)
+
+
+def crop(t: Tensor, at: Slices) -> Tensor:
+    """A part of a map (N,K,H,W); a constant (N,K,1,1) as it is."""
+    return t if t.shape[2:] == (1, 1) else t[:, :, *at]

@@ -413,6 +413,24 @@ def test_gain_is_the_variance_that_mu_takes_over():
         assert level == pytest.approx(0.01, rel=0.1)  # and without the gain a quarter more
 
 
+@pytest.mark.parametrize("size", [(481, 321), (90, 800), (60, 60)])
+def test_gain_is_measured_on_a_part_of_the_image(size, rng, monkeypatch):
+    """Little is computed for it, and what is computed there is what the whole image gives."""
+    model = small(estimator="residual")
+    y = 0.5 + 0.1 * torch.randn(1, 1, *size, generator=rng)
+    mu, v = model.context(y)
+    places = torch.arange(0, size[0] * size[1], 7)
+    windows = model.windows(*size, places)
+    for window, core in windows:
+        part = model.context(y[:, :, *window])[0][:, :, *core]
+        assert part.numel() and torch.allclose(part, mu[:, :, *window][:, :, *core], atol=1e-5)
+    pixels = sum((w[0].stop - w[0].start) * (w[1].stop - w[1].start) for w, _ in windows)
+    assert pixels == size[0] * size[1] if len(windows) == 1 else pixels < 0.16 * size[0] * size[1]
+    few = model.gain(y, mu, v).item()
+    monkeypatch.setattr("models.denoiser.GAIN_COST", 0)
+    assert (1 + few) / (1 + model.gain(y, mu, v).item()) == pytest.approx(1, abs=0.03)
+
+
 def test_gain_is_that_of_the_pixels_predicted_best_for_their_noise(rng, monkeypatch):
     """The dark half has the lower covariance but, relative to its little noise, the poorer context.
 
@@ -431,7 +449,7 @@ def test_gain_is_that_of_the_pixels_predicted_best_for_their_noise(rng, monkeypa
 
     noise = Diagonal(torch.where(bright, 0.04, 0.01).square())
     model.context = context
-    monkeypatch.setattr("models.denoiser.GAIN_SIDE", 1000)  # the whole image
+    monkeypatch.setattr("models.denoiser.GAIN_COST", 0)  # the whole image
     monkeypatch.setattr(model.noise_estimator, "covariance", lambda *seen: noise)
     y = 0.5 + noise.sample(torch.randn(bright.shape, generator=rng))
     assert model.gain(y, *context(y)).item() == pytest.approx(0.25, rel=0.15)
