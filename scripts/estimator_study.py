@@ -43,7 +43,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's mo
 import train_dbsn
 from data.images import read_image, to_float
 from data.sets import find_images
-from data.training import NOISE
 from models import BlindSpotDenoiser, gaussian, load_model, noise_level, posterior_mean
 from models.gaussian import Covariance
 from models.inference import denoise
@@ -56,7 +55,7 @@ from utils.device import choose_device, choose_dtype
 from utils.errors import RunError, UsageError, run_script
 from utils.files import atomic_path, atomic_write_text
 from utils.metrics import psnr
-from utils.random import generator, permutation
+from utils.random import Stream, generator, permutation
 
 NOISES = {
     "awgn": "--noise awgn --sigma 25 --mode gray",
@@ -194,6 +193,7 @@ def photographs(opt: Namespace) -> tuple[list[Path], list[Path]]:
         raise UsageError(
             f"--evaluation {opt.evaluation} leaves nothing of the {len(files)} images of --data to train on"
         )
+    # by the seed alone, as the committed results were made: no training draws by that key
     chosen = set(permutation(len(files), opt.seed)[: opt.evaluation].tolist())
     return [f for k, f in enumerate(files) if k not in chosen], [files[k] for k in sorted(chosen)]
 
@@ -302,7 +302,7 @@ def measure_blind(opt: Namespace, files: list[Path]) -> list[dict]:
         noise, estimated = Awgn(sigma=(level / 255, level / 255)), []
         for k, file in enumerate(files):
             x = torch.from_numpy(to_float(read_image(file, mode="gray")).transpose(2, 0, 1))[None]
-            y = noise.add(x, [generator("cpu", opt.seed, NOISE, level, k)])
+            y = noise.add(x, [generator("cpu", opt.seed, Stream.NOISE, level, k)])
             estimated.append(255 * rms(denoise(model, y).noise_level))
         rows.append({"level": level, "estimated": estimated})
     return rows
