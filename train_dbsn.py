@@ -109,7 +109,7 @@ def train(opt, options: Stage1Options, world: World) -> int:
     training = Training(opt, world, started, device, dtype, "stage1", total, model, model.dbsn, opt.white_level, best)
     size = {name: model.config[name] for name in ("width", "blocks", "mdc")}  # --start-from may have another
     digests = {"training_images": digest(images, (before or {}).get("training_images"))}
-    loss_name = "exact" if opt.estimator == "residual" else opt.loss  # of V; nothing of that estimator is learned
+    loss_name = "exact" if opt.sigma_n == "residual" else opt.sigma_n  # of V; nothing of that estimator is learned
     trained = None
 
     with training.open(size, digests, options), source:
@@ -178,9 +178,9 @@ def starting_model(opt, channels: int) -> BlindSpotDenoiser:
             )
         size = {name: source.config[name] for name in size}
     seed_weights(opt.seed)
-    model = BlindSpotDenoiser(
-        channels, opt.noise, **size, head="total" if opt.loss == "envelope" else "mu", estimator=opt.estimator
-    )
+    head = "total" if opt.sigma_n in ("envelope", "residual") else "mu"
+    estimator = "residual" if opt.sigma_n == "residual" else "cnn"
+    model = BlindSpotDenoiser(channels, opt.noise, **size, head=head, estimator=estimator)
     if source:
         model.dbsn.load_state_dict(source.dbsn.state_dict())
         if (source.noise, source.head) == (model.noise, model.head):

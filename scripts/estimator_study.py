@@ -64,17 +64,17 @@ NOISES = {
 }
 TITLES = {"awgn": "gray AWGN 25", "hg": "gray HG 40, 10", "mg": "colour MG 75"}
 METHODS = {
-    "envelope-0.05": "--loss envelope --quantile 0.05",
-    "constrained": "--loss constrained",
-    "exact": "--loss exact",
-    "reward": "--loss reward",
-    "split": "--loss split",
-    "envelope-0.10": "--loss envelope --quantile 0.10",
-    "envelope-0.02": "--loss envelope --quantile 0.02",
-    "exact-phases": "--loss exact",
-    "constrained-phases": "--loss constrained",
+    "envelope-0.05": "--sigma-n envelope --quantile 0.05",
+    "constrained": "--sigma-n constrained",
+    "exact": "--sigma-n exact",
+    "reward": "--sigma-n reward",
+    "split": "--sigma-n split",
+    "envelope-0.10": "--sigma-n envelope --quantile 0.10",
+    "envelope-0.02": "--sigma-n envelope --quantile 0.02",
+    "exact-phases": "--sigma-n exact",
+    "constrained-phases": "--sigma-n constrained",
     # the run of envelope-0.05, with the estimator that is not learned in the place of CNN_est
-    "residual": "--loss envelope --quantile 0.05",
+    "residual": "--sigma-n envelope --quantile 0.05",
 }
 DRAWN = ("constrained", "reward", "envelope-0.05")  # the figure's curves
 INTENSITIES = torch.linspace(0, 1, 52)
@@ -205,7 +205,8 @@ def training_argv(noise: str, method: str, steps: int, opt: Namespace, files: li
     third = steps // 3 if method.endswith("-phases") else 0
     run = "envelope-0.05" if method == "residual" else method
     line = f"--name {noise}-{run}-{steps} {NOISES[noise]} {METHODS[method]} --mu-steps {third} --sigma-steps {third} --steps {steps - 2 * third}"
-    line += f" --noise-draw fixed --estimator cnn --held-out 0 --width {opt.width} --blocks {opt.blocks} --mdc residual --patch-size {opt.patch_size}"
+    line += f" --noise-draw fixed --held-out 0 --width {opt.width} --blocks {opt.blocks} --mdc residual"
+    line += f" --patch-size {opt.patch_size}"
     line += f" --batch-size {opt.batch_size} --optimizer adam --lr {opt.lr} --seed {opt.seed} --device {opt.device} --amp {opt.amp}"
     return [*line.split(), "--checkpoints-dir", str(opt.checkpoints_dir), "--clean", *map(str, files)]
 

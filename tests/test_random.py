@@ -13,7 +13,7 @@ import data.crops
 import train_distill
 import utils.random
 from data.crops import crop_keys, draw_crops
-from tests.conftest import LEVELS, TINY, TINY2, contents, ok
+from tests.conftest import TINY, TINY2, contents, ok
 from utils.errors import UsageError
 from utils.random import STREAMS, Stream, generator, generators, hashed, permutation, seed_weights, streams_of
 
@@ -131,6 +131,9 @@ def test_an_older_run_goes_on_with_its_keys(run, pictures, tmp_path, monkeypatch
         file = tmp_path / "run" / "options.json"
         record = json.loads(file.read_text())
         assert record.pop("streams") == 1  # the older version did not record it
+        if sigma_n := record.pop("sigma_n", None):
+            assert sigma_n == "residual"
+            record |= {"loss": "envelope", "estimator": "residual"}
         file.write_text(json.dumps(record))
         ok(run(script, f"--name run {line}"))
         assert json.loads(file.read_text())["streams"] == 1
