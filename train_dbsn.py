@@ -18,14 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.crops import draw_crops
+from data.crops import crop_keys, draw_crops
 from data.sets import find_images
 from data.source import crop_source
 from data.training import (
-    HELD_OUT,
-    NOISE,
-    VALIDATION,
-    WEIGHTS,
     ImageFiles,
     Images,
     add_noise_once,
@@ -46,7 +42,7 @@ from utils.device import choose_device, choose_dtype, denormals_as_zero, keep_fr
 from utils.distributed import World, join
 from utils.errors import UsageError, run_script
 from utils.logging import Board
-from utils.random import generator, generators, hashed
+from utils.random import Stream, generator, generators, seed_weights, streams_of
 from utils.run import RunFolder
 from utils.training import Training
 
@@ -90,6 +86,9 @@ def train(opt, options: Stage1Options, world: World) -> int:
     keep_freed_memory()
     world.check_share(opt.batch_size, "--batch-size")
 
+    before = RunFolder(opt.checkpoints_dir / opt.name).recorded_options()
+    opt.streams = streams_of(before)
+
     # Images. Everything that can be wrong with them is found before anything is written.
     noise = noise_of(opt) if opt.clean else None
     redraw = noise is not None and opt.noise_draw == "fresh"
@@ -100,18 +99,18 @@ def train(opt, options: Stage1Options, world: World) -> int:
     pool = images.pool(device)
     if noise and not redraw:
         pool = add_noise_once(pool, noise, opt.seed)
-    held_out_crops = held_out_batch(held_out, noise, opt.patch_size, opt.seed).to(device) if len(held_out) else None
-    source = crop_source(pool, opt.patch_size, opt.seed, opt.batch_size, world.local_size)
+    held_out_crops = held_out_batch(held_out, noise, opt).to(device) if len(held_out) else None
+    keys = crop_keys(opt.seed, Stream.CROPS, opt.streams)
+    source = crop_source(pool, opt.patch_size, keys, opt.batch_size, world.local_size)
 
     # Model and run.
     model = starting_model(opt, channels={"gray": 1, "color": 3}[opt.mode])
     total = opt.mu_steps + opt.sigma_steps + opt.steps
     best = {"best_held_out_nll": None}
     training = Training(opt, world, started, device, dtype, "stage1", total, model, model.dbsn, opt.white_level, best)
-    before = RunFolder(opt.checkpoints_dir / opt.name).recorded_options() or {}
     size = {name: model.config[name] for name in ("width", "blocks", "mdc")}  # --start-from may have another
-    digests = {"training_images": digest(images, before.get("training_images"))}
-    loss_name = "exact" if opt.estimator == "residual" else opt.loss  # of V; nothing of that estimator is learned
+    digests = {"training_images": digest(images, (before or {}).get("training_images"))}
+    loss_name = "exact" if opt.sigma_n == "residual" else opt.sigma_n  # of V; nothing of that estimator is learned
     trained = None
 
     with training.open(size, digests, options), source:
@@ -126,7 +125,7 @@ def train(opt, options: Stage1Options, world: World) -> int:
             samples = world.share(step * opt.batch_size, opt.batch_size)
             y, where = source.crops(samples)  # B,C,P,P
             if redraw:
-                y = noise.add(y, generators(device, opt.seed, NOISE, samples))
+                y = noise.add(y, generators(device, opt.seed, Stream.NOISE, samples))
 
             # Forward, loss, backward, update.
             training.optimizer.zero_grad()
@@ -181,10 +180,10 @@ def starting_model(opt, channels: int) -> BlindSpotDenoiser:
                 f"this one is stage {source.stage} for {source.channels}"
             )
         size = {name: source.config[name] for name in size}
-    torch.manual_seed(int(hashed(opt.seed, WEIGHTS) >> np.uint64(1)))
-    model = BlindSpotDenoiser(
-        channels, opt.noise, **size, head="total" if opt.loss == "envelope" else "mu", estimator=opt.estimator
-    )
+    seed_weights(opt.seed)
+    head = "total" if opt.sigma_n in ("envelope", "residual") else "mu"
+    estimator = "residual" if opt.sigma_n == "residual" else "cnn"
+    model = BlindSpotDenoiser(channels, opt.noise, **size, head=head, estimator=estimator)
     if source:
         model.dbsn.load_state_dict(source.dbsn.state_dict())
         if (source.noise, source.head) == (model.noise, model.head):
@@ -194,12 +193,13 @@ def starting_model(opt, channels: int) -> BlindSpotDenoiser:
     return model
 
 
-def held_out_batch(held_out: Images | ImageFiles, noise: NoiseModel | None, patch: int, seed: int) -> Tensor:
+def held_out_batch(held_out: Images | ImageFiles, noise: NoiseModel | None, opt) -> Tensor:
     """Noisy crops (B,C,P,P) that are never trained on, the same at every evaluation; their noise is drawn once."""
     pool = held_out.pool()
     if noise:
-        pool = add_noise_once(pool, noise, seed, HELD_OUT)
-    return pool.crops(draw_crops(pool.sizes, np.arange(HELD_OUT_CROPS), patch, seed), patch)
+        pool = add_noise_once(pool, noise, opt.seed, Stream.HELD_OUT)
+    keys = crop_keys(opt.seed, Stream.HELD_OUT_CROPS, opt.streams)
+    return pool.crops(draw_crops(pool.sizes, np.arange(HELD_OUT_CROPS), opt.patch_size, keys), opt.patch_size)
 
 
 def watch(training: Training, held_out: Tensor | None, val: Images | None, noise: NoiseModel | None) -> None:
@@ -228,7 +228,7 @@ def evaluate(
         found = {"val_psnr_mu": [], "val_psnr": []}
         for k in range(len(pool)):
             x = pool.image(k)
-            out = denoise(model, noise.add(x, [generator("cpu", seed, VALIDATION, k)]))
+            out = denoise(model, noise.add(x, [generator("cpu", seed, Stream.VALIDATION, k)]))
             for name, image in (("val_psnr_mu", out.mu), ("val_psnr", out.image)):
                 found[name].append(-10 * (image.clamp(0, 1) - x).square().mean().log10().item())
         row |= {name: float(np.mean(values)) for name, values in found.items()}

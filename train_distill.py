@@ -18,16 +18,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from data.crops import Crops, DiskPool, ImagePool
+from data.crops import Crops, DiskPool, ImagePool, crop_keys
 from data.sets import find_images
 from data.source import crop_source
 from data.training import (
-    LEVEL,
-    NOISE,
-    NOISY,
-    SYNTHESIS,
-    VALIDATION,
-    WEIGHTS,
     ImageFiles,
     Images,
     add_noise_once,
@@ -48,7 +42,7 @@ from utils.device import choose_device, choose_dtype, denormals_as_zero, keep_fr
 from utils.distributed import World, join
 from utils.errors import UsageError, run_script
 from utils.logging import Board
-from utils.random import generator, generators, hashed, normal, uniform
+from utils.random import Stream, generator, generators, hashed, normal, seed_weights, streams_of, uniform
 from utils.run import RunFolder
 from utils.training import Training
 
@@ -77,7 +71,8 @@ def train(opt, options: Stage2Options, world: World) -> int:
     clean, noisy, val = find_material(opt, mode, white_level)
     noise = noise_of(opt) if opt.synthetic_noisy else None
     redraw = noise is not None and opt.noise_draw == "fresh"
-    before = RunFolder(opt.checkpoints_dir / opt.name).recorded_options() or {"images": "auto"}
+    before = RunFolder(opt.checkpoints_dir / opt.name).recorded_options()
+    opt.streams, before = streams_of(before), before or {"images": "auto"}
     if opt.images == "auto":  # it decides what the targets are, see Lessons: a run keeps what it began with
         opt.images = before.get("images", "memory")
     # float copies: the images with their noise, and the targets
@@ -95,8 +90,9 @@ def train(opt, options: Stage2Options, world: World) -> int:
     world.check_share(noisy_count, "noisy part of the batch,")
     world.check_share(clean_count, "clean part of the batch,")
     training = Training(opt, world, started, device, dtype, "stage2", opt.steps, student, student, white_level)
-    clean_source = crop_source(clean_pool, opt.patch_size, opt.seed, clean_count, world.local_size)
-    noisy_source = crop_source(noisy_pool, opt.patch_size, opt.seed + NOISY, noisy_count, world.local_size)
+    clean_keys, noisy_keys = (crop_keys(opt.seed, s, opt.streams) for s in (Stream.CROPS, Stream.NOISY_CROPS))
+    clean_source = crop_source(clean_pool, opt.patch_size, clean_keys, clean_count, world.local_size)
+    noisy_source = crop_source(noisy_pool, opt.patch_size, noisy_keys, noisy_count, world.local_size)
     digests = {
         "clean_images": digest(clean, before.get("clean_images")),
         "noisy_images": digest(noisy, before.get("noisy_images")),
@@ -122,7 +118,7 @@ def train(opt, options: Stage2Options, world: World) -> int:
                 samples = world.share(step * noisy_count, noisy_count)
                 y, where = noisy_source.crops(samples)
                 if redraw:
-                    y = noise.add(y, generators(device, opt.seed, NOISE, samples))
+                    y = noise.add(y, generators(device, opt.seed, Stream.NOISE, samples))
                 inputs.append(y)
                 wanted.append(lessons.targets(y, where))
                 crops.append((noisy, where))
@@ -184,7 +180,7 @@ def find_material(opt, mode: str, white_level: float | None) -> tuple[ImageFiles
 def starting_student(opt, channels: int) -> MWCNN:
     """MWCNN from scratch, or --student, whose size then counts."""
     if opt.student is None:
-        torch.manual_seed(int(hashed(opt.seed, WEIGHTS) >> np.uint64(1)))
+        seed_weights(opt.seed)
         return MWCNN(channels, opt.student_width)
     student = load_model(opt.student, "cpu", opt.checkpoints_dir)
     if student.stage != 2 or student.channels != channels:
@@ -212,7 +208,8 @@ class Lessons:
         if teacher.noise_estimator.learned:
             self.thetas = None  # it finds theta on a clean image as it does on a noisy one
         elif self.thetas is None:
-            self.thetas = noise_thetas(teacher, noisy, noise, opt.seed)
+            stream = Stream.NOISE if opt.streams == 1 else Stream.THETA_NOISE
+            self.thetas = noise_thetas(teacher, noisy, noise, opt.seed, stream)
 
     @torch.no_grad()
     def make_noisy(self, x: Tensor, samples: np.ndarray) -> Tensor:
@@ -220,7 +217,7 @@ class Lessons:
         estimator, seed = self.teacher.noise_estimator, self.opt.seed
         theta = estimator.estimate(x) if self.thetas is None else one_for_each(self.thetas, samples, seed)
         cov_n = estimator.covariance(theta, x)
-        random = generators(x.device, seed, SYNTHESIS, samples)
+        random = generators(x.device, seed, Stream.SYNTHESIS, samples)
         scale = 1 + self.opt.level_jitter * (2 * uniform(1, x, random) - 1)
         return synthesise(x, cov_n, normal(x, random), scale)
 
@@ -247,26 +244,26 @@ def posterior_means(teacher: BlindSpotDenoiser, noisy: ImagePool) -> tuple[Image
 
 
 def noise_thetas(
-    teacher: BlindSpotDenoiser, noisy: ImagePool | DiskPool, noise: NoiseModel | None, seed: int
+    teacher: BlindSpotDenoiser, noisy: ImagePool | DiskPool, noise: NoiseModel | None, seed: int, stream: Stream
 ) -> Tensor:
     """What the noise estimator finds on noisy images, (M,K,1,1), M at most MAX_THETAS.
 
-    The images are evenly spaced ones. Pairs are made with the noise of one of them. noise: to be added first, where
-    the images are still clean.
+    The images are evenly spaced ones. Pairs are made with the noise of one of them. noise: to be added first, from
+    the stream, where the images are still clean.
     """
     chosen = np.unique(np.linspace(0, len(noisy) - 1, min(len(noisy), MAX_THETAS)).round().astype(int)).tolist()
     found = []
     for k in tqdm(chosen, desc="noise levels", unit="image", leave=False, disable=None):
         y = noisy.image(k)
         if noise:
-            y = noise.add(y.cpu(), [generator("cpu", seed, NOISE, k)])
+            y = noise.add(y.cpu(), [generator("cpu", seed, stream, k)])
         found.append(denoise(teacher, y).theta)
     return torch.cat(found).to(next(teacher.parameters()).device)
 
 
 def one_for_each(thetas: Tensor, samples: np.ndarray, seed: int) -> Tensor:
     """One of the thetas (M,K,1,1) for each sample index (B,), a function of (seed, sample): (B,K,1,1)."""
-    index = hashed(seed, LEVEL, samples) % np.uint64(len(thetas))
+    index = hashed(seed, Stream.THETAS, samples) % np.uint64(len(thetas))
     return thetas[torch.from_numpy(index.astype(np.int64)).to(thetas.device)]
 
 
@@ -275,7 +272,7 @@ def validation_psnr(student: MWCNN, val: Images, noise: NoiseModel, seed: int) -
     pool, found = val.pool(), []
     for k in range(len(pool)):
         x = pool.image(k)
-        image = denoise(student, noise.add(x, [generator("cpu", seed, VALIDATION, k)])).image
+        image = denoise(student, noise.add(x, [generator("cpu", seed, Stream.VALIDATION, k)])).image
         found.append(-10 * (image.clamp(0, 1) - x).square().mean().log10().item())
     return float(np.mean(found))
 

@@ -1,10 +1,8 @@
 """A sample is a training crop, cut from one of the images.
 
-The images are held on the training device, or decoded from disk one by one.
-
-The crop of a sample is a pure function of (seed, sample index), and sample indices follow from the step. Nothing
-depends on how often a generator was called, on the batch a sample is in or on the process that makes it. So a resumed
-run sees the crops an uninterrupted one would have.
+The crop of a sample is a pure function of (seed, stream, sample index), and sample indices follow from the step.
+Nothing depends on how often a generator was called, on the batch a sample is in or on the process that makes it. So a
+resumed run sees the crops an uninterrupted one would have.
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ import torch
 from torch import Tensor
 
 from data.images import to_float
-from utils.random import hashed, permutation
+from utils.random import Stream, hashed, permutation
 
 
 @dataclass(frozen=True)
@@ -37,15 +35,22 @@ class Crops:
         return Crops(*(values[b : b + 1] for values in (self.image, self.top, self.left, self.symmetry)))
 
 
-def draw_crops(sizes: np.ndarray, samples: np.ndarray, patch: int, seed: int) -> Crops:
-    """The crops of the given sample indices (B,).
+def crop_keys(seed: int, stream: Stream, streams: int) -> tuple[int, ...]:
+    """The keys of all crops of a stream. streams: the run's, see STREAMS."""
+    if streams == 1:
+        return (seed + 6,) if stream == Stream.NOISY_CROPS else (seed,)
+    return seed, stream
 
-    sizes: height and width of each image, (M,2), none below patch.
+
+def draw_crops(sizes: np.ndarray, samples: np.ndarray, patch: int, keys: tuple[int, ...]) -> Crops:
+    """The crops of the given sample indices (B,). sizes: height and width of each image, (M,2), none below patch.
+
+    keys: seed and stream. The order of the images has keys of its own, and so have top, left and symmetry.
     Each pass over the images visits every one once, in an order of its own.
     """
     epoch, position = samples // len(sizes), samples % len(sizes)
-    image = np.array([permutation(len(sizes), seed, e)[p] for e, p in zip(epoch.tolist(), position.tolist())])
-    top, left, symmetry = (hashed(seed, samples, k) for k in (1, 2, 3))
+    image = np.array([permutation(len(sizes), *keys, e)[p] for e, p in zip(epoch.tolist(), position.tolist())])
+    top, left, symmetry = (hashed(*keys, samples, part) for part in (1, 2, 3))
     room = (sizes[image] - patch + 1).astype(np.uint64)
     as_int = lambda a: a.astype(np.int64)  # noqa: E731
     return Crops(image, as_int(top % room[:, 0]), as_int(left % room[:, 1]), as_int(symmetry % np.uint64(8)))

@@ -1,9 +1,9 @@
 """Where a training step gets its crops from: one interface for images in memory and images on disk.
 
-    with crop_source(pool, patch, seed, stride) as source:
+    with crop_source(pool, patch, keys, stride) as source:
         y, where = source.crops(samples)  # (B,C,patch,patch) on the device
 
-What crops() gives is a function of (seed, samples) alone, the same bits either way. From disk it is only made ahead
+What crops() gives is a function of (keys, samples) alone, the same bits either way. From disk it is only made ahead
 of time: the samples of the next step are those of this one plus `stride`.
 """
 
@@ -28,8 +28,8 @@ MAX_PIXELS = 2**26  # decoded at a time, about; a pixel takes up to 8 bytes mean
 class CropSource:
     """Crops of images that are held on the training device, cut when they are asked for."""
 
-    def __init__(self, pool: ImagePool | DiskPool, patch: int, seed: int):
-        self.pool, self.patch, self.seed = pool, patch, seed
+    def __init__(self, pool: ImagePool | DiskPool, patch: int, keys: tuple[int, ...]):
+        self.pool, self.patch, self.keys = pool, patch, keys
         self.waited, self.since = 0.0, time.perf_counter()
 
     def __enter__(self) -> CropSource:
@@ -41,7 +41,7 @@ class CropSource:
     def crops(self, samples: np.ndarray) -> tuple[Tensor, Crops]:
         """The crops of sample indices (B,): (B,C,patch,patch) float32 0..1 on the device, and where they are."""
         started = time.perf_counter()
-        where = draw_crops(self.pool.sizes, samples, self.patch, self.seed)
+        where = draw_crops(self.pool.sizes, samples, self.patch, self.keys)
         y = self.make(samples, where)
         self.waited += time.perf_counter() - started
         return y, where
@@ -70,8 +70,8 @@ class DiskSource(CropSource):
     pass over the set visits each once, so a cache would help only if it held most of them.
     """
 
-    def __init__(self, pool: DiskPool, patch: int, seed: int, stride: int, processes: int = 1):
-        super().__init__(pool, patch, seed)
+    def __init__(self, pool: DiskPool, patch: int, keys: tuple[int, ...], stride: int, processes: int = 1):
+        super().__init__(pool, patch, keys)
         self.stride = stride
         torch.get_num_threads()  # fixes this thread's number: one that has used none yet would take the next line's
         # the threads are parallel as they are: in each of them torch is to use that one alone
@@ -97,7 +97,7 @@ class DiskSource(CropSource):
 
     def begin(self, samples: np.ndarray) -> None:
         if int(samples[0]) not in self.coming:
-            where = draw_crops(self.pool.sizes, samples, self.patch, self.seed)
+            where = draw_crops(self.pool.sizes, samples, self.patch, self.keys)
             tasks = [self.threads.submit(self.pool.cut, where.single(b), self.patch) for b in range(len(samples))]
             self.coming[int(samples[0])] = tasks
 
@@ -107,14 +107,14 @@ def thread_count(sizes: np.ndarray, processes: int) -> int:
     return max(1, min(MAX_THREADS, processors() // processes, int(MAX_PIXELS // sizes.prod(1).mean())))
 
 
-def crop_source(pool: ImagePool | DiskPool, patch: int, seed: int, stride: int, processes: int = 1) -> CropSource:
-    """The source that fits the pool.
-
-    stride: from the sample indices of one step to those of the next.
-    processes: how many share this machine.
+def crop_source(
+    pool: ImagePool | DiskPool, patch: int, keys: tuple[int, ...], stride: int, processes: int = 1
+) -> CropSource:
+    """The source that fits the pool. keys: of its crops, as draw_crops takes them. stride: from
+    the sample indices of one step to those of the next. processes: how many share this machine.
     """
     return (
-        DiskSource(pool, patch, seed, stride, processes)
+        DiskSource(pool, patch, keys, stride, processes)
         if isinstance(pool, DiskPool)
-        else CropSource(pool, patch, seed)
+        else CropSource(pool, patch, keys)
     )

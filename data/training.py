@@ -23,10 +23,7 @@ from utils.device import free_memory
 from utils.distributed import World
 from utils.errors import UsageError
 from utils.files import shown
-from utils.random import generator, permutation
-
-# what a random stream is for, beside the run's seed
-NOISE, HELD_OUT, VALIDATION, WEIGHTS, HALVES, SYNTHESIS, NOISY, LEVEL = range(8)
+from utils.random import Stream, generator, permutation
 
 
 @dataclass(frozen=True)
@@ -241,12 +238,12 @@ def hold_out(
     At least one of eight or more is split off. Fewer than eight are all trained on.
     """
     count = 0 if len(images) < 8 or share == 0 else max(1, round(share * len(images)))
-    order = permutation(len(images), seed, HELD_OUT)
+    order = permutation(len(images), seed, Stream.HELD_OUT)
     return images.subset(np.sort(order[count:])), images.subset(np.sort(order[:count]))
 
 
 def add_noise_once(
-    pool: ImagePool | DiskPool, noise: NoiseModel, seed: int, stream: int = NOISE
+    pool: ImagePool | DiskPool, noise: NoiseModel, seed: int, stream: Stream = Stream.NOISE
 ) -> ImagePool | DiskPool:
     """The pool with each image's noise drawn once, a function of (seed, image).
 
@@ -268,7 +265,7 @@ def disjoint(clean: list[Path], noisy: list[Path], seed: int, flag: str) -> tupl
         file: content_hash(file) for file in tqdm({*clean, *noisy}, desc="comparing files", leave=False, disable=None)
     }
     shared = sorted({contents[f] for f in clean} & {contents[f] for f in noisy})
-    order = permutation(len(shared), seed, HALVES) if shared else []
+    order = permutation(len(shared), seed, Stream.HALVES) if shared else []
     to_clean = {shared[k] for k in order[: (len(shared) + 1) // 2]}
     to_noisy = set(shared) - to_clean
     clean = [f for f in clean if contents[f] not in to_noisy]

@@ -94,6 +94,14 @@ def noise_of(opt: argparse.Namespace) -> NoiseModel:
     )
 
 
+def with_sigma_n(record: dict) -> dict:
+    """A record of stage 1's options. One of an older version has --loss and --estimator in the place of --sigma-n."""
+    if "loss" not in record:
+        return record
+    rest = {name: value for name, value in record.items() if name not in ("loss", "estimator")}
+    return rest | {"sigma_n": "residual" if record.get("estimator") == "residual" else record["loss"]}
+
+
 class BaseOptions:
     """Subclasses add their flags in `add_options` and check combinations in `check`."""
 

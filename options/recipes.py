@@ -45,7 +45,7 @@ FLAVOURS = {
         "stage1": dict(
             clean=["imagenet_val"],
             mdc="release",
-            loss="constrained",
+            sigma_n="constrained",
             mu_steps=187_500,
             sigma_steps=62_500,
             steps=375_000,
@@ -74,7 +74,6 @@ FLAVOURS = {
         "stage1": dict(
             clean=["bsd432"],
             mdc="residual",
-            loss="envelope",
             steps=40_000,
             batch_size=32,
             optimizer="muon",
@@ -101,7 +100,6 @@ FLAVOURS = {
             width=64,
             blocks=3,
             mdc="residual",
-            loss="envelope",
             batch_size=6,
             patch_size=64,
             optimizer="muon",

@@ -5,6 +5,8 @@ import argparse
 from models.noise import NOISES
 from options.base import BaseOptions, noise_levels, number
 
+SIGMA_N = ("residual", "envelope", "constrained", "exact", "reward", "split")
+
 
 class Stage1Options(BaseOptions):
     prog = "train_dbsn.py"
@@ -53,31 +55,19 @@ class Stage1Options(BaseOptions):
         )
         loss = self.parser.add_argument_group("loss")
         loss.add_argument(
-            "--loss",
-            choices=("envelope", "constrained", "exact", "reward", "split"),
-            default="envelope",
-            help=(
-                "how the covariances are trained: lower envelope, the paper's, the plain likelihood, "
-                "that with a reward on the noise, or each by its own"
-            ),
+            "--sigma-n",
+            choices=("auto", *SIGMA_N),
+            default="auto",
+            help="what finds the noise's covariance. residual: each image's own residual; the others train CNN_est, "
+            "which learns one level: by the lower envelope, the paper's likelihood, the exact one, that with a reward on the "
+            "noise, or each by its own. auto: residual for a range of levels, for mg, and for --noisy images of awgn; "
+            "else envelope",
         )
         loss.add_argument(
             "--quantile",
             type=number(float, above=0, high=0.5),
             default=None,
-            help=(
-                "envelope with --estimator cnn: the quantile of the predictive variance that is taken for noise; "
-                "default: 0.05"
-            ),
-        )
-        loss.add_argument(
-            "--estimator",
-            choices=("auto", "cnn", "residual"),
-            default="auto",
-            help=(
-                "of the noise: cnn, the paper's, learns one level; residual finds each image's own; auto: residual "
-                "for a range of levels, for mg, and for --noisy images of awgn"
-            ),
+            help="envelope: the quantile of the predictive variance that is taken for noise; default: 0.05",
         )
         loss.add_argument(
             "--mu-steps", type=number(int, 0), default=0, help="first phase: steps for mu alone, by squared error"
@@ -109,22 +99,13 @@ class Stage1Options(BaseOptions):
             )
         else:
             self.check_levels(opt)
-        if opt.estimator == "auto":
+        if opt.sigma_n == "auto":
             given = [getattr(opt, name) for name in noise_levels()]
             ranges = any(isinstance(level, tuple) and level[0] < level[1] for level in given)
-            wanted = NOISES[opt.noise].estimator(ranges, noisy=bool(opt.noisy))
-            opt.estimator = wanted if opt.loss == "envelope" else "cnn"
-        if opt.estimator == "residual" and opt.loss != "envelope":
-            self.parser.error(
-                f"--loss {opt.loss} trains a noise estimator, and --estimator residual learns nothing: "
-                "leave one of them out"
-            )
-        if opt.estimator == "residual" or opt.loss != "envelope":
-            self.refuse(
-                opt,
-                "quantile",
-                f"is for --loss envelope with --estimator cnn; here they are {opt.loss} and {opt.estimator}",
-            )
+            estimator = NOISES[opt.noise].estimator(ranges, noisy=bool(opt.noisy))
+            opt.sigma_n = "residual" if estimator == "residual" else "envelope"
+        if opt.sigma_n != "envelope":
+            self.refuse(opt, "quantile", f"is for --sigma-n envelope; here it is {opt.sigma_n}")
         opt.quantile, opt.noise_draw, opt.mg_seed = opt.quantile or 0.05, opt.noise_draw or "fixed", opt.mg_seed or 0
         if opt.mu_steps + opt.sigma_steps + opt.steps == 0:
             self.parser.error("--mu-steps, --sigma-steps and --steps are all 0: nothing to train")

@@ -50,7 +50,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's mo
 import train_dbsn
 from data.images import read_image, to_float
 from data.sets import find_images
-from data.training import NOISE
 from models import BlindSpotDenoiser, gaussian, load_model, noise_level, posterior_mean
 from models.gaussian import Covariance
 from models.inference import denoise
@@ -63,7 +62,7 @@ from utils.device import choose_device, choose_dtype
 from utils.errors import RunError, UsageError, run_script
 from utils.files import atomic_path, atomic_write_text
 from utils.metrics import psnr
-from utils.random import generator, permutation
+from utils.random import Stream, generator, permutation
 
 NOISES = {
     "awgn": "--noise awgn --sigma 25 --mode gray",
@@ -72,17 +71,17 @@ NOISES = {
 }
 TITLES = {"awgn": "gray AWGN 25", "hg": "gray HG 40, 10", "mg": "colour MG 75"}
 METHODS = {
-    "envelope-0.05": "--loss envelope --quantile 0.05",
-    "constrained": "--loss constrained",
-    "exact": "--loss exact",
-    "reward": "--loss reward",
-    "split": "--loss split",
-    "envelope-0.10": "--loss envelope --quantile 0.10",
-    "envelope-0.02": "--loss envelope --quantile 0.02",
-    "exact-phases": "--loss exact",
-    "constrained-phases": "--loss constrained",
+    "envelope-0.05": "--sigma-n envelope --quantile 0.05",
+    "constrained": "--sigma-n constrained",
+    "exact": "--sigma-n exact",
+    "reward": "--sigma-n reward",
+    "split": "--sigma-n split",
+    "envelope-0.10": "--sigma-n envelope --quantile 0.10",
+    "envelope-0.02": "--sigma-n envelope --quantile 0.02",
+    "exact-phases": "--sigma-n exact",
+    "constrained-phases": "--sigma-n constrained",
     # the run of envelope-0.05, with the estimator that is not learned in the place of CNN_est
-    "residual": "--loss envelope --quantile 0.05",
+    "residual": "--sigma-n envelope --quantile 0.05",
 }
 DRAWN = ("constrained", "reward", "envelope-0.05")  # the figure's curves
 INTENSITIES = torch.linspace(0, 1, 52)
@@ -204,6 +203,7 @@ def photographs(opt: Namespace) -> tuple[list[Path], list[Path]]:
         raise UsageError(
             f"--evaluation {opt.evaluation} leaves nothing of the {len(files)} images of --data to train on"
         )
+    # by the seed alone, as the committed results were made: no training draws by that key
     chosen = set(permutation(len(files), opt.seed)[: opt.evaluation].tolist())
     return [f for k, f in enumerate(files) if k not in chosen], [files[k] for k in sorted(chosen)]
 
@@ -215,18 +215,10 @@ def training_argv(noise: str, method: str, steps: int, opt: Namespace, files: li
     """
     third = steps // 3 if method.endswith("-phases") else 0
     run = "envelope-0.05" if method == "residual" else method
-    line = (
-        f"--name {noise}-{run}-{steps} {NOISES[noise]} {METHODS[method]} --mu-steps {third} --sigma-steps {third} "
-        f"--steps {steps - 2 * third}"
-    )
-    line += (
-        f" --noise-draw fixed --estimator cnn --held-out 0 --width {opt.width} --blocks {opt.blocks} --mdc residual "
-        f"--patch-size {opt.patch_size}"
-    )
-    line += (
-        f" --batch-size {opt.batch_size} --optimizer adam --lr {opt.lr} --seed {opt.seed} --device {opt.device} "
-        f"--amp {opt.amp}"
-    )
+    line = f"--name {noise}-{run}-{steps} {NOISES[noise]} {METHODS[method]} --mu-steps {third} --sigma-steps {third} --steps {steps - 2 * third}"
+    line += f" --noise-draw fixed --held-out 0 --width {opt.width} --blocks {opt.blocks} --mdc residual"
+    line += f" --patch-size {opt.patch_size}"
+    line += f" --batch-size {opt.batch_size} --optimizer adam --lr {opt.lr} --seed {opt.seed} --device {opt.device} --amp {opt.amp}"
     return [*line.split(), "--checkpoints-dir", str(opt.checkpoints_dir), "--clean", *map(str, files)]
 
 
@@ -326,7 +318,7 @@ def measure_blind(opt: Namespace, files: list[Path]) -> list[dict]:
         noise, estimated = Awgn(sigma=(level / 255, level / 255)), []
         for k, file in enumerate(files):
             x = torch.from_numpy(to_float(read_image(file, mode="gray")).transpose(2, 0, 1))[None]
-            y = noise.add(x, [generator("cpu", opt.seed, NOISE, level, k)])
+            y = noise.add(x, [generator("cpu", opt.seed, Stream.NOISE, level, k)])
             estimated.append(255 * rms(denoise(model, y).noise_level))
         rows.append({"level": level, "estimated": estimated})
     return rows

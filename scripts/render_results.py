@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's mo
 
 from data.sets import content_hash
 from models.noise import NOISES
-from options.base import Parser
+from options.base import Parser, with_sigma_n
 from utils.errors import EXIT_FAILURE, RunError, run_script
 from utils.files import atomic_write_text
 
@@ -296,8 +296,7 @@ def models_table(root: Path, results: list[Result]) -> str:
     models = {model["sha256"]: model for result in results for model in result.table["models"]}
     rows = []
     for model in sorted(models.values(), key=lambda m: (m["stage"], m["file"])):
-        facts, name = model["training"] or {}, model_name(model["file"])
-        # a student's may be its teacher's
+        facts, name = with_sigma_n(model["training"] or {}), model_name(model["file"])
         cards = [
             c
             for c in sorted((root / "checkpoints").glob("*.md"), key=lambda c: -len(c.stem))
@@ -317,7 +316,7 @@ def models_table(root: Path, results: list[Result]) -> str:
             else ""
         )
         network = ", ".join(f"{k} {v}" for k, v in model["config"].items() if k in ("width", "blocks", "mdc"))
-        learned = facts.get("loss") or (f"teacher {model_name(facts['teacher'])}" if facts.get("teacher") else "")
+        learned = facts.get("sigma_n") or (f"teacher {model_name(facts['teacher'])}" if facts.get("teacher") else "")
         cells = (images, noise, facts.get("noise_draw"), learned)
         linked = f"[{name}](../checkpoints/{cards[0].name})" if cards else name
         rows.append(
@@ -339,7 +338,7 @@ def models_table(root: Path, results: list[Result]) -> str:
         "training images",
         "noise",
         "noise draw",
-        "loss",
+        "Sigma_n",
         "steps",
         "trained on, for how long",
     ]

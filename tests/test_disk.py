@@ -134,7 +134,7 @@ def test_pools_agree(mode, white_level, kind, mixed):
     # where one is float32, all are
     assert images.memory() == sum(array.nbytes for array in held.arrays) or kind == "mixed"
     assert images.memory(1) == sum(5 * array.size if images.as_bytes else 8 * array.size for array in held.arrays)
-    where = draw_crops(images.sizes, np.arange(40), 16, seed=3)
+    where = draw_crops(images.sizes, np.arange(40), 16, (3,))
     pools = [held.pool(), images.pool()]
     assert (
         isinstance(pools[0], ImagePool)
@@ -152,7 +152,7 @@ def test_pools_agree(mode, white_level, kind, mixed):
 
 def test_sources_agree(mixed):
     images = look_at(sorted(mixed.iterdir()), "color", None)
-    with crop_source(images.decode().pool(), 16, 7, 4) as memory, crop_source(images.pool(), 16, 7, 4) as disk:
+    with crop_source(images.decode().pool(), 16, (7,), 4) as memory, crop_source(images.pool(), 16, (7,), 4) as disk:
         assert type(memory) is CropSource and type(disk) is DiskSource
         for step in (*range(12), 3, 30):  # backwards and far ahead too
             samples = np.arange(4 * step, 4 * step + 4)
@@ -166,8 +166,8 @@ def test_sources_agree(mixed):
 def test_sources_agree_on_a_gpu(mixed):
     images = look_at(sorted(mixed.glob("*.png")), "color", None)
     with (
-        crop_source(images.decode().pool("cuda"), 16, 7, 4) as memory,
-        crop_source(images.pool("cuda"), 16, 7, 4) as disk,
+        crop_source(images.decode().pool("cuda"), 16, (7,), 4) as memory,
+        crop_source(images.pool("cuda"), 16, (7,), 4) as disk,
     ):
         for step in range(50):
             samples = np.arange(4 * step, 4 * step + 4)
@@ -205,7 +205,7 @@ def two_threads():
 def test_work_ahead_is_bounded(monkeypatch, two_threads):
     monkeypatch.setattr("data.source.processors", lambda: 6)
     pool = Slow()
-    with DiskSource(pool, 16, 0, stride=8, processes=2) as source:
+    with DiskSource(pool, 16, (0,), stride=8, processes=2) as source:
         for step in range(5):
             # of two processes the first: strides of 8, 4 samples of its own
             source.crops(np.arange(8 * step, 8 * step + 4))
@@ -233,14 +233,14 @@ def test_thread_count(side, processes, expected, monkeypatch):
 
 def test_waiting_is_measured():
     step = lambda k: np.arange(k, k + 1)  # noqa: E731
-    with DiskSource(Slow(seconds=0.05), 16, 0, stride=1) as source:
+    with DiskSource(Slow(seconds=0.05), 16, (0,), stride=1) as source:
         for k in range(4):
             source.crops(step(k))
         assert 0.5 < source.share_waited() <= 1
         time.sleep(0.4)
         source.crops(step(4))
         assert source.share_waited() < 0.5
-    with CropSource(ImagePool([np.zeros((20, 20, 1), np.uint8)]), 16, 0) as source:
+    with CropSource(ImagePool([np.zeros((20, 20, 1), np.uint8)]), 16, (0,)) as source:
         assert source.share_waited() == 0
 
 
@@ -248,14 +248,14 @@ def test_waiting_is_measured():
     ("fault", "raised"), [(UsageError("x.png is damaged"), RunError), (ZeroDivisionError("a bug"), ZeroDivisionError)]
 )
 def test_what_a_thread_raises_comes_back(fault, raised):
-    with pytest.raises(raised, match=r"damaged|a bug"), DiskSource(Slow(fault=fault), 16, 0, stride=4) as source:
+    with pytest.raises(raised, match=r"damaged|a bug"), DiskSource(Slow(fault=fault), 16, (0,), stride=4) as source:
         for step in range(100):
             source.crops(np.arange(4 * step, 4 * step + 4))
 
 
 def test_leaving_does_not_make_what_is_begun():
     pool = Slow(seconds=0.05)
-    with DiskSource(pool, 16, 0, stride=200) as source:
+    with DiskSource(pool, 16, (0,), stride=200) as source:
         source.begin(np.arange(200))
         time.sleep(0.02)
     assert pool.cuts < 100

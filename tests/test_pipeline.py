@@ -23,7 +23,7 @@ import train_dbsn
 from data.sets import bsd68_names
 from models import Prediction, load_model, noise_level, posterior
 from models.gaussian import Diagonal
-from options.stage1 import Stage1Options
+from options.stage1 import SIGMA_N, Stage1Options
 from tests.conftest import LEVELS, ROOT, SCRIPTS, TINY, TINY2, contents, ok, read_tensors
 from utils.checkpoint import load_checkpoint
 from utils.errors import UsageError
@@ -76,9 +76,9 @@ def test_both_stages_and_the_test(mode, noise, run, pictures, tmp_path):
     assert list((tmp_path / "s1" / "tensorboard").glob("events*"))
 
 
-@pytest.mark.parametrize("loss", ["envelope", "constrained", "exact", "reward", "split"])
+@pytest.mark.parametrize("loss", [name for name in SIGMA_N if name != "residual"])
 def test_losses_train_and_phases_hold_what_they_should(loss, run, pictures, tmp_path):
-    common = f"--clean {pictures}/gray {LEVELS['awgn']} {TINY} --loss {loss} --ema 0"
+    common = f"--clean {pictures}/gray {LEVELS['awgn']} {TINY} --sigma-n {loss} --ema 0"
     for name, steps in (("a", "--mu-steps 3 --steps 0"), ("b", "--mu-steps 3 --sigma-steps 3 --steps 0")):
         ok(run("train_dbsn", f"--name {name} {common} {steps} --schedule constant"))
     a, b = (load_model(tmp_path / n / "last.safetensors").state_dict() for n in "ab")
@@ -202,7 +202,7 @@ def test_stage1_from_a_checkpoint(run, pictures, tmp_path):
     ok(run("train_dbsn", f"--name same {common} {LEVELS['awgn']} --width 8 --blocks 2 --start-from a --seed 1"))
     ok(run("train_dbsn", f"--name blind {common} --noise awgn --sigma 5 55 --start-from a --seed 1"))
     ok(run("train_dbsn", f"--name hg {common} {LEVELS['hg']} --start-from a --seed 1"))
-    ok(run("train_dbsn", f"--name paper {common} {LEVELS['awgn']} --loss constrained --start-from a --seed 1"))
+    ok(run("train_dbsn", f"--name paper {common} {LEVELS['awgn']} --sigma-n constrained --start-from a --seed 1"))
     a, *others = (load_model(tmp_path / n / "last.safetensors") for n in ("a", "same", "blind", "hg", "paper"))
 
     def taken(b, part):
@@ -419,6 +419,7 @@ def test_signal_saves_and_says_resume(pictures, tmp_path):
         ("train_dbsn", "--name a --noisy P/gray --noise awgn --val P/gray", "--val"),
         ("train_dbsn", "--name a --noisy P/gray --noise awgn --noise-draw fresh", "--noise-draw"),
         ("train_dbsn", "--name a --clean P/gray --noise awgn --sigma 5 55 --quantile 0.1", "--quantile"),
+        ("train_dbsn", "--name a --clean P/gray --noise awgn --sigma 25 --sigma-n exact --quantile 0.1", "--quantile"),
         ("train_dbsn", "--name a --clean P/gray --noise awgn --sigma 25 --mg-seed 1", "--mg-seed"),
         ("train_distill", "--name a --teacher nowhere --clean P/gray --noisy P/gray", "no checkpoint"),
         ("train_distill", "--name a --teacher s2 --clean P/gray --noisy P/gray", "stage-2"),
@@ -764,17 +765,14 @@ def test_model_of_a_range_of_levels_finds_each_images_own(run, pictures, tmp_pat
     assert all(0 < loss < 1 for loss in [*losses["fixed"], *losses["fresh"]])
 
 
-def test_which_estimator_is_chosen(capsys):
+def test_which_estimator_is_chosen():
     def chosen(line):
-        return Stage1Options().parse(f"--name a {line}".split()).estimator
+        return Stage1Options().parse(f"--name a {line}".split()).sigma_n
 
-    assert chosen("--clean x --noise awgn --sigma 25") == "cnn"
+    assert chosen("--clean x --noise awgn --sigma 25") == "envelope"
     assert chosen("--clean x --noise awgn --sigma 5 55") == "residual"
-    assert chosen("--clean x --noise awgn --sigma 5 55 --loss constrained") == "cnn"
+    assert chosen("--clean x --noise awgn --sigma 5 55 --sigma-n constrained") == "constrained"
     assert chosen("--clean x --noise mg --mode color") == "residual"
     assert chosen("--noisy x --noise awgn") == "residual"
-    assert chosen("--noisy x --noise hg") == "cnn"
-    assert chosen("--noisy x --noise hg --estimator residual") == "residual"
-    with pytest.raises(SystemExit) as stopped:
-        chosen("--clean x --noise awgn --sigma 25 --loss exact --estimator residual")
-    assert stopped.value.code == 2 and "--estimator residual" in capsys.readouterr().err
+    assert chosen("--noisy x --noise hg") == "envelope"
+    assert chosen("--noisy x --noise hg --sigma-n residual") == "residual"

@@ -80,7 +80,7 @@ def test_the_papers_schedule():
     """
     for name in (n for n in RECIPES if n.endswith("-paper")):
         a, b = stage1(f"--recipe {name}"), stage2(f"--recipe {name}")
-        assert (a.width, a.blocks, a.mdc, a.loss) == (96, 8, "release", "constrained")
+        assert (a.width, a.blocks, a.mdc, a.sigma_n) == (96, 8, "release", "constrained")
         assert (a.batch_size, a.patch_size, a.optimizer, a.lr, a.schedule, a.noise_draw) == (
             8,
             96,
@@ -298,9 +298,9 @@ def test_both_stages_by_recipe(run, pictures, tmp_path):
         "gray-awgn25-fast",
     )
     assert all(
-        recorded[option] == values[option]
-        for option in ("mdc", "loss", "lr", "optimizer", "warmup", "ema", "noise_draw")
+        recorded[option] == values[option] for option in ("mdc", "lr", "optimizer", "warmup", "ema", "noise_draw")
     )
+    assert recorded["sigma_n"] == "envelope"  # auto, for one level
     # the same options under another name, or written out, are the same run
     ok(run("train_dbsn", line.replace("gray-awgn25-fast", "gray-awgn50-fast") + " --sigma 25"))
     written = " ".join(

@@ -199,6 +199,23 @@ def test_options_are_recorded_and_compared(run: RunFolder):
     assert (run.path / "options.json").read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("older", "today"),
+    [
+        ({"loss": "envelope", "estimator": "cnn"}, "envelope"),
+        ({"loss": "envelope", "estimator": "residual"}, "residual"),
+        ({"loss": "split", "estimator": "cnn"}, "split"),
+        ({"loss": "constrained"}, "constrained"),
+    ],
+)
+def test_a_record_of_loss_and_estimator(run: RunFolder, older: dict, today: str):
+    (run.path / "options.json").write_text(json.dumps({"sigma": 25, **older}))
+    assert run.recorded_options() == {"sigma": 25, "sigma_n": today}
+    run.check_options({"sigma": 25, "sigma_n": today})
+    with pytest.raises(UsageError, match=f"--sigma-n was {today}, now reward; "):
+        run.check_options({"sigma": 25, "sigma_n": "reward"})
+
+
 def test_options_that_an_older_version_did_not_have(run: RunFolder):
     run.check_options({"sigma": 25, "old": 3})
     with pytest.raises(UsageError, match=r"--mdc was absent, now paper"):

@@ -77,7 +77,7 @@ def take(training: Training, factor: float = 1.0) -> dict:
     training.optimizer.zero_grad()
     loss = factor * training.model(torch.ones(1, 2)).square().sum()
     loss.backward()
-    return training.update(loss, {"l2": loss}, [(images, draw_crops(images.sizes, np.arange(8), 4, 0))])
+    return training.update(loss, {"l2": loss}, [(images, draw_crops(images.sizes, np.arange(8), 4, (0,)))])
 
 
 def state(training: Training) -> dict[str, torch.Tensor]:

@@ -28,6 +28,7 @@ from typing import Any
 
 from torch import Tensor
 
+from options.base import with_sigma_n
 from utils.checkpoint import Checkpoint, DamagedCheckpoint, load_checkpoint, plain, save_checkpoint
 from utils.errors import RunError, UsageError
 from utils.files import atomic_write_bytes, atomic_write_text
@@ -162,12 +163,12 @@ class RunFolder:
             atomic_write_text(file, json.dumps(new, indent=2, sort_keys=True, allow_nan=False) + "\n")
 
     def recorded_options(self) -> dict[str, Any] | None:
-        """The options that check_options has recorded; None in a new run. It needs no lock."""
+        """The options that check_options has recorded, under today's names; None in a new run. It needs no lock."""
         file = self.path / "options.json"
         try:
             options = json.loads(file.read_bytes())
             if isinstance(options, dict):
-                return options
+                return with_sigma_n(options)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:

@@ -78,7 +78,8 @@ class Training:
         """Opens the run's folder and goes on from its newest state.
 
         facts, digests: recorded beside the options, and compared with the record of a run that goes on.
-        assumed: what options count as that an older record lacks, where that is not their default.
+        assumed: what options count as that an older record lacks, where that is not their default. opt.streams is 1 in
+        all older ones.
         """
         opt, main = self.opt, self.world.main
         amp = str(self.dtype).removeprefix("torch.")
@@ -87,7 +88,7 @@ class Training:
         folder = RunFolder if main else FollowedRun
         with folder(opt.checkpoints_dir / opt.name) as self.run, StopRequest() as self.stop:
             with self.world.main_first():
-                defaults = plain_options(options.defaults() | (assumed or {}))
+                defaults = plain_options(options.defaults() | {"streams": 1} | (assumed or {}))
                 self.run.check_options(recorded, options.may_change, defaults, frozenset(digests))
                 if state := self.run.load_state():
                     restore(self.model, self.average, self.optimizer, state.tensors)
