@@ -108,7 +108,7 @@ def train(opt, options: Stage1Options, world: World) -> int:
     total = opt.mu_steps + opt.sigma_steps + opt.steps
     best = {"best_held_out_nll": None}
     training = Training(opt, world, started, device, dtype, "stage1", total, model, model.dbsn, opt.white_level, best)
-    size = {name: model.config[name] for name in ("width", "blocks", "mdc")}  # --start-from may have another
+    size = {name: model.config[name] for name in ("width", "blocks", "mdc", "units")}  # --start-from may have another
     digests = {"training_images": digest(images, (before or {}).get("training_images"))}
     loss_name = "exact" if opt.sigma_n == "residual" else opt.sigma_n  # of V; nothing of that estimator is learned
     trained = None
@@ -171,7 +171,7 @@ def starting_model(opt, channels: int) -> BlindSpotDenoiser:
 
     The weights are D-BSN's, and of the heads those that have the same meaning.
     """
-    size = dict(width=opt.width, blocks=opt.blocks, mdc=opt.mdc)
+    size = dict(width=opt.width, blocks=opt.blocks, mdc=opt.mdc, units=opt.units)
     source = load_model(opt.start_from, "cpu", opt.checkpoints_dir) if opt.start_from else None
     if source:
         if source.stage != 1 or source.channels != channels:

@@ -86,7 +86,7 @@ def train(opt, options: Stage2Options, world: World) -> int:
         noisy_pool = add_noise_once(noisy_pool, noise, opt.seed)
 
     # Student and run.
-    student = starting_student(opt, teacher.channels)
+    student = starting_student(opt, teacher)
     world.check_share(noisy_count, "noisy part of the batch,")
     world.check_share(clean_count, "clean part of the batch,")
     training = Training(opt, world, started, device, dtype, "stage2", opt.steps, student, student, white_level)
@@ -177,15 +177,15 @@ def find_material(opt, mode: str, white_level: float | None) -> tuple[ImageFiles
     return clean, noisy, val
 
 
-def starting_student(opt, channels: int) -> MWCNN:
+def starting_student(opt, teacher: BlindSpotDenoiser) -> MWCNN:
     """MWCNN from scratch, or --student, whose size then counts."""
     if opt.student is None:
         seed_weights(opt.seed)
-        return MWCNN(channels, opt.student_width)
+        return MWCNN(teacher.channels, opt.student_width, teacher.units)
     student = load_model(opt.student, "cpu", opt.checkpoints_dir)
-    if student.stage != 2 or student.channels != channels:
+    if student.stage != 2 or student.channels != teacher.channels:
         raise UsageError(
-            f"--student {student.file}: needed here is a stage-2 checkpoint for {channels} channels, "
+            f"--student {student.file}: needed here is a stage-2 checkpoint for {teacher.channels} channels, "
             f"this one is stage {student.stage} for {student.channels}"
         )
     return student.train().requires_grad_(True)

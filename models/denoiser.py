@@ -15,7 +15,9 @@ from models.gaussian import Covariance, Posterior, mahalanobis, triangle
 from models.layers import PointwiseNet
 from models.noise import ESTIMATORS, NOISES, lower_factor
 from models.noise.residual import AVOID, lowest, sampled, share_clipped, spacing
+from models.units import Scale, scale_of
 
+NOISE_SHIFT = -0.5413  # softplus(-NOISE_SHIFT) = 1: in units of noise, V starts at about one
 Slices = tuple[slice, slice]  # rows and columns
 SHAKE = 0.5  # noise added to measure the gain, relative to what was estimated
 GAIN_WINDOWS, GAIN_CORE = 5, 28  # in how many parts of an image the gain is measured, and the side of each in pixels
@@ -110,6 +112,7 @@ class BlindSpotDenoiser(nn.Module):
         mdc: str = "release",
         head: str = "total",
         estimator: str = "cnn",
+        units: str = "white",
     ):
         super().__init__()
         model = NOISES[noise]
@@ -118,8 +121,16 @@ class BlindSpotDenoiser(nn.Module):
         if estimator == "residual" and head != "total":
             raise ValueError("the residual estimator is not trained, so Sigma_mu alone has no loss: use head 'total'")
         self.config = dict(
-            channels=channels, noise=noise, width=width, blocks=blocks, mdc=mdc, head=head, estimator=estimator
+            channels=channels,
+            noise=noise,
+            width=width,
+            blocks=blocks,
+            mdc=mdc,
+            head=head,
+            estimator=estimator,
+            units=units,
         )
+        self.units = units
         self.channels, self.noise, self.head, self.estimator = channels, noise, head, estimator
         self.dbsn = DBSN(channels, width, blocks, mdc)
         self.cov_head = PointwiseNet(width, model.hidden, len(triangle(channels)), depth=3)
@@ -134,13 +145,22 @@ class BlindSpotDenoiser(nn.Module):
         seen = mu.detach()  # estimating the noise must not bend mu
         return Prediction(mu, v, self.head, lambda: self.noise_estimator.covariance(self.theta(y, seen, v), seen))
 
-    def context(self, y: Tensor) -> tuple[Tensor, Covariance]:
+    def scale(self, y: Tensor) -> Scale | None:
+        """What `context` needs to know of a whole image y (N,C,H,W) to work on parts of it."""
+        return scale_of(y) if self.units == "noise" else None
+
+    def context(self, y: Tensor, scale: Scale | None = None) -> tuple[Tensor, Covariance]:
         """What the pixels around each pixel say of it: mu (N,C,H,W) and the head's covariance, float32.
 
         y as in forward.
         """
-        mu, features = self.dbsn(y.to(self.dtype), self.path)
-        return mu, lower_factor(self.cov_head(features), self.channels, shift=3)
+        if self.units == "white":
+            mu, features = self.dbsn(y.to(self.dtype), self.path)
+            return mu, lower_factor(self.cov_head(features), self.channels, shift=3)
+        m, s = (t.to(y) for t in scale or scale_of(y))
+        mu, features = self.dbsn(((y - m) / s).to(self.dtype), self.path)
+        v = lower_factor(self.cov_head(features), self.channels, shift=NOISE_SHIFT)
+        return m + s * mu, v.scale(s)
 
     def theta(self, y: Tensor, mu: Tensor, v: Covariance) -> Tensor:
         """What the noise estimator finds on noisy images y (N,C,H,W), given their context: (N,K,1,1). On any device.
@@ -163,7 +183,7 @@ class BlindSpotDenoiser(nn.Module):
         cov_n = self.noise_estimator.covariance(self.noise_estimator.estimate(y, mu, v), mu)
         uncertainty = sampled(v.log_det() - cov_n.log_det()) / self.channels + AVOID * share_clipped(y)
         best = lowest(uncertainty, GAIN_SHARE)[1].flatten(1) * spacing(y)  # N,k: places in the order of rows
-        device = self.dbsn.tail.weight.device
+        device, scale = self.dbsn.tail.weight.device, self.scale(y)
         gains = []
         for k, places in enumerate(best.sort().values):
             counts = torch.zeros(y.shape[2:], device=y.device)
@@ -172,7 +192,8 @@ class BlindSpotDenoiser(nn.Module):
             for window, core in self.windows(y.shape[2], y.shape[3], places):
                 here, noisy = cov_n.map(lambda t, k=k, at=window: crop(t[k : k + 1], at)), crop(y[k : k + 1], window)
                 n = here.sample(torch.randn(noisy.shape, generator=random).to(y))
-                moved = self.context((noisy + SHAKE * n).to(device))[0].to(mu) - crop(mu[k : k + 1], window)
+                own = scale and tuple(t[k : k + 1] for t in scale)
+                moved = self.context((noisy + SHAKE * n).to(device), own)[0].to(mu) - crop(mu[k : k + 1], window)
                 share = mahalanobis(crop(moved, core), here.map(lambda t, at=core: crop(t, at)))[0, 0]
                 counted = counts[window][core]
                 found.append((share * counted).sum() / counted.sum())

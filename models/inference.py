@@ -78,13 +78,16 @@ def run(model: BlindSpotDenoiser | MWCNN, y: Tensor, tile: int | None, progress:
     tiled = max(y.shape[2:]) > tile
     if model.stage == 2:
         height, width = y.shape[2:]
-        (image,) = in_tiles(lambda part: (model(part),), model, pad_to_multiple(y), tile, progress)
+        scale = model.scale(y)
+        (image,) = in_tiles(lambda part: (model(part, scale),), model, pad_to_multiple(y), tile, progress)
         return Denoised(image[:, :, :height, :width].cpu(), tiled=tiled)
 
     device = next(model.parameters()).device
 
+    scale = model.scale(y)
+
     def context(part: Tensor) -> tuple[Tensor, Tensor]:
-        mu, cov = model.context(part)
+        mu, cov = model.context(part, scale)
         return mu, cov.factor
 
     # the network tile by tile, the noise over the whole image, and what is left is pixel by pixel

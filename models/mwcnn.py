@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from models.layers import Conv2d
+from models.units import Scale, scale_of
 
 MULTIPLE = 8  # three halvings
 
@@ -107,9 +108,10 @@ class MWCNN(nn.Module):
     stage = 2
     receptive_radius = 120  # 2 * (8 * 1) + 4 * (8 * 1) + 8 * (8 * 1), and what the wavelets add
 
-    def __init__(self, channels: int, width: int = 160):
+    def __init__(self, channels: int, width: int = 160, units: str = "white"):
         super().__init__()
-        self.config = dict(channels=channels, width=width)
+        self.config = dict(channels=channels, width=width, units=units)
+        self.units = units
         self.channels, self.dtype = channels, torch.float32
         f1, f2, f3 = width, round(1.6 * width), round(1.6 * width)
         bands = 4 * channels
@@ -129,8 +131,19 @@ class MWCNN(nn.Module):
             for convolution in (self.up3[-1], self.up2[-1], self.last):
                 convolution.weight *= 0.1
 
-    def forward(self, y: Tensor) -> Tensor:
+    def scale(self, y: Tensor) -> Scale | None:
+        """What `forward` needs to know of a whole image y (N,C,H,W) to work on parts of it."""
+        return scale_of(y) if self.units == "noise" else None
+
+    def forward(self, y: Tensor, scale: Scale | None = None) -> Tensor:
         """Noisy images (N,C,H,W), float32, 0..1, any size -> denoised ones."""
+        if self.units == "noise":
+            m, s = (t.to(y) for t in scale or scale_of(y))
+            return m + s * self.network((y - m) / s)
+        return self.network(y)
+
+    def network(self, y: Tensor) -> Tensor:
+        """Images of the network's units -> denoised ones."""
         height, width = y.shape[2:]
         bands = dwt(pad_to_multiple(y))  # N,4C,H/2,W/2
         x1 = self.down1(bands.to(self.dtype).contiguous(memory_format=torch.channels_last))  # N,F1,H/2,W/2

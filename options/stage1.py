@@ -3,6 +3,7 @@ from __future__ import annotations
 import argparse
 
 from models.noise import NOISES
+from models.units import UNITS
 from options.base import BaseOptions, noise_levels, number
 
 SIGMA_N = ("residual", "envelope", "constrained", "exact", "reward", "split")
@@ -46,6 +47,13 @@ class Stage1Options(BaseOptions):
             choices=("release", "paper", "residual"),
             default="residual",
             help="form of the block: one 5x5, two 3x3, or with a clean residual path",
+        )
+        model.add_argument(
+            "--units",
+            choices=UNITS,
+            default="white",
+            help="what the network sees. white: the image, 0..1. noise: its difference from the image's mean, in units "
+            "of the image's noise, so that results follow brightness and offset exactly",
         )
         model.add_argument(
             "--start-from",

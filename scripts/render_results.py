@@ -315,7 +315,11 @@ def models_table(root: Path, results: list[Result]) -> str:
             if "batch_size" in facts
             else ""
         )
-        network = ", ".join(f"{k} {v}" for k, v in model["config"].items() if k in ("width", "blocks", "mdc"))
+        network = ", ".join(
+            f"{k} {v}"
+            for k, v in model["config"].items()
+            if k in ("width", "blocks", "mdc") or (k == "units" and v != "white")
+        )
         learned = facts.get("sigma_n") or (f"teacher {model_name(facts['teacher'])}" if facts.get("teacher") else "")
         cells = (images, noise, facts.get("noise_draw"), learned)
         linked = f"[{name}](../checkpoints/{cards[0].name})" if cards else name

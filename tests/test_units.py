@@ -1,0 +1,70 @@
+"""Networks whose input is in units of the image's noise: results follow brightness and offset."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from models import MWCNN, BlindSpotDenoiser
+from models.inference import denoise
+from models.units import scale_of
+from tests.conftest import LEVELS, TINY, TINY2, ok
+
+
+@pytest.fixture(params=["stage1", "stage2"])
+def model(request):
+    torch.manual_seed(0)
+    if request.param == "stage2":
+        return MWCNN(1, width=8, units="noise").eval()
+    model = BlindSpotDenoiser(1, "awgn", width=8, blocks=1, estimator="residual", units="noise").eval()
+    torch.nn.init.normal_(model.cov_head.last.weight, std=0.01)
+    return model
+
+
+@pytest.fixture
+def y(rng):
+    x = torch.linspace(0.2, 0.8, 60).expand(1, 1, 50, 60)
+    return x + 0.1 * torch.randn(x.shape, generator=rng)
+
+
+@pytest.mark.parametrize(("a", "b"), [(0.1, 0.0), (0.3, 0.3), (20.0, -3.0), (1000.0, 5000.0)])
+def test_results_follow_brightness_and_offset(model, y, a, b):
+    plain, other = denoise(model, y), denoise(model, a * y + b)
+    scale = a * y.std()
+    assert ((other.image - (a * plain.image + b)).abs().max() / scale) < 2e-3  # rounding of the offset
+    if plain.noise_level is not None:
+        assert other.noise_level.item() / (a * plain.noise_level.item()) == pytest.approx(1, abs=5e-3)
+
+
+def test_tiles_share_the_scale_of_the_image(model, rng):
+    y = torch.linspace(0, 1, 300).expand(1, 1, 280, 300) ** 3 + 0.05 * torch.randn(1, 1, 280, 300, generator=rng)
+    whole, tiled = denoise(model, y, tile=1000), denoise(model, y, tile=32)
+    torch.testing.assert_close(tiled.image, whole.image, atol=1e-4, rtol=1e-4)
+
+
+def test_scale_is_the_noise_of_a_smooth_image(rng):
+    x = torch.linspace(0, 1, 200).expand(2, 3, 160, 200)
+    m, s = scale_of(x + torch.tensor([0.05, 0.2]).view(2, 1, 1, 1) * torch.randn(x.shape, generator=rng))
+    torch.testing.assert_close(m.flatten(), torch.full((2,), 0.5), atol=0.01, rtol=0)
+    torch.testing.assert_close(s.flatten(), torch.tensor([0.05, 0.2]), atol=0, rtol=0.02)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 7), (5, 1), (2, 2), (9, 9)])
+@pytest.mark.parametrize("value", [0.0, 0.5])
+def test_constant_and_tiny_images_stay_as_they_are(model, size, value):
+    image = denoise(model, torch.full((1, 1, *size), value)).image
+    assert torch.isfinite(image).all()
+    assert scale_of(torch.full((1, 1, *size), value))[1].item() == 1
+
+
+def test_both_stages_train_in_units_of_noise(run, pictures, tmp_path):
+    line = f"--clean {pictures}/gray {LEVELS['awgn']} {TINY} --units noise --steps 3"
+    ok(run("train_dbsn", f"--name s1 {line}"))
+    ok(
+        run(
+            "train_distill", f"--name s2 --teacher s1 --clean {pictures}/gray --noisy {pictures}/gray {TINY2} --steps 2"
+        )
+    )
+    ok(run("test", f"--checkpoint s1 s2 --data {pictures}/gray {LEVELS['awgn']} --json {tmp_path}/r.json"))
+    code, _, err = run("train_dbsn", f"--name s1 {line.replace('--units noise', '--units white')}")
+    assert code == 2 and "--units was noise, now white" in err
