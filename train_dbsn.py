@@ -88,6 +88,8 @@ def train(opt, options: Stage1Options, world: World) -> int:
 
     before = RunFolder(opt.checkpoints_dir / opt.name).recorded_options()
     opt.streams = streams_of(before)
+    if before and "units" not in before:
+        opt.units = "white"  # a run of an older version, which knew no others
 
     # Images. Everything that can be wrong with them is found before anything is written.
     noise = noise_of(opt) if opt.clean else None

@@ -45,6 +45,7 @@ FLAVOURS = {
         "stage1": dict(
             clean=["imagenet_val"],
             mdc="release",
+            units="white",
             sigma_n="constrained",
             mu_steps=187_500,
             sigma_steps=62_500,
@@ -100,6 +101,7 @@ FLAVOURS = {
             width=64,
             blocks=3,
             mdc="residual",
+            units="white",
             batch_size=6,
             patch_size=64,
             optimizer="muon",
@@ -173,7 +175,7 @@ RECIPES = {
     for flavour in FLAVOURS
     if exists(mode, row, flavour)
 }
-DEFAULT = "gray-awgn-blind-small"  # the flags' defaults are this recipe's, images, noise and levels aside
+DEFAULT = "gray-awgn-blind-small"  # the flags' defaults are this recipe's, images, noise, levels and units aside
 
 
 def arguments(name: str, stage: str, really_noisy: bool = False, optimizer: str | None = None) -> list[str]:

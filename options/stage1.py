@@ -51,7 +51,7 @@ class Stage1Options(BaseOptions):
         model.add_argument(
             "--units",
             choices=UNITS,
-            default="white",
+            default="noise",
             help="what the network sees. white: the image, 0..1. noise: its difference from the image's mean, in units "
             "of the image's noise, so that results follow brightness and offset exactly",
         )
