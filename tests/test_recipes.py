@@ -105,14 +105,16 @@ def test_the_papers_schedule():
 
 
 # what the cards' commands say, written out: the first models of awgn, those that went on from them, and the students
-BLIND1 = "--clean bsd432 --noise awgn --sigma 5 55 --noise-draw fresh --width 64 --blocks 3 --mdc residual"
+BLIND1 = (
+    "--clean bsd432 --noise awgn --sigma 5 55 --noise-draw fresh --width 64 --blocks 3 --mdc residual --units white"
+)
 SMALL1 = "--patch-size 64 --batch-size 6 --optimizer muon"
 SMALL2 = (
     "--clean bsd432 --synthetic-noisy bsd432 --noise-draw fixed --student-width 96 --patch-size 96 --batch-size 8 "
     "--optimizer muon"
 )
 HG, MG = "--noise hg --alpha 10 60 --delta 2 20", "--noise mg --sigma 75"
-SIZE1 = "--clean bsd432 --noise-draw fresh --width 64 --blocks 3 --mdc residual"
+SIZE1 = "--clean bsd432 --noise-draw fresh --width 64 --blocks 3 --mdc residual --units white"
 CARDS = {
     "gray-awgn-blind": [
         f"--name blind2 --mode gray {BLIND1} {SMALL1} --steps 10000 --lr 4e-3 --warmup 200",
@@ -212,7 +214,7 @@ def test_the_released_weights_were_made_by_their_cards_commands(name):
 
 
 def test_the_defaults_are_a_recipe():
-    """All that it says but the images, the noise, its levels and its draw. Units of noise came after the released weights."""
+    """All that it says but the images, the noise, its levels and its draw; and units, newer than the weights."""
     for options, stage in ((Stage1Options, "stage1"), (Stage2Options, "stage2")):
         given = {
             "stage1": "--name x --clean a --noise awgn --sigma 5 55 --noise-draw fresh",
