@@ -1,6 +1,7 @@
 """How fast the networks are, how much memory they take, and how near that is to what the machine can do.
 
-    python scripts/benchmark.py --json benchmark.json               the release's sizes
+    python scripts/benchmark.py --json benchmark.json               the paper's sizes
+    python scripts/benchmark.py --network released                  those of the released weights
     python scripts/benchmark.py --json benchmark.json --quick       small sizes
 
 The first takes minutes on a GPU, an hour on two CPU cores. The second takes seconds: it shows that everything works
@@ -119,9 +120,11 @@ class Scale:
     large_side: int
     matrix: int
     rounds: int
+    mdc: str = "release"
 
 
-def scale_of(quick: bool, device_type: str) -> Scale:
+def scale_of(quick: bool, device_type: str, network: str = "published") -> Scale:
+    """network: "published", the paper's sizes, or "released", those of the released weights."""
     cuda = device_type == "cuda"
     if quick:
         sizes: dict[str, Size] = {"train": (2, 32, 32), "infer": (1, 49, 65), "distill": (2, 32, 32)}
@@ -131,11 +134,15 @@ def scale_of(quick: bool, device_type: str) -> Scale:
         }
         return Scale(24, 1, 16, sizes, (2, 13, 17), scaling, large_side=500, matrix=512, rounds=2)
     sizes = {"train": (8, 96, 96), "infer": (1, 321, 481), "distill": (32 if cuda else 8, 160, 160)}
+    if network == "released":
+        sizes |= {"train": (6, 64, 64), "distill": (8, 96, 96)}
     scaling = {
         "infer": ((1, 256, 256), (1, 512, 512), (1, 1024, 1024)),
         "train": ((2, 96, 96), (4, 96, 96), (8, 96, 96)),
     }
-    return Scale(96, 8, 160, sizes, (2, 37, 41), scaling, large_side=10_000, matrix=8192 if cuda else 2048, rounds=5)
+    width, blocks, mdc, student_width = (64, 3, "residual", 96) if network == "released" else (96, 8, "release", 160)
+    matrix = 8192 if cuda else 2048
+    return Scale(width, blocks, student_width, sizes, (2, 37, 41), scaling, 10_000, matrix, rounds=5, mdc=mdc)
 
 
 # --------------------------------------------------------------------------------------- what is timed
@@ -153,7 +160,7 @@ class Case:
                 # the student turns its input channels-last, and what follows keeps the layout it is given
                 self.model.down1.register_forward_pre_hook(lambda _, args: (args[0].contiguous(),))
         else:
-            self.model = BlindSpotDenoiser(1, "awgn", scale.width, scale.blocks)
+            self.model = BlindSpotDenoiser(1, "awgn", scale.width, scale.blocks, scale.mdc)
             self.model.path = variant.form
             for net in (self.model.cov_head, self.model.noise_estimator.net):
                 # zero as they are made: layers before them would have no say in the comparison
@@ -388,9 +395,8 @@ def one(task: str, path: str, scale: Scale, device: torch.device) -> dict[str, f
 
 
 def in_fresh_process(task: str, path: str, opt: argparse.Namespace) -> dict[str, float | None]:
-    command = [sys.executable, __file__, "--one", task, path, "--device", opt.device] + (
-        ["--quick"] if opt.quick else []
-    )
+    command = [sys.executable, __file__, "--one", task, path, "--device", opt.device, "--network", opt.network]
+    command += ["--quick"] if opt.quick else []
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         raise RunError(f"{task}, {path}: the process that measures its memory ended with code {done.returncode}")
@@ -525,6 +531,12 @@ def parser() -> Parser:
     )
     p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: CUDA where there is one")
     p.add_argument(
+        "--network",
+        choices=("published", "released"),
+        default="published",
+        help="the paper's sizes, or those of the released weights: 64 channels, 3 + 3 blocks, a student of 96",
+    )
+    p.add_argument(
         "--quick",
         action="store_true",
         help="small networks and images, few rounds, no memory of fresh processes: to see that it works",
@@ -582,7 +594,7 @@ def main(argv: list[str] | None = None) -> int:
     torch.utils.deterministic.fill_uninitialized_memory = (
         False  # a debugging aid that would only slow the deterministic paths
     )
-    scale = scale_of(opt.quick, device.type)
+    scale = scale_of(opt.quick, device.type, opt.network)
     if opt.one:
         task, path = opt.one
         if path != LARGE and (task not in TASKS or path not in variants_of(task, device.type)):
@@ -599,7 +611,7 @@ def main(argv: list[str] | None = None) -> int:
         flush=True,
     )
     print(
-        f"D-BSN {scale.width} channels, {scale.blocks}+{scale.blocks} blocks; MWCNN {scale.student_width} channels\n",
+        f"D-BSN {scale.width} channels, {scale.blocks}+{scale.blocks} {scale.mdc} blocks; MWCNN {scale.student_width} channels\n",
         flush=True,
     )
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from options.recipes import RECIPES
 from tests.conftest import ROOT
 from utils.errors import RunError, UsageError
 
@@ -75,6 +76,15 @@ def test_flops_of_the_published_network(benchmark):
     infer, train = (benchmark.flops(task, (1, 96, 96), scale) for task in ("infer", "train"))
     assert infer == pytest.approx(2 * 6_612_289 * 96 * 96, rel=0.01)
     assert train == pytest.approx(3 * infer, rel=0.01)
+
+
+def test_the_released_size_is_that_of_the_recipe(benchmark):
+    scale = benchmark.scale_of(quick=False, device_type="cpu", network="released")
+    one, two = RECIPES["gray-awgn-blind-small"].values()
+    assert (scale.width, scale.blocks, scale.mdc) == (one["width"], one["blocks"], one["mdc"])
+    assert scale.student_width == two["student_width"]
+    for task, values in (("train", one), ("distill", two)):
+        assert scale.sizes[task] == (values["batch_size"], values["patch_size"], values["patch_size"])
 
 
 def test_paths_use_their_memory_format(benchmark):
