@@ -610,10 +610,8 @@ def main(argv: list[str] | None = None) -> int:
         f"{peaks[BF16] / 1e12:.3g} in bf16",
         flush=True,
     )
-    print(
-        f"D-BSN {scale.width} channels, {scale.blocks}+{scale.blocks} {scale.mdc} blocks; MWCNN {scale.student_width} channels\n",
-        flush=True,
-    )
+    stage1 = f"D-BSN {scale.width} channels, {scale.blocks}+{scale.blocks} {scale.mdc} blocks"
+    print(f"{stage1}; MWCNN {scale.student_width} channels\n", flush=True)
 
     rows: list[dict] = []
 

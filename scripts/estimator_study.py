@@ -217,7 +217,7 @@ def training_argv(noise: str, method: str, steps: int, opt: Namespace, files: li
     run = "envelope-0.05" if method == "residual" else method
     line = f"--name {noise}-{run}-{steps} {NOISES[noise]} {METHODS[method]}"
     line += f" --mu-steps {third} --sigma-steps {third} --steps {steps - 2 * third}"
-    line += f" --noise-draw fixed --held-out 0 --width {opt.width} --blocks {opt.blocks} --mdc residual"
+    line += f" --noise-draw fixed --held-out 0 --width {opt.width} --blocks {opt.blocks} --mdc residual --units white"
     line += f" --patch-size {opt.patch_size}"
     line += f" --batch-size {opt.batch_size} --optimizer adam --lr {opt.lr}"
     line += f" --seed {opt.seed} --device {opt.device} --amp {opt.amp}"

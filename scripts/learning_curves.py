@@ -38,7 +38,8 @@ TEACHER = Path(__file__).resolve().parents[1] / "checkpoints" / "gray-awgn-blind
 FIXED = "--noise awgn --sigma 25 --noise-draw fresh --device cpu"
 FIXED1 = f"--width {WIDTH} --blocks {BLOCKS}"
 FIXED2 = f"--teacher {TEACHER} --noisy-share 0"
-BASE = dict(mdc="residual", optimizer="adam", lr=2e-3, warmup=50, batch_size=8, patch_size=48, steps=400, seed=0)
+BASE = dict(mdc="residual", units="white", optimizer="adam", lr=2e-3, warmup=50, batch_size=8, patch_size=48)
+BASE |= dict(steps=400, seed=0)
 STUDENT = dict(student_width=64, optimizer="adam", lr=2e-3, warmup=50, batch_size=8, patch_size=96, steps=400, seed=0)
 
 # name -> what differs from BASE
@@ -55,6 +56,8 @@ VARIANTS = {
     "muon, lr 5e-3": dict(optimizer="muon", lr=5e-3),
     "muon, lr 1e-2": dict(optimizer="muon", lr=1e-2),
     "muon, lr 5e-3, 1200 steps": dict(optimizer="muon", lr=5e-3, steps=1200, warmup=150),
+    "muon, lr 5e-3, units of noise": dict(optimizer="muon", lr=5e-3, units="noise"),
+    "muon, lr 5e-3, 1200 steps, units of noise": dict(optimizer="muon", lr=5e-3, steps=1200, warmup=150, units="noise"),
     "release": dict(mdc="release"),
     "muon, release": dict(optimizer="muon", mdc="release"),
     "paper": dict(mdc="paper"),
