@@ -57,7 +57,7 @@ VARIANTS = {
     "muon, lr 1e-2": dict(optimizer="muon", lr=1e-2),
     "muon, lr 5e-3, 1200 steps": dict(optimizer="muon", lr=5e-3, steps=1200, warmup=150),
     "muon, lr 5e-3, units of noise": dict(optimizer="muon", lr=5e-3, units="noise"),
-    "muon, lr 5e-3, 1200 steps, units of noise": dict(optimizer="muon", lr=5e-3, steps=1200, warmup=150, units="noise"),
+    "muon, lr 5e-3, units of noise, 1200 steps": dict(optimizer="muon", lr=5e-3, steps=1200, warmup=150, units="noise"),
     "release": dict(mdc="release"),
     "muon, release": dict(optimizer="muon", mdc="release"),
     "paper": dict(mdc="paper"),
@@ -219,6 +219,7 @@ PANELS = {  # title -> (x axis, variants)
     ),
     "block form": ("teraflops", ["base", "release", "paper", "muon", "muon, release", "muon, paper"]),
     "crops": ("megapixels", ["muon", "muon, batch 4", "muon, batch 16", "muon, patch 32", "muon, patch 96"]),
+    "units": ("step", [name for name in VARIANTS if name.startswith("muon, lr 5e-3")]),
     "stage 2": ("step", list(STUDENTS)),
 }
 
