@@ -168,7 +168,12 @@ class BlindSpotDenoiser(nn.Module):
         In training mode the gain is left out: it would cost a pass of the network for a number that is only watched.
         """
         gain = 0.0 if self.noise_estimator.learned or self.training else self.gain(y, mu, v).to(y.device)
-        return self.noise_estimator.estimate(y, mu, v, gain)
+        return self.noise_estimator.estimate(y, mu, v, gain, self.unit(y))
+
+    def unit(self, y: Tensor) -> Tensor | float:
+        """The value of images y (N,C,H,W) that is 1 to the network, (N,1,1,1)."""
+        scale = self.scale(y)
+        return 1.0 if scale is None else scale[1]
 
     @torch.no_grad()
     def gain(self, y: Tensor, mu: Tensor, v: Covariance) -> Tensor:
@@ -180,7 +185,7 @@ class BlindSpotDenoiser(nn.Module):
 
         Squared residuals are too large by this share.
         """
-        cov_n = self.noise_estimator.covariance(self.noise_estimator.estimate(y, mu, v), mu)
+        cov_n = self.noise_estimator.covariance(self.noise_estimator.estimate(y, mu, v, unit=self.unit(y)), mu)
         uncertainty = sampled(v.log_det() - cov_n.log_det()) / self.channels + AVOID * share_clipped(y)
         best = lowest(uncertainty, GAIN_SHARE)[1].flatten(1) * spacing(y)  # N,k: places in the order of rows
         device, scale = self.dbsn.tail.weight.device, self.scale(y)

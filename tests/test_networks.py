@@ -400,7 +400,7 @@ def test_gain_is_the_variance_that_mu_takes_over():
     model = small(estimator="residual")
     kernel = torch.tensor([[0, 1, 0], [1, 0, 1], [0, 1, 0]]).view(1, 1, 3, 3) / 4
 
-    def average(y):
+    def average(y, scale=None):
         mu = torch.nn.functional.conv2d(y, kernel, padding=1)
         return mu, Full(torch.full_like(mu, 0.1))
 
@@ -443,7 +443,7 @@ def test_gain_is_that_of_the_pixels_predicted_best_for_their_noise(rng, monkeypa
         for k in ([[0.0, 0, 0], [0.5, 0, 0.5], [0, 0, 0]], [[0, 0.25, 0], [0.25, 0, 0.25], [0, 0.25, 0]])
     )
 
-    def context(y):
+    def context(y, scale=None):
         mu = torch.where(bright, *(torch.nn.functional.conv2d(y, kernel, padding=1) for kernel in (four, two)))
         return mu, Full(torch.where(bright, 0.045, 0.02))
 

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from models.gaussian import Diagonal
-from models.noise.base import FLOOR, Level, NoiseModel, Range, fraction, within
+from models.noise.base import Level, NoiseModel, Range, fraction, within
 from models.noise.residual import FITTED, Seen, line_at_lowest
 
 
@@ -39,11 +40,12 @@ class Awgn(NoiseModel):
         uncertainty, quiet = seen.quietest(FITTED)
         squares = (sum(e * e for e in seen.residuals) / seen.channels).gather(3, quiet)
         variance = seen.v.variance.mean(1, keepdim=True).gather(3, quiet)
-        return line_at_lowest(squares, variance, uncertainty).float() / (1 + gain)
+        found = line_at_lowest(squares, variance, uncertainty).float() / (1 + gain)
+        return torch.maximum(found, seen.floor)
 
     @classmethod
     def sigma_n(cls, theta: Tensor, image: Tensor) -> Diagonal:
-        return Diagonal(theta.clamp_min(FLOOR**2).expand(-1, image.shape[1], -1, -1))
+        return Diagonal(theta.expand(-1, image.shape[1], -1, -1))
 
     @classmethod
     def estimator(cls, ranges: bool, noisy: bool) -> str:

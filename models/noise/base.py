@@ -25,7 +25,7 @@ from models.gaussian import Covariance, Diagonal, Full, triangle
 from utils.random import normal, uniform
 
 Range = tuple[float, float]  # (v, v) is a fixed level
-FLOOR = 1e-3  # least standard deviation of estimated noise, 0..1 units: a quarter of a level of 255
+FLOOR = 1e-3  # least standard deviation of estimated noise, in the network's units: a quarter of a level of 255
 CNN_SHIFT = 4  # CNN_est's first level is softplus(-4) + FLOOR, about 4.9 of 255
 
 

@@ -27,13 +27,11 @@ class CnnEst(nn.Module):
         self.net = PointwiseNet(channels, noise.hidden, noise.cnn_outputs(channels), depth=5)
         nn.init.zeros_(self.net.last.weight)  # starts at one level everywhere, about 4.9 of 255
 
-    def estimate(
-        self, y: Tensor, mu: Tensor | None = None, v: Covariance | None = None, gain: Tensor | float = 0.0
-    ) -> Tensor:
+    def estimate(self, y: Tensor, *_: object, **__: object) -> Tensor:
         """theta (N,K,1,1) of images y (N,C,H,W), 0..1, on any device.
 
-        It is the mean over the image where Sigma_n is image-wide, nothing (K = 0) where it belongs to each pixel. mu, v
-        and gain are not looked at.
+        It is the mean over the image where Sigma_n is image-wide, nothing (K = 0) where it belongs to each pixel.
+        What else the residual estimator takes is not looked at.
         """
         if not self.noise.image_wide:
             return y.new_empty(y.shape[0], 0, 1, 1)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from models.gaussian import Full, cholesky, triangle
-from models.noise.base import CNN_SHIFT, FLOOR, Level, NoiseModel, Range, fraction, lower_factor, within
+from models.noise.base import CNN_SHIFT, Level, NoiseModel, Range, fraction, lower_factor, within
 from models.noise.residual import FITTED, Seen, count_lowest, indefinite, line_at_lowest
 
 
@@ -68,12 +68,13 @@ class Mg(NoiseModel):
         squares = torch.cat([(r[i] * r[j]).gather(3, quiet) for i, j in triangle(seen.channels)], 1)
         found = line_at_lowest(squares, seen.v.entries().gather(3, quiet.expand_as(squares)), uncertainty).float()
         mean = squares[..., : count_lowest(squares)].mean(3, keepdim=True)
-        return torch.where(indefinite(found, seen.channels), mean, found) / (1 + gain)
+        found = torch.where(indefinite(found, seen.channels), mean, found) / (1 + gain)
+        identity = found.new_tensor([float(i == j) for i, j in triangle(seen.channels)]).view(1, -1, 1, 1)
+        return found + seen.floor * identity
 
     @classmethod
     def sigma_n(cls, theta: Tensor, image: Tensor) -> Full:
-        floor = theta.new_tensor([FLOOR**2 * (i == j) for i, j in triangle(image.shape[1])])
-        return cholesky(theta + floor.view(1, -1, 1, 1))
+        return cholesky(theta)
 
     @classmethod
     def estimator(cls, ranges: bool, noisy: bool) -> str:

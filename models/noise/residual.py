@@ -46,9 +46,16 @@ class ResidualEstimator(nn.Module):
         self.channels, self.noise = channels, noise
 
     @torch.no_grad()
-    def estimate(self, y: Tensor, mu: Tensor, v: Covariance, gain: Tensor | float = 0.0) -> Tensor:
-        """theta (N,K,1,1) of noisy images y (N,C,H,W) with D-BSN's mu (N,C,H,W) and V. gain (N,1,1,1): see above."""
-        return self.noise.read(Seen.of(y, mu, v), gain)
+    def estimate(
+        self, y: Tensor, mu: Tensor, v: Covariance, gain: Tensor | float = 0.0, unit: Tensor | float = 1.0
+    ) -> Tensor:
+        """theta (N,K,1,1) of noisy images y (N,C,H,W) with D-BSN's mu (N,C,H,W) and V.
+
+        gain (N,1,1,1): see above. unit (N,1,1,1): the value of y that is 1 to the network.
+        FLOOR units are the least standard deviation.
+        """
+        floor = (FLOOR * (unit * torch.ones_like(y[:, :1, :1, :1]))).square()
+        return self.noise.read(Seen.of(y, mu, v, floor), gain)
 
     def covariance(self, theta: Tensor, image: Tensor) -> Covariance:
         """Sigma_n at an image (N,C,H,W), mu or a clean one; H = W = 1 where it is image-wide."""
@@ -57,16 +64,20 @@ class ResidualEstimator(nn.Module):
 
 @dataclass(frozen=True)
 class Seen:
-    """The sampled pixels of an image: mu (N,C,1,n), v, clipped (N,1,1,n) and residuals, C tensors (N,1,1,n)."""
+    """The sampled pixels of an image: mu (N,C,1,n), v, clipped (N,1,1,n) and residuals, C tensors (N,1,1,n).
+
+    floor: the least variance of the noise, (N,1,1,1).
+    """
 
     residuals: list[Tensor]
     mu: Tensor
     v: Covariance
     clipped: Tensor
+    floor: Tensor
 
     @classmethod
-    def of(cls, y: Tensor, mu: Tensor, v: Covariance) -> Seen:
-        return cls(planes(sampled(y) - sampled(mu)), sampled(mu), v.map(sampled), share_clipped(y))
+    def of(cls, y: Tensor, mu: Tensor, v: Covariance, floor: Tensor) -> Seen:
+        return cls(planes(sampled(y) - sampled(mu)), sampled(mu), v.map(sampled), share_clipped(y), floor)
 
     @property
     def channels(self) -> int:
@@ -138,12 +149,17 @@ def read_polynomial(seen: Seen, gain: Tensor | float, powers: tuple[int, ...]) -
     order = mu.argsort(1)[:, : n // bins * bins].unflatten(1, (bins, -1))  # NC,bins,pixels
     uncertainty, chosen = lowest(at(v.log() + AVOID * clipped, order), FITTED)
     quiet = order.gather(2, chosen)  # NC,bins,k
-    s = line_at_lowest(at(squares, quiet), at(v, quiet), uncertainty)[..., 0].clamp_min(FLOOR**2)  # NC,bins
+    floor = seen.floor.expand(-1, channels, -1, -1).reshape(-1, 1)  # NC,1
+    s = torch.maximum(line_at_lowest(at(squares, quiet), at(v, quiet), uncertainty)[..., 0], floor)  # NC,bins
     quietest = quiet[..., : count_lowest(quiet)]
     x, share = at(mu, quietest).double().mean(2), at(clipped, quietest).mean(2)  # NC,bins
     clear = share <= share.amin(1, keepdim=True).clamp_min(CLEAR)
-    powers_of_x = torch.stack([x**p for p in powers], 2)  # NC,bins,P
-    coefficients = non_negative_least_squares(powers_of_x, s, clear / s.square())
+    # in units of the brightest range and the floor, so that brightness does not matter to rounding
+    largest = x.abs().amax(1, keepdim=True).clamp_min(1e-100)  # NC,1; not 0 in a black image
+    powers_of_x = torch.stack([(x / largest) ** p for p in powers], 2)  # NC,bins,P
+    coefficients = non_negative_least_squares(powers_of_x, s / floor, clear / (s / floor).square())
+    coefficients = coefficients * floor / torch.cat([largest**p for p in powers], 1)
+    coefficients[:, 0] = torch.maximum(coefficients[:, 0], floor[:, 0])
     ends = at(mu, order[..., [0, -1]]).double()
     low = ends[..., 0].masked_fill(~clear, torch.inf).amin(1, keepdim=True)
     high = ends[..., 1].masked_fill(~clear, -torch.inf).amax(1, keepdim=True)
@@ -151,10 +167,10 @@ def read_polynomial(seen: Seen, gain: Tensor | float, powers: tuple[int, ...]) -
 
 
 def polynomial_at(theta: Tensor, image: Tensor, powers: tuple[int, ...]) -> Diagonal:
-    """sigma^2(x) of read_polynomial's theta at an image (N,C,H,W)."""
-    *coefficients, low, high = theta.unflatten(1, (image.shape[1], -1)).unbind(2)  # N,C,1,1 each
+    """sigma^2(x) of read_polynomial's theta at an image (N,C,H,W). It is never below the constant coefficient."""
+    constant, *coefficients, low, high = theta.unflatten(1, (image.shape[1], -1)).unbind(2)  # N,C,1,1 each
     x = image.clamp(low, high)
-    return Diagonal(sum(k * x**p for k, p in zip(coefficients, powers)).clamp_min(FLOOR**2))
+    return Diagonal(constant + sum(k * x**p for k, p in zip(coefficients, powers[1:])).clamp_min(0))
 
 
 def at(t: Tensor, index: Tensor) -> Tensor:
