@@ -188,6 +188,8 @@ def starting_student(opt, teacher: BlindSpotDenoiser) -> MWCNN:
             f"--student {student.file}: needed here is a stage-2 checkpoint for {teacher.channels} channels, "
             f"this one is stage {student.stage} for {student.channels}"
         )
+    if teacher.units == "noise" and student.units == "white":
+        student.take_up_units_of_noise()
     return student.train().requires_grad_(True)
 
 

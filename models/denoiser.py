@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,8 +16,9 @@ from models.gaussian import Covariance, Posterior, mahalanobis, triangle
 from models.layers import PointwiseNet
 from models.noise import ESTIMATORS, NOISES, lower_factor
 from models.noise.residual import AVOID, lowest, sampled, share_clipped, spacing
-from models.units import Scale, scale_of
+from models.units import USUAL_MEAN, USUAL_NOISE, Scale, scale_of
 
+WHITE_SHIFT = 3  # in white units V starts at softplus(-3)^2: a standard deviation of 12 of 255
 NOISE_SHIFT = -0.5413  # softplus(-NOISE_SHIFT) = 1: in units of noise, V starts at about one
 Slices = tuple[slice, slice]  # rows and columns
 SHAKE = 0.5  # noise added to measure the gain, relative to what was estimated
@@ -134,7 +136,7 @@ class BlindSpotDenoiser(nn.Module):
         self.channels, self.noise, self.head, self.estimator = channels, noise, head, estimator
         self.dbsn = DBSN(channels, width, blocks, mdc)
         self.cov_head = PointwiseNet(width, model.hidden, len(triangle(channels)), depth=3)
-        nn.init.zeros_(self.cov_head.last.weight)  # starts at one covariance everywhere: std softplus(-3), 12 of 255
+        nn.init.zeros_(self.cov_head.last.weight)  # starts at one covariance everywhere
         self.noise_estimator = ESTIMATORS[estimator](channels, model)
         self.receptive_radius = self.dbsn.receptive_radius
         self.path, self.dtype = "auto", torch.float32
@@ -144,6 +146,28 @@ class BlindSpotDenoiser(nn.Module):
         mu, v = self.context(y)
         seen = mu.detach()  # estimating the noise must not bend mu
         return Prediction(mu, v, self.head, lambda: self.noise_estimator.covariance(self.theta(y, seen, v), seen))
+
+    @torch.no_grad()
+    def take_up_units_of_noise(self) -> None:
+        """Turns a network of white units into one of noise units, which further training then makes better.
+
+        mu stays exactly what it is for images of the usual mean and noise, because the layers that meet the units are
+        1x1 convolutions. V's diagonal is a softplus: it keeps its value and slope at V = Sigma_n.
+        """
+        head, mu, v = self.dbsn.head, self.dbsn.mu.last, self.cov_head.last
+        head.bias += USUAL_MEAN * head.weight.sum((1, 2, 3))
+        head.weight *= USUAL_NOISE
+        mu.bias.sub_(USUAL_MEAN).div_(USUAL_NOISE)
+        mu.weight /= USUAL_NOISE
+        before = math.log(math.expm1(USUAL_NOISE))  # softplus(before) = USUAL_NOISE, softplus(-NOISE_SHIFT) = 1
+        slope = (1 - math.exp(-USUAL_NOISE)) / USUAL_NOISE / (1 - math.exp(-1))
+        for k, (i, j) in enumerate(triangle(self.channels)):
+            if i == j:
+                v.bias[k] = slope * (v.bias[k] - WHITE_SHIFT - before)
+            else:
+                v.bias[k] /= USUAL_NOISE
+            v.weight[k] *= slope if i == j else 1 / USUAL_NOISE
+        self.units = self.config["units"] = "noise"
 
     def scale(self, y: Tensor) -> Scale | None:
         """What `context` needs to know of a whole image y (N,C,H,W) to work on parts of it."""
@@ -156,7 +180,7 @@ class BlindSpotDenoiser(nn.Module):
         """
         if self.units == "white":
             mu, features = self.dbsn(y.to(self.dtype), self.path)
-            return mu, lower_factor(self.cov_head(features), self.channels, shift=3)
+            return mu, lower_factor(self.cov_head(features), self.channels, shift=WHITE_SHIFT)
         m, s = (t.to(y) for t in scale or scale_of(y))
         mu, features = self.dbsn(((y - m) / s).to(self.dtype), self.path)
         v = lower_factor(self.cov_head(features), self.channels, shift=NOISE_SHIFT)

@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from models.layers import Conv2d
-from models.units import Scale, scale_of
+from models.units import USUAL_MEAN, USUAL_NOISE, Scale, scale_of
 
 MULTIPLE = 8  # three halvings
 
@@ -130,6 +130,19 @@ class MWCNN(nn.Module):
         with torch.no_grad():
             for convolution in (self.up3[-1], self.up2[-1], self.last):
                 convolution.weight *= 0.1
+
+    @torch.no_grad()
+    def take_up_units_of_noise(self) -> None:
+        """Turns a network of white units into one of noise units, which further training then makes better.
+
+        Its results stay what they are for images of the usual mean and noise, but for what zero padding means.
+        """
+        first, last = self.down1[0], self.last
+        first.bias += 2 * USUAL_MEAN * first.weight[:, : self.channels].sum((1, 2, 3))  # a constant is in LL, doubled
+        first.weight *= USUAL_NOISE
+        last.bias /= USUAL_NOISE
+        last.weight /= USUAL_NOISE
+        self.units = self.config["units"] = "noise"
 
     def scale(self, y: Tensor) -> Scale | None:
         """What `forward` needs to know of a whole image y (N,C,H,W) to work on parts of it."""
