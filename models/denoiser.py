@@ -99,8 +99,11 @@ class BlindSpotDenoiser(nn.Module):
     head: see Prediction.
     estimator: "cnn", the paper's CNN_est, or "residual", which is not trained and needs head "total".
 
-    Attributes to set freely: `path` (see dbsn.py) and `dtype`, float32 or bfloat16, in which D-BSN is computed. The
-    last layer of each head, the noise estimator and all covariance algebra are float32 always.
+    Attributes to set freely:
+    path: see dbsn.py.
+    dtype: float32 or bfloat16, in which D-BSN is computed. The last layer of each head, the noise estimator and all
+    covariance algebra are float32 always.
+    units: see models/units.py. A network that was trained in white units works in units of noise as well.
     """
 
     stage = 1
@@ -132,14 +135,13 @@ class BlindSpotDenoiser(nn.Module):
             estimator=estimator,
             units=units,
         )
-        self.units = units
         self.channels, self.noise, self.head, self.estimator = channels, noise, head, estimator
         self.dbsn = DBSN(channels, width, blocks, mdc)
         self.cov_head = PointwiseNet(width, model.hidden, len(triangle(channels)), depth=3)
         nn.init.zeros_(self.cov_head.last.weight)  # starts at one covariance everywhere
         self.noise_estimator = ESTIMATORS[estimator](channels, model)
         self.receptive_radius = self.dbsn.receptive_radius
-        self.path, self.dtype = "auto", torch.float32
+        self.path, self.dtype, self.units = "auto", torch.float32, units
 
     def forward(self, y: Tensor) -> Prediction:
         """y: noisy images (N,C,H,W), float32, 0..1, any size. Sigma_n is not computed before it is asked for."""
@@ -180,11 +182,14 @@ class BlindSpotDenoiser(nn.Module):
         """
         if self.units == "white":
             mu, features = self.dbsn(y.to(self.dtype), self.path)
-            return mu, lower_factor(self.cov_head(features), self.channels, shift=WHITE_SHIFT)
+            return mu, lower_factor(self.cov_head(features), self.channels, WHITE_SHIFT)
         m, s = (t.to(y) for t in scale or scale_of(y))
-        mu, features = self.dbsn(((y - m) / s).to(self.dtype), self.path)
-        v = lower_factor(self.cov_head(features), self.channels, shift=NOISE_SHIFT)
-        return m + s * mu, v.scale(s)
+        white = self.config["units"] == "white"
+        mean, noise, shift = (USUAL_MEAN, USUAL_NOISE, WHITE_SHIFT) if white else (0, 1, NOISE_SHIFT)
+        s = s / noise
+        mu, features = self.dbsn((mean + (y - m) / s).to(self.dtype), self.path)
+        v = lower_factor(self.cov_head(features), self.channels, shift)
+        return m + s * (mu - mean), v.scale(s)
 
     def theta(self, y: Tensor, mu: Tensor, v: Covariance) -> Tensor:
         """What the noise estimator finds on noisy images y (N,C,H,W), given their context: (N,K,1,1). On any device.

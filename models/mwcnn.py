@@ -102,7 +102,8 @@ class MWCNN(nn.Module):
     The levels have `width`, 1.6 `width` and 1.6 `width` channels (160, 256 and 256 by default).
 
     The noise is what the network predicts: the input's own wavelet bands are added to the last convolution's.
-    `dtype`, float32 or bfloat16, is what the convolutions are computed in; free to set.
+    Attributes to set freely: `dtype`, float32 or bfloat16, in which the convolutions are computed, and `units`
+    (see models/units.py). A network that was trained in white units works in units of noise as well.
     """
 
     stage = 2
@@ -111,8 +112,7 @@ class MWCNN(nn.Module):
     def __init__(self, channels: int, width: int = 160, units: str = "white"):
         super().__init__()
         self.config = dict(channels=channels, width=width, units=units)
-        self.units = units
-        self.channels, self.dtype = channels, torch.float32
+        self.channels, self.dtype, self.units = channels, torch.float32, units
         f1, f2, f3 = width, round(1.6 * width), round(1.6 * width)
         bands = 4 * channels
         self.down1 = convolutions([bands, f1, f1, f1, f1])
@@ -152,7 +152,9 @@ class MWCNN(nn.Module):
         """Noisy images (N,C,H,W), float32, 0..1, any size -> denoised ones."""
         if self.units == "noise":
             m, s = (t.to(y) for t in scale or scale_of(y))
-            return m + s * self.network((y - m) / s)
+            mean, noise = (USUAL_MEAN, USUAL_NOISE) if self.config["units"] == "white" else (0, 1)
+            s = s / noise
+            return m + s * (self.network(mean + (y - m) / s) - mean)
         return self.network(y)
 
     def network(self, y: Tensor) -> Tensor:

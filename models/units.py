@@ -16,8 +16,8 @@ from torch import Tensor
 UNITS = ("white", "noise")
 MAD = 0.6745  # median of |z| for a standard normal z
 SAMPLE = 2**20  # details that suffice for their median
-# A network of white units takes up units of noise as if every image had this mean and this noise, in 0..1. Of noise
-# levels from 15 to 30 of 255 the lowest changes its results least.
+# A network trained in white units works in units of noise too: every image is brought to this mean and this noise. Of
+# noise levels from 15 to 30 of 255 the lowest changes its results least.
 USUAL_MEAN, USUAL_NOISE = 0.45, 15 / 255
 
 Scale = tuple[Tensor, Tensor]  # m and s, (N,1,1,1) each

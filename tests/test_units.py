@@ -7,17 +7,21 @@ import torch
 
 from models import MWCNN, BlindSpotDenoiser
 from models.inference import denoise
-from models.units import scale_of
+from models.units import UNITS, USUAL_MEAN, USUAL_NOISE, scale_of
 from tests.conftest import LEVELS, TINY, TINY2, ok
 
 
-@pytest.fixture(params=["awgn", "hg", "poisson", "student"])
+@pytest.fixture(params=[(kind, units) for kind in ("awgn", "hg", "poisson", "student") for units in UNITS], ids=str)
 def model(request):
+    """A network trained in either units and used in units of noise."""
     torch.manual_seed(0)
-    if request.param == "student":
-        return MWCNN(1, width=8, units="noise").eval()
-    model = BlindSpotDenoiser(1, request.param, width=8, blocks=1, estimator="residual", units="noise").eval()
-    torch.nn.init.normal_(model.cov_head.last.weight, std=0.01)
+    kind, units = request.param
+    if kind == "student":
+        model = MWCNN(1, width=8, units=units).eval()
+    else:
+        model = BlindSpotDenoiser(1, kind, width=8, blocks=1, estimator="residual", units=units).eval()
+        torch.nn.init.normal_(model.cov_head.last.weight, std=0.01)
+    model.units = "noise"
     return model
 
 
@@ -70,3 +74,37 @@ def test_both_stages_train_in_units_of_noise(run, pictures, tmp_path):
     ok(run("test", f"--checkpoint s1 s2 --data {pictures}/gray {LEVELS['awgn']} --json {tmp_path}/r.json"))
     code, _, err = run("train_dbsn", f"--name s1 {line.replace('--units noise', '--units white')}")
     assert code == 2 and "--units was noise, now white" in err
+
+
+def test_a_network_of_white_units_takes_up_units_of_noise(y):
+    """Its mu is then that of its use in units of noise, and a student's result is, away from the border."""
+    torch.manual_seed(0)
+    model = BlindSpotDenoiser(1, "awgn", width=8, blocks=1, estimator="residual").eval()
+    model.units = "noise"
+    before = model(y)
+    model.take_up_units_of_noise()
+    after = model(y)
+    assert model.config["units"] == "noise"
+    torch.testing.assert_close(after.mu, before.mu, atol=1e-4, rtol=0)
+    # V at its start, a standard deviation of 12 of 255 for a noise of 15, is near the point where both are equal
+    torch.testing.assert_close(after.v.variance.sqrt(), before.v.variance.sqrt(), rtol=0.05, atol=0)
+
+    student = MWCNN(1, width=8).eval()
+    y = y.repeat(1, 1, 6, 5)
+    student.units = "noise"
+    before = student(y)
+    student.take_up_units_of_noise()
+    inside = slice(student.receptive_radius, -student.receptive_radius)
+    torch.testing.assert_close(student(y)[..., inside, inside], before[..., inside, inside], atol=1e-4, rtol=0)
+
+
+def test_usual_images_look_the_same_to_a_network_of_white_units(rng):
+    """Of the usual mean and noise: white units and units of noise are then one."""
+    torch.manual_seed(0)
+    y = USUAL_MEAN + USUAL_NOISE * torch.randn(1, 1, 64, 64, generator=rng)
+    m, s = scale_of(y)
+    y = USUAL_MEAN + (y - m) / s * USUAL_NOISE
+    for model in (BlindSpotDenoiser(1, "awgn", width=8, blocks=1, estimator="residual"), MWCNN(1, width=8)):
+        white = denoise(model.eval(), y)
+        model.units = "noise"
+        torch.testing.assert_close(denoise(model, y).image, white.image, atol=1e-4, rtol=0)
