@@ -39,6 +39,7 @@ def benchmark():
     return module
 
 
+@pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this processor has no bfloat16")
 @pytest.mark.slow
 def test_quick_run_reports_every_path(tmp_path):
     file = tmp_path / "benchmark.json"
@@ -87,6 +88,7 @@ def test_the_released_size_is_that_of_the_recipe(benchmark):
         assert scale.sizes[task] == (values["batch_size"], values["patch_size"], values["patch_size"])
 
 
+@pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this processor has no bfloat16")
 def test_paths_use_their_memory_format(benchmark):
     scale = benchmark.scale_of(quick=True, device_type="cpu")
     for task, paths in PATHS.items():

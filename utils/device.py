@@ -45,8 +45,8 @@ def choose_dtype(amp: str, device: torch.device) -> torch.dtype:
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         native = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
-    if amp == "bf16" and device.type == "cuda" and not native:
-        raise UsageError("--amp bf16: this GPU has no bfloat16 units; use --amp off")
+    if amp == "bf16" and not (native or (device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported())):
+        raise UsageError("--amp bf16: this processor has no bfloat16; use --amp off")
     return torch.bfloat16 if native or amp == "bf16" else torch.float32
 
 
