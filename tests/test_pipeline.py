@@ -25,6 +25,7 @@ from models import Prediction, load_model, noise_level, posterior
 from models.gaussian import Diagonal
 from options.stage1 import SIGMA_N, Stage1Options
 from tests.conftest import LEVELS, ROOT, SCRIPTS, TINY, TINY2, contents, ok, read_tensors
+from tests.test_disk import assert_same_run
 from utils.checkpoint import load_checkpoint
 from utils.errors import UsageError
 from utils.logging import Board
@@ -279,6 +280,17 @@ def test_stopped_and_resumed_is_never_stopped(draw, run, pictures, tmp_path, mon
         for name in ("last.safetensors", f"state-{9 if script == 'train_dbsn' else 6:08d}.safetensors"):
             a, b = (read_tensors(tmp_path / f"{script}-{kind}" / name) for kind in ("whole", "parts"))
             assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.parametrize("draw", ["fixed", "fresh"])
+def test_stopped_and_resumed_on_counts_is_never_stopped(draw, run, pictures, tmp_path):
+    """Photon counts are drawn with the generators of the samples, as all noise is."""
+    line = f"--clean {pictures}/gray {LEVELS['poisson']} 60 {TINY} --steps 5 --save-every 2 --val-every 3"
+    line = f"{line} --val {pictures}/gray/0.png --noise-draw {draw}"
+    ok(run("train_dbsn", f"--name whole {line}"))
+    for step in range(1, 6):  # each start is given no time: it makes one step, saves and ends
+        assert f"{step} of 5 steps" in ok(run("train_dbsn", f"--name parts {line} --max-minutes 1e-9"))
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
 def test_same_seed_same_bits(run, pictures, tmp_path):
