@@ -19,6 +19,7 @@ from data.images import image_header, read_image, to_float, write_image
 from data.inputs import output_names
 from data.pictures import side_by_side
 from data.sets import SETS, SKIMAGE_TEST, SKIMAGE_TRAIN, content_hash, find_images
+from tests.helpers import png_chunk
 from utils.errors import RunError, UsageError
 
 RANDOM = np.random.default_rng(0)
@@ -34,10 +35,6 @@ def with_orientation(path, value):
     exif = Image.Exif()
     exif[0x0112] = value
     Image.fromarray(COLOUR).save(path, exif=exif)
-
-
-def png_chunk(kind, data):
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
 def png_bomb(path):

@@ -18,7 +18,7 @@ from options.recipes import DEFAULT, LEVELS, PAPER, RECIPES, RELEASED, arguments
 from options.stage1 import Stage1Options
 from options.stage2 import Stage2Options
 from options.test import TestOptions
-from tests.conftest import ROOT, ok
+from tests.helpers import ROOT, ok
 from utils.checkpoint import load_checkpoint
 
 TEST_SETS = {"bsd68", "cbsd68", "set12", "kodak24", "mcmaster", "bsd500", "cc15", "cc15_clean", "polyu", "polyu_clean"}

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from argparse import Namespace
 
 import numpy as np
 import pytest
+import tifffile
 import torch
+from PIL import Image
 
+import data.training
 from data.crops import Crops, ImagePool
-from tests.test_networks import small
+from models import load_model
+from tests.helpers import (
+    LEVELS,
+    TINY,
+    TINY2,
+    assert_same_run,
+    ok,
+    small,
+)
 from train_distill import Lessons
 
 
@@ -44,3 +57,74 @@ def test_learned_and_read_noise_follow_the_samples_alone(noise, rng):
     for k in range(4):
         torch.testing.assert_close(lessons.make_noisy(x[k : k + 1], np.arange(k, k + 1))[0], batch[k])
     assert not torch.equal(batch, lessons.make_noisy(x, np.arange(4, 8)))
+
+
+def test_student_from_a_checkpoint(run, pictures, tmp_path):
+    common = f"--teacher s1 --clean {pictures}/gray --synthetic-noisy {pictures}/gray {LEVELS['awgn']}"
+    ok(run("train_dbsn", f"--name s1 --clean {pictures}/gray {LEVELS['awgn']} {TINY} --steps 1"))
+    ok(run("train_distill", f"--name s2 {common} {TINY2} --steps 1"))
+    ok(run("train_distill", f"--name s3 {common} {TINY2} --steps 1 --student s2 --lr 1e-9 --ema 0 --noise-draw fresh"))
+    a, b = (load_model(tmp_path / n / "last.safetensors").state_dict() for n in ("s2", "s3"))
+    for k in a:
+        torch.testing.assert_close(a[k], b[k], atol=1e-6, rtol=0)
+
+
+def test_clean_images_of_stage_2_have_a_white_level_of_their_own(run, pictures, models, tmp_path):
+    """12 bits in 16-bit files and 8 bits: the same pictures, so the same course."""
+    (tmp_path / "deep").mkdir()
+    for file in (pictures / "gray").iterdir():
+        tifffile.imwrite(tmp_path / "deep" / f"{file.stem}.tif", np.asarray(Image.open(file)).astype(np.uint16) * 16)
+    losses = []
+    for name, images in (("a", f"{pictures}/gray"), ("b", f"{tmp_path}/deep")):
+        # no picture is both, as the halves of shared ones depend on the files' bytes
+        named = f"--clean {images}/[0-4].* --synthetic-noisy {images}/[5-9].*"
+        line = f"--name {name} --teacher {models}/s1 {named} {LEVELS['awgn']} {TINY2} --steps 2"
+        ok(run("train_distill", line + " --clean-white-level 4080" * (name == "b")))
+        losses.append([json.loads(text)["loss"] for text in (tmp_path / name / "stats.jsonl").read_text().splitlines()])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3) and len(losses[0]) == 2
+
+
+STAGE2 = (
+    "--teacher s1 --clean {0}/gray --synthetic-noisy {0}/gray "
+    + f"{LEVELS['awgn']} {TINY2} --noisy-share 0.25 --steps 5 --save-every 2"
+)
+
+
+@pytest.mark.parametrize("draw", ["fixed", "fresh"])
+def test_stage_2_from_disk(draw, run, pictures, models, tmp_path):
+    shutil.copytree(models / "s1", tmp_path / "s1")
+    line = f"{STAGE2.format(pictures)} --noise-draw {draw}"
+    for name, flags in (
+        ("memory", "--images memory"),
+        ("disk", "--images disk"),
+        ("parts", "--images disk --max-minutes 1e-9"),
+    ):
+        ok(run("train_distill", f"--name {name} {line} {flags}"))
+    ok(run("train_distill", f"--name parts {line} --images auto"))
+    assert_same_run(tmp_path / "disk", tmp_path / "parts")
+    # kept, though they would fit
+    assert json.loads((tmp_path / "parts" / "options.json").read_text())["images"] == "disk"
+    rows = [
+        [json.loads(text) for text in (tmp_path / name / "stats.jsonl").read_text().splitlines()]
+        for name in ("memory", "disk")
+    ]
+    assert rows[0][0]["pairs"] == rows[1][0]["pairs"]
+    if draw == "fresh":  # the targets are those of crops either way
+        assert_same_run(tmp_path / "memory", tmp_path / "disk")
+    else:  # those of whole images in memory, of crops from disk, which lack their surroundings
+        whole, crop = (row[0]["posterior"] for row in rows)
+        assert whole > 0 and crop > 0 and whole != crop
+    code, _, err = run("train_distill", f"--name disk {line} --images memory")
+    assert code == 2 and "--images was disk, now memory" in err
+
+
+@pytest.mark.parametrize(("free", "place"), [(10**12, "memory"), (10**5, "disk")])
+def test_auto_takes_memory_where_the_images_fit(free, place, run, pictures, models, tmp_path, monkeypatch):
+    monkeypatch.setattr(data.training, "free_memory", lambda device, processes: free)
+    out = ok(
+        run("train_dbsn", f"--name a --clean {pictures}/gray {LEVELS['awgn']} {TINY} --noise-draw fixed --steps 2")
+    )
+    assert ("read from disk as they are needed" in out) == (place == "disk")
+    shutil.copytree(models / "s1", tmp_path / "s1")
+    ok(run("train_distill", f"--name s2 {STAGE2.format(pictures)}"))
+    assert json.loads((tmp_path / "s2" / "options.json").read_text())["images"] == place
