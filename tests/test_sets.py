@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from data.images import image_header
 from data.sets import SETS, SKIMAGE_SETS, SKIMAGE_TEST, SKIMAGE_TRAIN, bsd68_names, content_hash, find_images
+from tests.conftest import ok
 from utils.errors import UsageError
 
 
@@ -71,6 +75,21 @@ def test_noisy_and_clean_halves(tmp_path):
     touch(tmp_path, *(f"polyu/{scene}_{kind}.JPG" for scene in ("x_1", "x_11", "x_2") for kind in ("real", "mean")))
     assert names("polyu", tmp_path) == ["x_11_real.JPG", "x_1_real.JPG", "x_2_real.JPG"]
     assert names("polyu_clean", tmp_path) == ["x_11_mean.JPG", "x_1_mean.JPG", "x_2_mean.JPG"]  # in the same order
+
+
+@pytest.mark.parametrize(("name", "noisy", "clean"), [("cc15", "real", "mean"), ("fmd24", "noisy", "clean")])
+def test_results_of_noisy_sets_are_measured_against_their_clean_partners(name, noisy, clean, run, tmp_path):
+    """By the protocol of FMD: results rounded to 8 bits, PSNR with 255 as its peak."""
+    (tmp_path / name).mkdir()
+    for scene, error in (("A_1", 3), ("A_10", 5), ("A_2", 9)):
+        pixels = np.full((16, 20), 100, np.uint8)
+        Image.fromarray(pixels).save(tmp_path / name / f"{scene}_{clean}.png")
+        Image.fromarray(pixels + np.uint8(error)).save(tmp_path / name / f"{scene}_{noisy}.png")
+    ok(run("test", f"--data {name} --clean {name}_clean --data-root {tmp_path} --json {tmp_path}/r.json"))
+    rows = json.loads((tmp_path / "r.json").read_text())["images"]
+    assert [row["name"] for row in rows] == [f"A_{k}_{noisy}.png" for k in (10, 1, 2)]
+    expected = [20 * np.log10(255 / error) for error in (5, 3, 9)]
+    assert [row["noisy"]["psnr_uint8"] for row in rows] == pytest.approx(expected, abs=1e-3)
 
 
 def test_bsd432_is_bsd500_without_bsd68(tmp_path):
