@@ -93,3 +93,28 @@ def models(tmp_path_factory, pictures):
         [*f"--name s2 --teacher s1 --clean {pictures}/gray --noisy {pictures}/gray {TINY2} --steps 1".split(), *where]
     )
     return root
+
+
+@pytest.fixture
+def wrong_use(run, pictures, models, tmp_path):
+    """wrong_use("test", "--data P/gray ..", words): it ends in one line that has the words, and begins nothing.
+
+    P is a folder that has gray and color pictures, and two more folders, empty and bad. s1 and s2 are runs.
+    """
+    for folder in ("empty", "bad"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "bad" / "text.png").write_text("no picture")
+    for name in ("gray", "color"):
+        (tmp_path / name).symlink_to(pictures / name)
+    for name in ("s1", "s2"):
+        shutil.copytree(models / name, tmp_path / name)
+
+    def call(script: str, line: str, words: str) -> None:
+        before = {f for f in tmp_path.rglob("*") if f.is_file()}
+        code, out, err = run(script, line.replace("P/", f"{tmp_path}/").replace("-root P", f"-root {tmp_path}"))
+        assert code == 2, (code, out, err)
+        message = [text for text in err.splitlines() if text.startswith("error:")]
+        assert len(message) == 1 and words in message[0] and "Traceback" not in err
+        assert {f for f in tmp_path.rglob("*") if f.is_file()} == before
+
+    return call

@@ -332,7 +332,7 @@ def test_the_fuzzed_files_are_valid(name, file):
         st.tuples(st.sampled_from([d[:26] for d in VALID.values()]), st.binary(max_size=200)).map(b"".join),
     )
 )
-def test_random_bytes_are_no_image(data, file):
+def test_random_bytes_are_an_image_or_refused(data, file):
     check_reader(file, data)
 
 

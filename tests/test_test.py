@@ -180,3 +180,24 @@ def test_noisy_input_of_cc(run, tmp_path):
     ok(run("test", f"--data cc15 --clean cc15_clean --data-root {real_data('cc15')} --json {tmp_path}/r.json"))
     table = json.loads((tmp_path / "r.json").read_text())
     assert len(table["images"]) == 15 and table["mean"]["noisy"]["psnr"] == pytest.approx(33.41, abs=0.005)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("--data P/gray --noise awgn --sigma 25 --seed 7", "--seed"),
+        ("--checkpoint nowhere --data P/gray --noise awgn --sigma 25", "no checkpoint"),
+        ("--checkpoint s1 --data P/color --noise awgn --sigma 25", "--mode gray"),
+        ("--checkpoint s1 --data P/gray --mode color --noise awgn --sigma 25", "--mode"),
+        ("--checkpoint s1 --data P/gray --noise awgn --sigma 5 55", "range"),
+        ("--checkpoint s1 --data P/gray", "--save"),
+        ("--checkpoint s1 --data P/gray --save P/gray", "overwritten"),
+        ("--data P/gray --noise mg", "colour"),
+        ("--data P/gray --protocol published", "--noise"),
+        ("--data P/gray --clean P/gray/0.png", "one clean image for each"),
+        ("--data P/gray/0.png --clean P/color/0.png", "same picture"),
+        ("--checkpoint P/gray/0.png --data P/gray --noise awgn --sigma 25", "0.png"),
+    ],
+)
+def test_wrong_use_ends_in_one_line(line, words, wrong_use):
+    wrong_use("test", line, words)

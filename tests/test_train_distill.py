@@ -84,7 +84,7 @@ def test_clean_images_of_stage_2_have_a_white_level_of_their_own(run, pictures, 
     assert losses[0] == pytest.approx(losses[1], rel=1e-3) and len(losses[0]) == 2
 
 
-STAGE2 = (
+FROM_DISK = (
     "--teacher s1 --clean {0}/gray --synthetic-noisy {0}/gray "
     + f"{LEVELS['awgn']} {TINY2} --noisy-share 0.25 --steps 5 --save-every 2"
 )
@@ -93,7 +93,7 @@ STAGE2 = (
 @pytest.mark.parametrize("draw", ["fixed", "fresh"])
 def test_stage_2_from_disk(draw, run, pictures, models, tmp_path):
     shutil.copytree(models / "s1", tmp_path / "s1")
-    line = f"{STAGE2.format(pictures)} --noise-draw {draw}"
+    line = f"{FROM_DISK.format(pictures)} --noise-draw {draw}"
     for name, flags in (
         ("memory", "--images memory"),
         ("disk", "--images disk"),
@@ -126,5 +126,39 @@ def test_auto_takes_memory_where_the_images_fit(free, place, run, pictures, mode
     )
     assert ("read from disk as they are needed" in out) == (place == "disk")
     shutil.copytree(models / "s1", tmp_path / "s1")
-    ok(run("train_distill", f"--name s2 {STAGE2.format(pictures)}"))
+    ok(run("train_distill", f"--name s2 {FROM_DISK.format(pictures)}"))
     assert json.loads((tmp_path / "s2" / "options.json").read_text())["images"] == place
+
+
+@pytest.mark.parametrize("draw", ["fixed", "fresh"])
+def test_stopped_and_resumed_is_never_stopped(draw, run, pictures, tmp_path):
+    """The teacher reads each image's noise, of which the pairs are made."""
+    ok(run("train_dbsn", f"--name t --clean {pictures}/gray --noise awgn --sigma 5 55 {TINY} --steps 2"))
+    line = (
+        f"--teacher t --clean {pictures}/gray --synthetic-noisy {pictures}/gray {LEVELS['awgn']} {TINY2} --steps 5 "
+        f"--save-every 2 --noise-draw {draw}"
+    )
+    ok(run("train_distill", f"--name whole {line}"))
+    for step in range(1, 6):  # each start is given no time: it makes one step, saves and ends in good order
+        assert f"{step} of 5 steps" in ok(run("train_distill", f"--name parts {line} --max-minutes 1e-9"))
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("--name a --teacher nowhere --clean P/gray --noisy P/gray", "no checkpoint"),
+        ("--name a --teacher s2 --clean P/gray --noisy P/gray", "stage-2"),
+        ("--name a --teacher s1 --clean P/gray --synthetic-noisy P/gray", "--noise"),
+        ("--name a --teacher s1 --clean P/gray --synthetic-noisy P/gray --noise mg", "gray"),
+        ("--name a --teacher s1 --clean P/gray --noisy P/gray --val P/gray", "--val"),
+        (
+            "--name a --teacher s1 --clean P/gray --synthetic-noisy P/gray --noise awgn --sigma 25 --white-level 9",
+            "--clean-white-level",
+        ),
+        ("--name a --teacher s1 --clean P/gray/0.png --noisy P/gray/0.png --patch-size 16", "same single picture"),
+        ("--name a --teacher s1 --clean P/gray --noisy P/gray --student s1 --patch-size 16", "--student"),
+    ],
+)
+def test_wrong_use_ends_in_one_line(line, words, wrong_use):
+    wrong_use("train_distill", line, words)
