@@ -8,16 +8,19 @@ import torch
 
 from data.images import to_float
 from data.training import Images, add_noise_once, digest, disjoint, hold_out, look_at
-from tests.helpers import LEVELS, pool
+from models.noise.awgn import Awgn
+from tests.helpers import pool
 from utils import device
 from utils.errors import UsageError
+
+AWGN = Awgn(sigma=(25 / 255,) * 2)
 
 
 def test_noise_is_drawn_once_per_image():
     _, p = pool()
-    noisy = [add_noise_once(p, LEVELS["awgn"], seed=3) for _ in range(2)]
+    noisy = [add_noise_once(p, AWGN, seed=3) for _ in range(2)]
     assert torch.equal(noisy[0].pixels, noisy[1].pixels)
-    assert not torch.equal(noisy[0].pixels, add_noise_once(p, LEVELS["awgn"], seed=4).pixels)
+    assert not torch.equal(noisy[0].pixels, add_noise_once(p, AWGN, seed=4).pixels)
     n = noisy[0].image(1) - p.image(1)
     assert 15 < 255 * n.std() < 35 and noisy[0].image(1).min() < 0  # not clipped
 
