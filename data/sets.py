@@ -58,8 +58,8 @@ SETS = {
     "polyu_clean": NamedSet("polyu", "the clean crops of the PolyU data set", "*mean.*", download=True),
 }
 
-# Trained on, they would measure nothing. Real noisy pictures (cc15, fmd24, polyu) are not among them: the method may learn
-# from those.
+# Trained on, they would measure nothing. Really noisy pictures (cc15, fmd24, polyu) are not among them: the method may
+# learn from those.
 TEST_SETS = frozenset({"bsd68", "cbsd68", "set12", "kodak24", "mcmaster", "skimage_test"})
 
 
