@@ -64,7 +64,7 @@ def read_plane(path: Path, page: TiffPage, number: int) -> np.ndarray:
 def decode(path: Path, page: TiffPage) -> np.ndarray:
     try:
         return page.asarray().reshape(page.imagelength, page.imagewidth)
-    except ValueError as error:
+    except Exception as error:  # its kind depends on the compression
         if "imagecodecs" in str(error):
             raise UsageError(
                 f"{shown(path)} is compressed: install the package imagecodecs (pip install imagecodecs), or save it "
