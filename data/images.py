@@ -126,6 +126,18 @@ def read_image(
     return np.ascontiguousarray(image)
 
 
+def check_white(path: Path, image: np.ndarray, white_level: float | None) -> None:
+    """Refuses an image as read_image gives it where 0..1 is expected and no white level explains its values."""
+    if image.dtype.kind == "f" and white_level is None and (image.min() < -0.5 or image.max() > 1.5):
+        raise bad(
+            path,
+            (
+                f"has float values from {image.min():g} to {image.max():g}, where 0 to 1 is expected: "
+                "say which value is white with --white-level (stage 2's clean images: --clean-white-level)"
+            ),
+        )
+
+
 def decoded(path: Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """The pixels as stored, (H,W,1..4), alpha last. Raises UsageError as read_image does."""
     with reading(path) as file:
