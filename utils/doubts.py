@@ -1,0 +1,247 @@
+"""Checks of one picture and its result: where the method's assumptions do not hold, the result is not to be trusted.
+
+Every check is a number and the limit that it must stay within. Blocks are chosen by place, or by how flat they are,
+never pixels by their value: that would bend every mean. The limits follow from the statistics of independent noise and
+from what pictures themselves were measured to add (see each constant).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from models.units import details, scale_of
+
+FALSE_ALARMS = 1e-5  # chance that independent noise fails a check of one picture
+
+FLAT, FLAT_SHARE, FEWEST = 8, 0.02, 16  # side of the blocks for the noise's correlation; share and number of them
+CLIPPED = 0.02  # share of clipped pixels above which a block does not count
+SMALLEST = 64  # side in pixels of the pictures whose noise is looked at
+# What pictures themselves leave in their flattest blocks. BSD68, CBSD68 and Set12 with independent noise of level 5 and
+# more have 0.33 at most in the mean of rows and columns, 0.48 in one of the two and 0.25 in the other directions; cameras'
+# JPEG pictures and wide-field microscopes have 0.40 to 0.65 in the mean.
+SIDES, ONE_SIDE, OTHERS = 0.31, 0.50, 0.27
+OFFSETS = {
+    "rows": (0, 1),
+    "columns": (1, 0),
+    "diagonals": (1, 1),
+    "rows, two apart": (0, 2),
+    "columns, two apart": (2, 0),
+}
+
+HIGH_PASS = (1, -4, 6, -4, 1)  # removes what varies smoothly from row to row
+PARTS = 4  # parts of a row that must share its noise
+STRIPES = 0.2  # standard deviation of the rows' own noise in units of the pixels'; pictures alone have 0.18 at most
+
+BLOCK = 32  # side of the blocks in which the result is compared with the picture
+BIAS = 0.01  # of the level: the networks' own error of brightness; measured 0.006 to 0.026 at level 5, less above
+LEVEL_ERROR = 1.1  # how far a level that was found may be too low
+SCALE_ERROR = 1.5  # and a block's own scale, where its noise is not the same everywhere; measured 1.35
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check: it fails where value is above limit.
+
+    name: what is checked. words: what is wrong where it fails, and what to do. row, column: the first pixel of the
+    block where the value is largest; None for the whole picture. amount: the error of brightness, of 255.
+    """
+
+    name: str
+    value: float
+    limit: float
+    words: str
+    row: int | None = None
+    column: int | None = None
+    amount: float | None = None
+
+    @property
+    def failed(self) -> bool:
+        return not self.value <= self.limit  # so that nan fails
+
+    def record(self) -> dict:
+        place = {} if self.row is None else {"row": self.row, "column": self.column}
+        amount = {} if self.amount is None else {"amount": self.amount}
+        return (
+            {"check": self.name, "passed": not self.failed, "value": self.value, "limit": self.limit} | place | amount
+        )
+
+
+def check_noise(y: Tensor) -> list[Check]:
+    """Whether the noise of a picture y (C,H,W), 0..1, is independent from pixel to pixel, as the method takes it to be.
+
+    No network is asked: one that is given shared noise returns it as part of the picture, and its residual is white.
+    """
+    if min(y.shape[1:]) < SMALLEST:
+        return []
+    y = y.double()
+    return [*check_neighbours(y), check_stripes(y, "rows"), check_stripes(y.transpose(1, 2), "columns")]
+
+
+def check_result(y: Tensor, result: Tensor, level: Tensor | None = None) -> list[Check]:
+    """Whether a result (C,H,W) is as near to its picture y (C,H,W), 0..1, as the noise allows.
+
+    level: the noise's standard deviation, (1,H,W) or (1,1,1). None where the model gives none: each block's own noise
+    scale (models/units.py) stands for it.
+    """
+    height, width = y.shape[1:]
+    y, shift = y.double(), result.double() - y.double()
+    blocks, given = in_blocks(y, min(BLOCK, height), min(BLOCK, width)), level
+    if level is None:
+        scales = [scale_of(blocks[:, c : c + 1])[1].flatten(1) for c in range(len(y))]
+        square = torch.cat(scales, 1).square()  # B,C
+    else:
+        level = level.double().expand(1, height, width)
+        square = in_blocks(level.square(), *blocks.shape[2:]).mean((2, 3)).expand(-1, len(y))
+    shifts = in_blocks(shift, *blocks.shape[2:])
+    whole = brightness(shift.mean((1, 2))[None], square.mean(0, keepdim=True), height * width)
+    parts = brightness(shifts.mean((2, 3)), square, blocks[0, 0].numel())
+    across = width // blocks.shape[3]
+
+    def place(k: int) -> dict:
+        return {"row": k // across * blocks.shape[2], "column": k % across * blocks.shape[3]}
+
+    remedy = "use the result for looks, not for measurements, or train on such pictures (--start-from)"
+    found = []
+    for name, where, (value, limit, at, amount) in (
+        ("brightness", "", whole),
+        ("brightness of blocks", "there", parts),
+    ):
+        spot = place(at) if where else {}
+        there = " at row {row}, column {column}".format(**spot) if spot else ""
+        side = "brighter" if amount > 0 else "darker"
+        words = f"{abs(255 * amount):.2g} of 255 {side} than the picture{there}, {value:.1f} standard errors: {remedy}"
+        found.append(Check(name, value, limit, words, **spot, amount=255 * amount))
+    return [*found, check_distance(shifts, square, SCALE_ERROR if given is None else LEVEL_ERROR, place)]
+
+
+def brightness(shift: Tensor, square: Tensor, pixels: int) -> tuple[float, float, int, float]:
+    """The largest shift of brightness (B,C) of B blocks, in standard errors; its limit, its block and its amount.
+
+    The noise's mean over n pixels has the variance level^2 / n. Over B C means the limit is that of Bonferroni.
+
+        z = |mean(result - y)| / sqrt(level^2 / n + (BIAS level)^2)
+    """
+    z = shift.abs() / (square * (1 / pixels + BIAS**2)).sqrt().clamp_min(1e-6)
+    at = int(z.argmax())
+    return float(z.max()), multiple(z.numel()), at // z.shape[1], float(shift.flatten()[at])
+
+
+def check_distance(shifts: Tensor, square: Tensor, error: float, place: Callable[[int], dict]) -> Check:
+    """Whether result - y (B,C,h,w) is larger than the noise somewhere; square: the noise's variance (B,C).
+
+    error: how many times too low the level may be. place: row and column of a block.
+
+    A result removes the noise at most. Over n values its mean square has the relative standard error sqrt(2 / n).
+
+        rms(result - y) / level  <=  error sqrt(1 + z sqrt(2 / n))
+    """
+    ratio = (shifts.square().mean((1, 2, 3)) / square.mean(1).clamp_min(1e-12)).sqrt()
+    at, values = int(ratio.argmax()), shifts[0].numel()
+    limit = error * math.sqrt(1 + multiple(len(ratio)) * math.sqrt(2 / values))
+    spot, value = place(at), float(ratio.max())
+    words = (
+        f"changed by {value:.2f} times the noise at row {spot['row']}, column {spot['column']}: the picture itself is "
+        "smoothed there; use other weights, or train on such pictures (--start-from)"
+    )
+    return Check("distance", value, limit, words, **spot)
+
+
+def check_neighbours(y: Tensor) -> list[Check]:
+    """Correlation of the noise of neighbouring pixels of y (C,H,W), in the flattest blocks. None: too few blocks.
+
+    A block's residual r = P y is what a plane through it leaves. Independent noise has E r r^T = level^2 P, so
+
+        correlation = <r_i r_j> / <r_i^2> - <P_ij> / <P_ii>,   j = i + offset
+
+    is zero in the mean. Over n pairs its standard error is 1 / sqrt(n). Blocks with clipped pixels do not count.
+    """
+    blocks = in_blocks(y, FLAT, FLAT)  # B,C,h,w
+    clipped = ((blocks == y.min()) | (blocks == y.max())).double().mean((1, 2, 3))
+    projection = beside_plane(FLAT)
+    r = (blocks.flatten(2) @ projection).view_as(blocks)
+    energy = r.square().mean((1, 2, 3))
+    usable = (clipped <= CLIPPED) & (energy > 1e-12)
+    number = max(FEWEST, round(FLAT_SHARE * len(energy)))
+    if usable.sum() < number:
+        return []
+    flattest = energy.masked_fill(~usable, torch.inf).topk(number, largest=False).indices
+    r, square = r[flattest], projection.view(FLAT, FLAT, FLAT, FLAT)
+    found = {}
+    for name, (down, right) in OFFSETS.items():
+        here, there = r[:, :, down:, right:], r[:, :, : FLAT - down, : FLAT - right]
+        i, j = torch.meshgrid(torch.arange(FLAT - down), torch.arange(FLAT - right), indexing="ij")
+        own = square[i, j, i + down, j + right].mean() / projection.diagonal().mean()
+        found[name] = float((here * there).mean() / r.square().mean() - own)
+    error = 1 / math.sqrt(number * FLAT * (FLAT - 1))  # one channel: channels may share their noise
+    sides = (found["rows"] + found["columns"]) / 2
+    checks = [shared("rows and columns", sides, SIDES + 3 * error / math.sqrt(2))]
+    checks += [shared(name, found[name], ONE_SIDE + 3 * error) for name in ("rows", "columns")]
+    checks += [shared(name, found[name], OTHERS + 3 * error) for name in list(found)[2:]]
+    return checks
+
+
+def shared(where: str, value: float, limit: float) -> Check:
+    words = (
+        f"neighbouring pixels share their noise ({where}: correlation {value:.2f} where it is flat), which the networks "
+        "keep as part of the picture: denoise the camera's raw values, before demosaicking, resizing or JPEG, or "
+        "halve the picture's size first"
+    )
+    return Check(f"neighbours, {where}", value, limit, words)
+
+
+def check_stripes(y: Tensor, lines: str) -> Check:
+    """The standard deviation of noise that a whole row of y (C,H,W) shares, in units of the pixels' own noise.
+
+    d are HIGH_PASS differences between rows, clipped at three standard deviations. Their means over parts a and b of
+    each row have the covariance sigma_row^2, whatever the pixels' own noise is:
+
+        (sigma_row / sigma)^2 = min over a, b of  mean_rows d_a d_b
+    """
+    scale = detail_scale(y)
+    norm = math.sqrt(sum(c * c for c in HIGH_PASS))
+    length = y.shape[1] - len(HIGH_PASS) + 1
+    d = sum(c * y[:, k : k + length] for k, c in enumerate(HIGH_PASS)) / norm
+    d = (d / scale).clamp(-3, 3)
+    parts = [part.mean(2) for part in d.tensor_split(PARTS, 2)]
+    least = min(float((a * b).mean()) for k, a in enumerate(parts) for b in parts[:k])
+    value = math.sqrt(max(0.0, least))
+    words = (
+        f"{lines} have noise of their own ({value:.2f} times that of the pixels), which the networks keep as part of the "
+        f"picture: subtract a dark frame, or each {lines[:-1]}'s median over a stack of frames, first"
+    )
+    return Check(f"stripes, {lines}", value, STRIPES + 3 * PARTS / (y.shape[2] * math.sqrt(length)), words)
+
+
+def detail_scale(y: Tensor) -> Tensor:
+    """Noise scale of each channel of y (C,H,W), (C,1,1): the mean of the lower half of |diagonal Haar details|.
+
+    Unlike their median it does not jump where values are rounded to 8 bits. Of |z| of a standard normal z it is 0.3246.
+    """
+    size = details(y[None])[0].abs().flatten(1).sort(1).values
+    return (size[:, : size.shape[1] // 2].mean(1) / 0.3246).clamp_min(1e-6).view(-1, 1, 1)
+
+
+def in_blocks(t: Tensor, height: int, width: int) -> Tensor:
+    """(C,H,W) -> (B,C,height,width): the blocks that fit, in the order of rows."""
+    blocks = F.unfold(t[None], (height, width), stride=(height, width))[0]  # C h w,B
+    return blocks.T.reshape(-1, t.shape[0], height, width)
+
+
+def beside_plane(side: int) -> Tensor:
+    """The projection (side^2,side^2) of a block on what no plane explains."""
+    at = torch.arange(side, dtype=torch.float64)
+    row, column = torch.meshgrid(at, at, indexing="ij")
+    q = torch.linalg.qr(torch.stack([torch.ones(side * side).double(), row.flatten(), column.flatten()], 1)).Q
+    return torch.eye(side * side, dtype=torch.float64) - q @ q.T
+
+
+def multiple(number: int) -> float:
+    """How many standard errors the largest of so many normal values may have."""
+    return NormalDist().inv_cdf(1 - FALSE_ALARMS / (2 * number))
