@@ -28,6 +28,7 @@ from options.test import TestOptions
 from utils.baselines import check_baselines, denoise_classically
 from utils.device import choose_device, choose_dtype
 from utils.distributed import World, join
+from utils.doubts import check_noise, check_result
 from utils.errors import EXIT_FAILURE, RunError, UsageError, run_script
 from utils.files import atomic_write_text
 from utils.metrics import measure
@@ -69,7 +70,10 @@ def evaluate(opt, world: World, argv: list[str]) -> int:
         put_stacks_together(opt.save, inputs, bad={inputs[row.index].path for row in bad})
     print_table(table)
     note("dim images, whose brightest value was taken for white (--white-level says another)", [r.dim for r in rows])
-    note("results that may be worse than the images, for their noise", [row.unknown for row in rows])
+    kept = "; the images are written as they were" if opt.on_doubt == "keep" and opt.save else ""
+    note(f"results that may be worse than the images, for their noise{kept}", [row.unknown for row in rows])
+    doubts = [f"{row.shown}: {'; '.join(row.doubts)}" if row.doubts else None for row in rows]
+    note(f"results that may be wrong (--json has the numbers){kept}", doubts)
     if opt.json:
         atomic_write_text(opt.json, json.dumps(table, indent=1) + "\n")
     if bad:
@@ -104,6 +108,8 @@ def test_image(k: int, source: Input, opt, models: list, white_level: float | No
 
     # what the checkpoints make of it, which are not
     y = torch.from_numpy(np.ascontiguousarray(sample.noisy.transpose(2, 0, 1)))[None]  # 1,C,H,W
+    if models:
+        row.checks["input"] = check_noise(y[0])
     for model in models:
         started = time.perf_counter()
         result = denoise(model, y, opt.tile, opt.self_ensemble, progress=True)
@@ -111,13 +117,15 @@ def test_image(k: int, source: Input, opt, models: list, white_level: float | No
         row.seconds[file] = row.seconds.get(file, 0.0) + time.perf_counter() - started
         if result.tiled:
             row.tiled.add(file)
+        noise_map = None if result.noise_level is None else result.noise_level[0]
+        row.checks[model.name] = check_result(y[0], result.image[0], noise_map)
         if model.stage == 2:
             images[method_name("distilled", model, models)] = as_image(result.image)
             continue
         images[method_name("mu", model, models)] = as_image(result.mu)
         images[method_name("posterior", model, models)] = as_image(result.image)
         found = 255 * result.noise_level.square().mean().sqrt().item()  # root mean square over the image
-        if words := noise_not_trained_on(model, found):
+        if words := noise_not_trained_on(model, found, result.mu.std().item()):
             row.unknown = f"{source.name}: {words}"
         if std is None:  # of several, the first one's maps and level
             std, level, row.estimated = as_image(result.std), as_image(result.noise_level), found
@@ -127,6 +135,8 @@ def test_image(k: int, source: Input, opt, models: list, white_level: float | No
     if sample.clean is not None:
         row.figures = {name: measure(sample.clean, image, clamp=name != "noisy") for name, image in images.items()}
     if opt.save:
+        if models and opt.on_doubt == "keep" and (row.unknown or row.doubts):
+            images["kept"] = sample.noisy  # the last one is what is written
         save_pictures(opt.save, source, sample, images, std, level)
     return row
 

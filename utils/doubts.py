@@ -8,7 +8,6 @@ from what pictures themselves were measured to add (see each constant).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -24,7 +23,7 @@ FLAT, FLAT_SHARE, FEWEST = 8, 0.02, 16  # side of the blocks for the noise's cor
 CLIPPED = 0.02  # share of clipped pixels above which a block does not count
 SMALLEST = 64  # side in pixels of the pictures whose noise is looked at
 # What pictures themselves leave in their flattest blocks. BSD68, CBSD68 and Set12 with independent noise of level 5 and
-# more have 0.33 at most in the mean of rows and columns, 0.48 in one of the two and 0.25 in the other directions; cameras'
+# more have 0.33 at most in the mean of rows and columns, 0.48 in one of the two, 0.25 in other directions. Cameras'
 # JPEG pictures and wide-field microscopes have 0.40 to 0.65 in the mean.
 SIDES, ONE_SIDE, OTHERS = 0.31, 0.50, 0.27
 OFFSETS = {
@@ -42,7 +41,11 @@ STRIPES = 0.2  # standard deviation of the rows' own noise in units of the pixel
 BLOCK = 32  # side of the blocks in which the result is compared with the picture
 BIAS = 0.01  # of the level: the networks' own error of brightness; measured 0.006 to 0.026 at level 5, less above
 LEVEL_ERROR = 1.1  # how far a level that was found may be too low
+CONSTANT = 1 / 255  # what stands for the noise of a block of one value, where no level is known
 SCALE_ERROR = 1.5  # and a block's own scale, where its noise is not the same everywhere; measured 1.35
+
+
+Grid = tuple[int, int, int]  # a picture's width, and the height and width of its blocks
 
 
 @dataclass(frozen=True)
@@ -66,11 +69,9 @@ class Check:
         return not self.value <= self.limit  # so that nan fails
 
     def record(self) -> dict:
-        place = {} if self.row is None else {"row": self.row, "column": self.column}
-        amount = {} if self.amount is None else {"amount": self.amount}
-        return (
-            {"check": self.name, "passed": not self.failed, "value": self.value, "limit": self.limit} | place | amount
-        )
+        numbers = {"value": self.value, "limit": self.limit, "row": self.row, "column": self.column}
+        known = {key: number for key, number in (numbers | {"amount": self.amount}).items() if number is not None}
+        return {"check": self.name, "passed": not self.failed, **known}
 
 
 def check_noise(y: Tensor) -> list[Check]:
@@ -90,71 +91,78 @@ def check_result(y: Tensor, result: Tensor, level: Tensor | None = None) -> list
     level: the noise's standard deviation, (1,H,W) or (1,1,1). None where the model gives none: each block's own noise
     scale (models/units.py) stands for it.
     """
-    height, width = y.shape[1:]
+    channels, height, width = y.shape
+    size = min(BLOCK, height), min(BLOCK, width)
     y, shift = y.double(), result.double() - y.double()
-    blocks, given = in_blocks(y, min(BLOCK, height), min(BLOCK, width)), level
     if level is None:
-        scales = [scale_of(blocks[:, c : c + 1])[1].flatten(1) for c in range(len(y))]
-        square = torch.cat(scales, 1).square()  # B,C
+        blocks = in_blocks(y, *size)
+        varied = blocks.amax((2, 3)) > blocks.amin((2, 3))
+        scale = scale_of(blocks.flatten(0, 1)[:, None])[1].view(-1, channels)
+        variance = torch.where(varied, scale, CONSTANT).square()
     else:
         level = level.double().expand(1, height, width)
-        square = in_blocks(level.square(), *blocks.shape[2:]).mean((2, 3)).expand(-1, len(y))
-    shifts = in_blocks(shift, *blocks.shape[2:])
-    whole = brightness(shift.mean((1, 2))[None], square.mean(0, keepdim=True), height * width)
-    parts = brightness(shifts.mean((2, 3)), square, blocks[0, 0].numel())
-    across = width // blocks.shape[3]
-
-    def place(k: int) -> dict:
-        return {"row": k // across * blocks.shape[2], "column": k % across * blocks.shape[3]}
-
-    remedy = "use the result for looks, not for measurements, or train on such pictures (--start-from)"
-    found = []
-    for name, where, (value, limit, at, amount) in (
-        ("brightness", "", whole),
-        ("brightness of blocks", "there", parts),
-    ):
-        spot = place(at) if where else {}
-        there = " at row {row}, column {column}".format(**spot) if spot else ""
-        side = "brighter" if amount > 0 else "darker"
-        words = f"{abs(255 * amount):.2g} of 255 {side} than the picture{there}, {value:.1f} standard errors: {remedy}"
-        found.append(Check(name, value, limit, words, **spot, amount=255 * amount))
-    return [*found, check_distance(shifts, square, SCALE_ERROR if given is None else LEVEL_ERROR, place)]
+        variance = in_blocks(level.square(), *size).mean((2, 3)).expand(-1, channels)
+    shifts = in_blocks(shift, *size)
+    return [
+        check_brightness("brightness", shift.mean((1, 2))[None], variance.mean(0)[None], height * width),
+        check_brightness("brightness of blocks", shifts.mean((2, 3)), variance, size[0] * size[1], (width, *size)),
+        check_distance(shifts, variance, SCALE_ERROR if level is None else LEVEL_ERROR, (width, *size)),
+    ]
 
 
-def brightness(shift: Tensor, square: Tensor, pixels: int) -> tuple[float, float, int, float]:
-    """The largest shift of brightness (B,C) of B blocks, in standard errors; its limit, its block and its amount.
+def check_brightness(name: str, shift: Tensor, variance: Tensor, pixels: int, grid: Grid | None = None) -> Check:
+    """Whether the mean of result - y, shift (B,C) of B blocks, is within the noise's standard error; variance (B,C).
 
-    The noise's mean over n pixels has the variance level^2 / n. Over B C means the limit is that of Bonferroni.
+    Over n pixels the noise's mean has the variance level^2 / n. The limit is Bonferroni's for B C means.
 
         z = |mean(result - y)| / sqrt(level^2 / n + (BIAS level)^2)
     """
-    z = shift.abs() / (square * (1 / pixels + BIAS**2)).sqrt().clamp_min(1e-6)
+    z = shift.abs() / (variance * (1 / pixels + BIAS**2)).sqrt().clamp_min(1e-6)
     at = int(z.argmax())
-    return float(z.max()), multiple(z.numel()), at // z.shape[1], float(shift.flatten()[at])
+    amount, (row, column) = 255 * float(shift.flatten()[at]), place(at // shift.shape[1], grid)
+    words = (
+        f"{abs(amount):.2g} of 255 {'brighter' if amount > 0 else 'darker'} than the picture{spot(row, column)}, "
+        f"{float(z.max()):.1f} standard errors: do not measure brightness on the result; train on such pictures "
+        "(--start-from)"
+    )
+    return Check(name, float(z.max()), multiple(z.numel()), words, row, column, amount)
 
 
-def check_distance(shifts: Tensor, square: Tensor, error: float, place: Callable[[int], dict]) -> Check:
-    """Whether result - y (B,C,h,w) is larger than the noise somewhere; square: the noise's variance (B,C).
+def check_distance(shifts: Tensor, variance: Tensor, error: float, grid: Grid) -> Check:
+    """Whether result - y (B,C,h,w) is larger than the noise somewhere; variance: the noise's, (B,C).
 
-    error: how many times too low the level may be. place: row and column of a block.
-
-    A result removes the noise at most. Over n values its mean square has the relative standard error sqrt(2 / n).
+    error: how many times too low the level may be. A result removes no more than the noise. Over n values its mean
+    square has the relative standard error sqrt(2 / n).
 
         rms(result - y) / level  <=  error sqrt(1 + z sqrt(2 / n))
     """
-    ratio = (shifts.square().mean((1, 2, 3)) / square.mean(1).clamp_min(1e-12)).sqrt()
-    at, values = int(ratio.argmax()), shifts[0].numel()
-    limit = error * math.sqrt(1 + multiple(len(ratio)) * math.sqrt(2 / values))
-    spot, value = place(at), float(ratio.max())
+    ratio = (shifts.square().mean((1, 2, 3)) / variance.mean(1).clamp_min(1e-12)).sqrt()
+    at, value = int(ratio.argmax()), float(ratio.max())
+    limit = error * math.sqrt(1 + multiple(len(ratio)) * math.sqrt(2 / shifts[0].numel()))
+    row, column = place(at, grid)
     words = (
-        f"changed by {value:.2f} times the noise at row {spot['row']}, column {spot['column']}: the picture itself is "
-        "smoothed there; use other weights, or train on such pictures (--start-from)"
+        f"changed by {value:.2f} times the noise{spot(row, column)}: the picture itself is smoothed there; use other "
+        "weights, or train on such pictures (--start-from)"
     )
-    return Check("distance", value, limit, words, **spot)
+    return Check("distance", value, limit, words, row, column)
+
+
+def place(block: int, grid: Grid | None) -> tuple[int | None, int | None]:
+    """Row and column of a block's first pixel; None for the whole picture."""
+    if grid is None:
+        return None, None
+    width, high, wide = grid
+    return block // (width // wide) * high, block % (width // wide) * wide
+
+
+def spot(row: int | None, column: int | None) -> str:
+    return "" if row is None else f" at row {row}, column {column}"
 
 
 def check_neighbours(y: Tensor) -> list[Check]:
-    """Correlation of the noise of neighbouring pixels of y (C,H,W), in the flattest blocks. None: too few blocks.
+    """Correlation of the noise of neighbouring pixels of y (C,H,W), in the flattest blocks.
+
+    No checks where too few blocks are left.
 
     A block's residual r = P y is what a plane through it leaves. Independent noise has E r r^T = level^2 P, so
 
@@ -189,9 +197,9 @@ def check_neighbours(y: Tensor) -> list[Check]:
 
 def shared(where: str, value: float, limit: float) -> Check:
     words = (
-        f"neighbouring pixels share their noise ({where}: correlation {value:.2f} where it is flat), which the networks "
-        "keep as part of the picture: denoise the camera's raw values, before demosaicking, resizing or JPEG, or "
-        "halve the picture's size first"
+        f"neighbouring pixels share their noise (correlation {value:.2f} in flat parts, {where}), and the networks "
+        "keep such noise: denoise the camera's raw values, before demosaicking, resizing or JPEG, or halve the "
+        "picture's size first"
     )
     return Check(f"neighbours, {where}", value, limit, words)
 
@@ -213,8 +221,8 @@ def check_stripes(y: Tensor, lines: str) -> Check:
     least = min(float((a * b).mean()) for k, a in enumerate(parts) for b in parts[:k])
     value = math.sqrt(max(0.0, least))
     words = (
-        f"{lines} have noise of their own ({value:.2f} times that of the pixels), which the networks keep as part of the "
-        f"picture: subtract a dark frame, or each {lines[:-1]}'s median over a stack of frames, first"
+        f"{lines} have noise of their own ({value:.2f} times the pixels'), and the networks keep such noise: subtract "
+        f"a dark frame, or each {lines[:-1]}'s offset measured on a covered part, first"
     )
     return Check(f"stripes, {lines}", value, STRIPES + 3 * PARTS / (y.shape[2] * math.sqrt(length)), words)
 
@@ -245,3 +253,13 @@ def beside_plane(side: int) -> Tensor:
 def multiple(number: int) -> float:
     """How many standard errors the largest of so many normal values may have."""
     return NormalDist().inv_cdf(1 - FALSE_ALARMS / (2 * number))
+
+
+def doubts(checks: list[Check]) -> list[str]:
+    """The words of the failed checks, of each kind those of the one furthest beyond its limit."""
+    worst: dict[str, Check] = {}
+    for check in checks:
+        kind = check.name.split(",")[0]
+        if check.failed and (kind not in worst or check.value / check.limit > worst[kind].value / worst[kind].limit):
+            worst[kind] = check
+    return [check.words for check in worst.values()]
