@@ -39,7 +39,7 @@ PARTS = 4  # parts of a row that must share its noise
 STRIPES = 0.2  # standard deviation of the rows' own noise in units of the pixels'; pictures alone have 0.18 at most
 
 BLOCK = 32  # side of the blocks in which the result is compared with the picture
-BIAS = 0.01  # of the level: the networks' own error of brightness; measured 0.006 to 0.026 at level 5, less above
+BIAS = 0.012  # of the level: a standard deviation of the networks' own error of brightness; 0.045 is the most measured
 LEVEL_ERROR = 1.1  # how far a level that was found may be too low
 CONSTANT = 1 / 255  # what stands for the noise of a block of one value, where no level is known
 SCALE_ERROR = 1.5  # and a block's own scale, where its noise is not the same everywhere; measured 1.35
@@ -89,16 +89,18 @@ def check_result(y: Tensor, result: Tensor, level: Tensor | None = None) -> list
     """Whether a result (C,H,W) is as near to its picture y (C,H,W), 0..1, as the noise allows.
 
     level: the noise's standard deviation, (1,H,W) or (1,1,1). None where the model gives none: each block's own noise
-    scale (models/units.py) stands for it.
+    scale stands for it, that of models/units.py or, where it is larger, the root mean square of the same details.
     """
     channels, height, width = y.shape
     size = min(BLOCK, height), min(BLOCK, width)
     y, shift = y.double(), result.double() - y.double()
     if level is None:
         blocks = in_blocks(y, *size)
-        varied = blocks.amax((2, 3)) > blocks.amin((2, 3))
-        scale = scale_of(blocks.flatten(0, 1)[:, None])[1].view(-1, channels)
-        variance = torch.where(varied, scale, CONSTANT).square()
+        planes = blocks.flatten(0, 1)[:, None]  # B C,1,h,w
+        varied = planes.amax((1, 2, 3)) > planes.amin((1, 2, 3))
+        scale = torch.where(varied, scale_of(planes)[1].flatten(), CONSTANT)
+        size_of_details = details(planes).square().mean((1, 2, 3)).nan_to_num()  # no details in a single row
+        variance = torch.maximum(scale.square(), size_of_details).view(-1, channels)
     else:
         level = level.double().expand(1, height, width)
         variance = in_blocks(level.square(), *size).mean((2, 3)).expand(-1, channels)
@@ -168,7 +170,8 @@ def check_neighbours(y: Tensor) -> list[Check]:
 
         correlation = <r_i r_j> / <r_i^2> - <P_ij> / <P_ii>,   j = i + offset
 
-    is zero in the mean. Over n pairs its standard error is 1 / sqrt(n). Blocks with clipped pixels do not count.
+    is zero in the mean. Over n pairs its standard error is 1 / sqrt(n). Blocks with clipped pixels do not count. Where
+    few are left their flattest FEWEST are a larger share of them, in which pictures leave as much more.
     """
     blocks = in_blocks(y, FLAT, FLAT)  # B,C,h,w
     clipped = ((blocks == y.min()) | (blocks == y.max())).double().mean((1, 2, 3))
@@ -176,9 +179,10 @@ def check_neighbours(y: Tensor) -> list[Check]:
     r = (blocks.flatten(2) @ projection).view_as(blocks)
     energy = r.square().mean((1, 2, 3))
     usable = (clipped <= CLIPPED) & (energy > 1e-12)
-    number = max(FEWEST, round(FLAT_SHARE * len(energy)))
+    number = max(FEWEST, round(FLAT_SHARE * int(usable.sum())))
     if usable.sum() < number:
         return []
+    share = number / int(usable.sum())
     flattest = energy.masked_fill(~usable, torch.inf).topk(number, largest=False).indices
     r, square = r[flattest], projection.view(FLAT, FLAT, FLAT, FLAT)
     found = {}
@@ -189,9 +193,10 @@ def check_neighbours(y: Tensor) -> list[Check]:
         found[name] = float((here * there).mean() / r.square().mean() - own)
     error = 1 / math.sqrt(number * FLAT * (FLAT - 1))  # one channel: channels may share their noise
     sides = (found["rows"] + found["columns"]) / 2
-    checks = [shared("rows and columns", sides, SIDES + 3 * error / math.sqrt(2))]
-    checks += [shared(name, found[name], ONE_SIDE + 3 * error) for name in ("rows", "columns")]
-    checks += [shared(name, found[name], OTHERS + 3 * error) for name in list(found)[2:]]
+    more = share - FLAT_SHARE + 3 * error
+    checks = [shared("rows and columns", sides, SIDES + share - FLAT_SHARE + 3 * error / math.sqrt(2))]
+    checks += [shared(name, found[name], ONE_SIDE + more) for name in ("rows", "columns")]
+    checks += [shared(name, found[name], OTHERS + more) for name in list(found)[2:]]
     return checks
 
 
