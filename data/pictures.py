@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from data.images import TIFF_SUFFIXES, as_type, write_image
+from data.images import TIFF_SUFFIXES, write_image
 from data.inputs import Input, Sample
 from data.stacks import images_of, write_stack
 
@@ -16,7 +16,7 @@ CAPTION = 22  # pixels of height
 GAP = 4
 SMALL = 1 / 4  # of 0..1: pictures that fill less of it are stretched to be seen
 COARSE, FEW = 1.5, 64  # whole numbers are too coarse for noise below COARSE levels in pictures of fewer than FEW levels
-CUT = 0.001  # share of the pixels that a type's limits may cut
+CUT = 0.02  # of the noise: what a type's limits may cut off the values in the mean
 
 
 def side_by_side(images: dict[str, np.ndarray]) -> np.ndarray:
@@ -60,8 +60,9 @@ def file_type(source: Input, sample: Sample, denoised: np.ndarray, depth: str) -
     removed = float(np.nanstd(noisy - values))
     coarse = removed < COARSE and 0 < np.nanmax(noisy) - np.nanmin(noisy) < FEW
     known = values[np.isfinite(values)]
-    cut = np.abs(known - as_type(known, dtype)) > max(1.0, removed / 2)
-    return np.dtype(np.float32) if coarse or cut.mean() > CUT else dtype
+    limits = np.iinfo(dtype)
+    cut = np.abs(known - known.clip(limits.min, limits.max)).mean() > CUT * max(removed, 1.0)
+    return np.dtype(np.float32) if coarse or cut else dtype
 
 
 def save_pictures(

@@ -21,6 +21,7 @@ from models.mwcnn import MULTIPLE, MWCNN, pad_to_multiple
 WORKING_SET = {"cpu": 1e9, "cuda": 8e9}
 STRIP = 2**20  # pixels whose posterior is computed at once
 WINDOW = 17  # side of the squares of one value that carry no noise
+OUTSIDE = 4  # pixels by which they may stand out of the image
 OUTLYING = 0.5  # of an image's range: single pixels farther outside of it are outliers
 
 
@@ -70,8 +71,8 @@ def denoise(
     if not isinstance(y, Tensor) or y.ndim != 4 or not y.is_floating_point() or 0 in y.shape:
         got = f"{tuple(y.shape)} {y.dtype}" if hasattr(y, "shape") else type(y).__name__
         raise ValueError(f"denoise: the images are {got}; a float tensor (N,C,H,W) with N, H and W above 0 is needed")
-    kept = without_noise(y)
     seen, beyond = outlying(filled(y))
+    kept = without_noise(seen) | y.isnan().any(1, keepdim=True)
     if self_ensemble:
         results, tiled = {}, False
         for k in range(8):
@@ -96,21 +97,21 @@ def denoise(
 
 
 def without_noise(y: Tensor) -> Tensor:
-    """Where images y (N,C,H,W) carry no noise, (N,1,H,W): NaN, and squares of one value, as large as WINDOW.
+    """Where images y (N,C,H,W) carry no noise, (N,1,H,W): in squares of one value, as large as WINDOW.
 
     Noise has no such squares: of n pixels that have the most frequent value with probability p, all have it with p^n.
-    They are black surroundings, saturated areas, and frames that are empty.
+    They are black surroundings, saturated areas, and frames that are empty. A square may stand out of the image by
+    OUTSIDE pixels.
     """
-    high, low = (spread_most(t, -torch.inf) for t in (y, -y))
-    constant = (high + low == 0).all(1, keepdim=True)
-    return (spread_most(constant.float(), 0) > 0) | y.isnan().any(1, keepdim=True)
-
-
-def spread_most(t: Tensor, outside: float) -> Tensor:
-    """The greatest value of t (N,K,H,W) in the square of side WINDOW around each pixel; NaN where there is one."""
     r = WINDOW // 2
-    t = F.max_pool2d(F.pad(t, (r, r, 0, 0), value=outside), (1, WINDOW), 1)
-    return F.max_pool2d(F.pad(t, (0, 0, r, r), value=outside), (WINDOW, 1), 1)
+    high, low = (greatest(F.pad(t, (r + OUTSIDE,) * 4, value=-torch.inf)) for t in (y, -y))
+    constant = (high + low == 0).all(1, keepdim=True)  # N,1,H + 2 OUTSIDE,W + 2 OUTSIDE: around each square's centre
+    return greatest(F.pad(constant.float(), (r - OUTSIDE,) * 4)) > 0
+
+
+def greatest(t: Tensor) -> Tensor:
+    """The greatest value of t (N,K,H,W) in each square of side WINDOW."""
+    return F.max_pool2d(F.max_pool2d(t, (1, WINDOW), 1), (WINDOW, 1), 1)
 
 
 def filled(y: Tensor) -> Tensor:
