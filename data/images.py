@@ -538,7 +538,9 @@ def tiff_page(path: Path, tiff: tifffile.TiffFile, max_pixels: int) -> tuple[tif
     if extra and not (
         extra == 1 and page.extrasamples and page.extrasamples[0] in (EXTRASAMPLE.ASSOCALPHA, EXTRASAMPLE.UNASSALPHA)
     ):
-        raise bad(path, f"has {page.samplesperpixel} channels; 1 (gray) or 3 (RGB) are needed")
+        raise bad(
+            path, f"has {page.samplesperpixel} channels; 1 (gray) or 3 (RGB) are needed: save each as a page of a stack"
+        )
     dtype = np.dtype(np.uint8 if page.dtype == np.bool_ else page.dtype or "V")
     deep = page.bitspersample == 8 * dtype.itemsize and (
         dtype.kind == "f" or dtype in (np.uint16, np.int16, np.uint32, np.int32)

@@ -205,8 +205,9 @@ def test_nan_and_transparent_parts_stay(through):
     y[:8], y[:, -8:] = np.nan, np.nan
     out = tifffile.imread(through("a.tif", y))
     assert (np.isnan(out) == np.isnan(y)).all() and rms(out - (5 * SCENE - 2)) < 0.25
-    gray = np.rint((255 * SCENE + np.random.default_rng(2).normal(0, 25, SCENE.shape)).clip(0, 255)).astype(np.uint8)
-    rgba = np.dstack([gray, gray, gray, np.full_like(gray, 255)])
+    noise = np.random.default_rng(2).normal(0, 25, (*SCENE.shape, 3))
+    colours = np.rint((255 * SCENE[..., None] + noise).clip(0, 255)).astype(np.uint8)
+    gray, rgba = colours[..., 0], np.dstack([colours, np.full(SCENE.shape, 255, np.uint8)])
     rgba[:20, :, 3], rgba[40:50, :, 3] = 0, 100
     out = np.asarray(Image.open(through("b.png", rgba, checkpoint=COLOUR)))
     np.testing.assert_array_equal(out[..., 3], rgba[..., 3])

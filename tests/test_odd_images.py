@@ -126,6 +126,7 @@ READABLE = {
     "png 16 gray opaque": (png(opaque(GRAY16), 4), GRAY16),
     "png 16 unused transparent colour": (png(COLOUR16, 2, chunk(b"tRNS", bytes(6))), COLOUR16),
     "png opaque palette": (pillow(COLOUR // 128 * 255, "PNG", "P", transparency=bytes([255] * 3)), COLOUR // 128 * 255),
+    "webp": (pillow(COLOUR, "WEBP", lossless=True), COLOUR),
     "jpeg of many frames": (
         pillow(np.full_like(COLOUR, 9), "MPO", save_all=True, append_images=[Image.new("RGB", (30, 20))]),
         np.full_like(COLOUR, 9),
@@ -152,7 +153,10 @@ UNREADABLE = {
     ),
     "no pixels": (with_tag(tiff(GRAY16[..., 0]), 256, 0), "no pixels|damaged"),
     "animation": (pillow(COLOUR, "PNG", save_all=True, append_images=[Image.new("RGB", (30, 20))]), "animation"),
-    "webp": (pillow(COLOUR, "WEBP"), "no PNG, JPEG, BMP or TIFF"),
+    "animated webp": (
+        pillow(COLOUR, "WEBP", save_all=True, append_images=[Image.new("RGB", (30, 20))]),
+        "animation",
+    ),
 }
 
 
