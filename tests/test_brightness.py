@@ -16,7 +16,7 @@ from data.images import read_image
 from models import MWCNN, BlindSpotDenoiser, load_model
 from models.inference import denoise, outlying, without_noise
 from models.units import scale_of
-from tests.conftest import ok
+from tests.conftest import TINY, TINY2, ok
 from utils.errors import UsageError
 
 STUDENT, COLOUR = "gray-hg-blind-full", "color-hg-blind-full"
@@ -267,3 +267,27 @@ def test_the_peak_of_floats_is_their_range(run, tmp_path):
     assert row["peak"] == pytest.approx([x.min(), x.max()])
     assert row["noisy"]["psnr"] == pytest.approx(20 * np.log10(np.ptp(x) / rms(NOISY - x)), abs=0.01)
     assert row["distilled"]["psnr"] > row["noisy"]["psnr"] + 6
+
+
+@pytest.mark.parametrize("kind", ["dim", "signed"])
+def test_both_stages_train_on_any_scale(run, pictures, tmp_path, kind):
+    """Clean photographs for stage 2 are brought to the brightness of the noisy pictures."""
+    (tmp_path / "noisy").mkdir()
+    for k in range(3):
+        y = 300 * SCENE + np.random.default_rng(k).normal(0, 20, SCENE.shape) + (100 if kind == "dim" else -150)
+        tifffile.imwrite(tmp_path / "noisy" / f"{k}.tif", np.rint(y).astype(np.uint16 if kind == "dim" else np.int16))
+    ok(run("train_dbsn", f"--name s1 --noisy {tmp_path}/noisy --noise awgn {TINY} --steps 2"))
+    line = f"--name s2 --teacher s1 --clean {pictures}/gray --noisy {tmp_path}/noisy {TINY2} --steps 2"
+    code, out, err = run("train_distill", line)
+    assert code == 0 and "brought to that range" in out + err
+    ok(run("test", f"--checkpoint s1 s2 --data {tmp_path}/noisy --save {tmp_path}/out"))
+    code, _, err = run("train_dbsn", f"--name w --noisy {tmp_path}/noisy --noise awgn --units white {TINY} --steps 1")
+    assert code == 0
+
+
+def test_white_units_refuse_floats_without_a_white_level(run, tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", (4000 * (NOISY + 4)).astype(np.float32))
+    line = f"--noisy {tmp_path}/a.tif --noise awgn {TINY} --steps 1"
+    code, _, err = run("train_dbsn", f"--name a {line} --units white")
+    assert code == 2 and "--white-level" in err and "a.tif" in err
+    ok(run("train_dbsn", f"--name a {line}"))
