@@ -7,7 +7,6 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import ok
 from PIL import Image
 from scipy.ndimage import gaussian_filter, gaussian_filter1d
 from skimage.data import astronaut, camera
