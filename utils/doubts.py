@@ -39,7 +39,7 @@ PARTS = 4  # parts of a row that must share its noise
 STRIPES = 0.2  # standard deviation of the rows' own noise in units of the pixels'; pictures alone have 0.18 at most
 
 BLOCK = 32  # side of the blocks in which the result is compared with the picture
-BIAS = 0.012  # of the level: a standard deviation of the networks' own error of brightness; 0.045 is the most measured
+BIAS = 0.015  # of the level: a standard deviation of the networks' own error of brightness; 0.06 is the most measured
 LEVEL_ERROR = 1.1  # how far a level that was found may be too low
 CONSTANT = 1 / 255  # what stands for the noise of a block of one value, where no level is known
 SCALE_ERROR = 1.5  # and a block's own scale, where its noise is not the same everywhere; measured 1.35
