@@ -91,7 +91,7 @@ def test_a_shift_of_brightness_is_doubted_where_it_is(level, rng):
     result = GRAY.clone()
     result[:, 64:96, 32:64] += 5 / 255
     found = {check.name: check for check in check_result(y, result, level)}
-    block = found["brightness of blocks"]
+    block = found["brightness, blocks"]
     assert block.failed and (block.row, block.column) == (64, 32) and block.amount == pytest.approx(5, abs=2)
     assert "brighter" in block.words and "row 64, column 32" in block.words
     assert found["brightness"].failed is False
@@ -106,7 +106,7 @@ def test_black_that_is_lifted_is_doubted(rng):
     result[:, :64] = 0
     assert not failed(check_result(y, result))
     result[:, :64] = 4 / 255
-    assert "brightness of blocks" in failed(check_result(y, result))
+    assert "brightness, blocks" in failed(check_result(y, result))
 
 
 def test_a_result_that_smooths_the_picture_is_doubted(rng):
@@ -139,7 +139,7 @@ def test_doubts_are_told_recorded_and_kept(on_doubt, two, models, run, tmp_path)
     for image in (fine, shared):
         assert len(image["checks"]) == 3  # the input and two results
         for checks in list(image["checks"].values())[1:]:
-            assert {check["check"] for check in checks} == {"brightness", "brightness of blocks", "distance"}
+            assert {check["check"] for check in checks} == {"brightness", "brightness, blocks", "distance"}
             assert all(check["passed"] == (check["value"] <= check["limit"]) for check in checks)
     same = np.array_equal(
         *(np.array(Image.open(f)) for f in (two / "shared.png", tmp_path / "out/shared_denoised.png"))
