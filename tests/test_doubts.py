@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from scipy.ndimage import gaussian_filter, gaussian_filter1d
 from skimage.data import astronaut, camera
 from torch.nn import functional as F
 
+from utils import report
 from utils.doubts import Check, check_noise, check_result, doubts
 
 GRAY = torch.from_numpy(camera()[100:292, 150:342] / 255.0)[None]
@@ -114,6 +116,16 @@ def test_a_result_that_smooths_the_picture_is_doubted(rng):
     smooth = F.avg_pool2d(F.pad(y[None], (2, 2, 2, 2), mode="reflect"), 5, 1)[0]
     assert "distance" in failed(check_result(y, smooth, torch.full((1, 1, 1), 5 / 255)))
     assert "distance" in failed(check_result(y, smooth))
+
+
+def test_in_units_of_noise_only_the_ratio_to_the_pictures_spread_counts(monkeypatch):
+    monkeypatch.setattr(report, "training_facts", lambda values: {"sigma": [5, 55]})
+    model = SimpleNamespace(noise="awgn", units="noise", values={}, name="mine")
+    assert report.noise_not_trained_on(model, 0.25, 0.002) is None  # a dim picture
+    assert "of the picture's spread" in report.noise_not_trained_on(model, 250, 0.1)
+    assert "of the picture's spread" in report.noise_not_trained_on(model, 0.25, 0.2)
+    model.units = "white"
+    assert "of 255, white" in report.noise_not_trained_on(model, 0.25, 0.002)
 
 
 @pytest.fixture

@@ -42,8 +42,7 @@ BLOCK = 32  # side of the blocks in which the result is compared with the pictur
 BIAS = 0.015  # of the level: a standard deviation of the networks' own error of brightness; 0.06 is the most measured
 LEVEL_ERROR = 1.1  # how far a level that was found may be too low
 CONSTANT = 1 / 255  # what stands for the noise of a block of one value, where no level is known
-SCALE_ERROR = 1.5  # and a block's own scale, where its noise is not the same everywhere; measured 1.35
-
+SCALE_ERROR = 1.5  # and a block's own scale, where its noise is not the same everywhere; measured 1.2
 
 Grid = tuple[int, int, int]  # a picture's width, and the height and width of its blocks
 
@@ -242,7 +241,7 @@ def detail_scale(y: Tensor) -> Tensor:
 
 
 def in_blocks(t: Tensor, height: int, width: int) -> Tensor:
-    """(C,H,W) -> (B,C,height,width): the blocks that fit, in the order of rows."""
+    """(C,H,W) -> (B,C,height,width): the blocks that fit, in the order of rows. What is left at the end is left out."""
     blocks = F.unfold(t[None], (height, width), stride=(height, width))[0]  # C h w,B
     return blocks.T.reshape(-1, t.shape[0], height, width)
 
