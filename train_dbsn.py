@@ -173,7 +173,7 @@ def starting_model(opt, channels: int) -> BlindSpotDenoiser:
 
     The weights are D-BSN's, and of the heads those that have the same meaning.
     """
-    size = dict(width=opt.width, blocks=opt.blocks, mdc=opt.mdc)
+    size, units = dict(width=opt.width, blocks=opt.blocks, mdc=opt.mdc), opt.units or "noise"
     source = load_model(opt.start_from, "cpu", opt.checkpoints_dir) if opt.start_from else None
     if source:
         if source.stage != 1 or source.channels != channels:
@@ -181,15 +181,16 @@ def starting_model(opt, channels: int) -> BlindSpotDenoiser:
                 f"--start-from {source.file}: needed here is a stage-1 checkpoint for {channels} channels, "
                 f"this one is stage {source.stage} for {source.channels}"
             )
-        if source.units == "noise" and opt.units == "white":
+        units = opt.units or source.units
+        if source.units == "noise" and units == "white":
             raise UsageError(f"--units white: {source.file} has units of noise, so leave --units out")
-        if source.units != opt.units:
+        if source.units != units:
             source.take_up_units_of_noise()
         size = {name: source.config[name] for name in size}
     seed_weights(opt.seed)
     head = "total" if opt.sigma_n in ("envelope", "residual") else "mu"
     estimator = "residual" if opt.sigma_n == "residual" else "cnn"
-    model = BlindSpotDenoiser(channels, opt.noise, **size, head=head, estimator=estimator, units=opt.units)
+    model = BlindSpotDenoiser(channels, opt.noise, **size, head=head, estimator=estimator, units=units)
     if source:
         model.dbsn.load_state_dict(source.dbsn.state_dict())
         if (source.noise, source.head) == (model.noise, model.head):

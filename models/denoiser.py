@@ -103,7 +103,8 @@ class BlindSpotDenoiser(nn.Module):
     path: see dbsn.py.
     dtype: float32 or bfloat16, in which D-BSN is computed. The last layer of each head, the noise estimator and all
     covariance algebra are float32 always.
-    units: see models/units.py. A network that was trained in white units works in units of noise as well.
+    units: see models/units.py. In units of noise a network trained in white ones is a start for
+    training, not for use: it fails on images of little noise.
     """
 
     stage = 1

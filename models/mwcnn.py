@@ -103,7 +103,8 @@ class MWCNN(nn.Module):
 
     The noise is what the network predicts: the input's own wavelet bands are added to the last convolution's.
     Attributes to set freely: `dtype`, float32 or bfloat16, in which the convolutions are computed, and `units`
-    (see models/units.py). A network that was trained in white units works in units of noise as well.
+    (see models/units.py). In units of noise a network trained in white ones is a start for
+    training, not for use: it fails on images of little noise.
     """
 
     stage = 2

@@ -51,9 +51,10 @@ class Stage1Options(BaseOptions):
         model.add_argument(
             "--units",
             choices=UNITS,
-            default="noise",
+            default=None,
             help="what the network sees. white: the image, 0..1. noise: its difference from the image's mean, in units "
-            "of the image's noise, so that results follow brightness and offset exactly",
+            "of the image's noise, so that results follow brightness and offset exactly. Default: those of "
+            "--start-from, else noise",
         )
         model.add_argument(
             "--start-from",

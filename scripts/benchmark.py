@@ -54,7 +54,7 @@ from models import MWCNN, BlindSpotDenoiser, posterior_mean
 from models.inference import denoise
 from options.base import Parser, number
 from train_dbsn import objective
-from utils.device import choose_device, choose_dtype, device_name, keep_freed_memory
+from utils.device import choose_device, choose_dtype, cpu_has_bf16, device_name, keep_freed_memory
 from utils.errors import RunError, UsageError, run_script
 from utils.files import atomic_write_text
 from utils.training import COMPILE_MODES
@@ -103,8 +103,11 @@ STUDENT_CUDA = {
 
 
 def variants_of(task: str, device_type: str) -> dict[str, Variant]:
+    """The paths to measure. A CPU without bfloat16 leaves its paths out."""
     common, cuda = (STUDENT, STUDENT_CUDA) if task == "distill" else (DENOISER, DENOISER_CUDA)
-    return common | cuda if device_type == "cuda" else common
+    if device_type == "cuda":
+        return common | cuda
+    return {name: variant for name, variant in common.items() if variant.dtype == FLOAT or cpu_has_bf16()}
 
 
 @dataclass(frozen=True)

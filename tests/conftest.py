@@ -12,6 +12,7 @@ import test as test_script
 import train_dbsn
 import train_distill
 from utils.checkpoint import load_checkpoint
+from utils.device import cpu_has_bf16
 from utils.errors import run_script
 
 torch.set_num_threads(1)  # tests run in several processes
@@ -27,6 +28,7 @@ LEVELS = {
 }
 TINY = "--width 4 --blocks 1 --patch-size 16 --batch-size 2 --log-every 1 --warmup 2 --amp off"
 TINY2 = "--student-width 4 --patch-size 16 --batch-size 8 --log-every 1 --warmup 2 --amp off"
+needs_bf16 = pytest.mark.skipif(not cpu_has_bf16(), reason="this CPU has no bfloat16")
 
 
 @pytest.fixture(autouse=True)

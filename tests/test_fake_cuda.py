@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.conftest import needs_bf16
+
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(torch.cuda.is_available(), reason="there is a real CUDA device")]
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -20,7 +22,7 @@ def python(*arguments):
     return subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=280)
 
 
-@pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this processor has no bfloat16")
+@needs_bf16
 def test_gpu_tests_on_the_emulated_device():
     done = python("-m", "pytest", "-q", "-p", "tests.fake_cuda", "tests/test_gpu.py")
     assert done.returncode == 0 and "passed" in done.stdout and "skipped" not in done.stdout, done.stdout[-3000:]

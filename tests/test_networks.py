@@ -13,13 +13,9 @@ from models.inference import denoise, inverse_symmetry, symmetry
 from models.mwcnn import dwt, iwt
 from models.noise import NOISES
 from models.noise import ResidualEstimator as Residual
-from tests.conftest import ROOT
+from tests.conftest import ROOT, needs_bf16
 
 PATHS = ("plain", "fused", "phases")
-
-needs_bf16 = pytest.mark.skipif(
-    not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this processor has no bfloat16"
-)
 
 
 def small(channels=1, noise="awgn", **kwargs):

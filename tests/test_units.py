@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models import MWCNN, BlindSpotDenoiser
+from models import MWCNN, BlindSpotDenoiser, load_model
 from models.inference import denoise
 from models.units import UNITS, USUAL_MEAN, USUAL_NOISE, scale_of
 from tests.conftest import LEVELS, TINY, TINY2, ok
@@ -108,3 +108,14 @@ def test_usual_images_look_the_same_to_a_network_of_white_units(rng):
         white = denoise(model.eval(), y)
         model.units = "noise"
         torch.testing.assert_close(denoise(model, y).image, white.image, atol=1e-4, rtol=0)
+
+
+def test_start_from_keeps_the_units_of_its_network(run, pictures, tmp_path):
+    line = f"--clean {pictures}/gray {LEVELS['awgn']} {TINY} --steps 1"
+    ok(run("train_dbsn", f"--name white {line} --units white"))
+    for flags, units in (("", "white"), ("--units noise", "noise")):
+        for _ in range(2):  # the second time it finds its record
+            ok(run("train_dbsn", f"--name from-{units} {line} --start-from white {flags}"))
+        assert load_model(f"from-{units}", "cpu", tmp_path).config["units"] == units
+    code, _, err = run("train_dbsn", f"--name back {line} --start-from from-noise --units white")
+    assert code == 2 and "has units of noise, so leave --units out" in err

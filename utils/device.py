@@ -45,9 +45,14 @@ def choose_dtype(amp: str, device: torch.device) -> torch.dtype:
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         native = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
-    if amp == "bf16" and not (native or (device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported())):
-        raise UsageError("--amp bf16: this processor has no bfloat16; use --amp off")
+    if amp == "bf16" and not (native if device.type == "cuda" else cpu_has_bf16()):
+        raise UsageError(f"--amp bf16: this {'GPU' if device.type == 'cuda' else 'CPU'} has no bfloat16; use --amp off")
     return torch.bfloat16 if native or amp == "bf16" else torch.float32
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this CPU's convolutions can be computed in bfloat16, in its own units or not. It takes AVX-512."""
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def processors() -> int:

@@ -1,0 +1,24 @@
+"""Where and in which precision to compute."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from utils import device
+from utils.device import choose_dtype
+from utils.errors import UsageError
+
+CPU = torch.device("cpu")
+
+
+def test_bf16_is_refused_by_a_cpu_without_it(monkeypatch):
+    monkeypatch.setattr(device, "cpu_has_bf16", lambda: False)
+    with pytest.raises(UsageError, match="--amp bf16: this CPU has no bfloat16; use --amp off"):
+        choose_dtype("bf16", CPU)
+    assert choose_dtype("off", CPU) == torch.float32
+
+
+def test_bf16_is_taken_where_it_is_asked_for(monkeypatch):
+    monkeypatch.setattr(device, "cpu_has_bf16", lambda: True)
+    assert choose_dtype("bf16", CPU) == torch.bfloat16
