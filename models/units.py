@@ -17,8 +17,8 @@ UNITS = ("white", "noise")
 MAD = 0.6745  # median of |z| for a standard normal z
 SAMPLE = 2**20  # details that suffice for their median
 # A network trained in white units takes units of noise too: every image is brought to this mean and this noise. Of
-# noise levels from 15 to 30 of 255 the lowest changes its results least. Images of little noise get a contrast that such
-# a network has never seen, and come out worse than they were, until it is trained on them.
+# noise levels from 15 to 30 of 255 the lowest changes its results least. Images of little noise get a contrast that
+# such a network has never seen, and come out worse than they were, until it is trained on them.
 USUAL_MEAN, USUAL_NOISE = 0.45, 15 / 255
 
 Scale = tuple[Tensor, Tensor]  # m and s, (N,1,1,1) each
