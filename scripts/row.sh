@@ -1,5 +1,5 @@
-# Sourced by the scripts of the tables' rows, which set MODE (gray or color) and NOISE (awgn, hg or mg): both stages and the test, by recipe (docs/recipes.md).
-# FLAVOUR=paper or fast, or small for BLIND=1 and mg; BLIND=1, or ranges such as SIGMA="5 20", for one model of many levels; NAME=.. of the run;
+# Sourced by the scripts of the tables' rows, which set MODE (gray or color) and NOISE (awgn, hg, mg or poisson): both stages and the test, by recipe (docs/recipes.md).
+# FLAVOUR=paper or fast (poisson: fast alone), or small for BLIND=1 and mg; BLIND=1, or ranges such as SIGMA="5 20", for one model of many levels; NAME=.. of the run;
 # CLEAN=.., DISTILL=.. for other images (sets or folders). Run it again to continue where it stopped. A model of BLIND=1 is tested at the paper's levels,
 # one of another range at its ends.
 BLIND=${BLIND:-0}
@@ -19,6 +19,10 @@ case $NOISE in
     mg)
         SIGMA=${SIGMA:-75} RANGES=
         ROW=mg RUN=mg$SIGMA LEVELS="--sigma $SIGMA" ;;
+    poisson)
+        [ "$BLIND" = 1 ] && LAM="5 50" BLIND_TESTS=("--lam 30")
+        LAM=${LAM:-30} RANGES=$LAM FLAVOUR=${FLAVOUR:-fast}
+        ROW=poisson30 RUN=poisson$LAM LEVELS="--lam $LAM" ENDS=("--lam ${LAM% *}" "--lam ${LAM#* }") ;;
 esac
 case $RANGES in
     *" "*)

@@ -1,34 +1,23 @@
 from __future__ import annotations
 
-import os
+import shutil
+import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 from skimage.data import astronaut, camera
 
-import test as test_script
 import train_dbsn
 import train_distill
-from utils.checkpoint import load_checkpoint
-from utils.device import cpu_has_bf16
+from data.images import read_image
+from tests.helpers import LEVELS, SCRIPTS, TINY, TINY2
 from utils.errors import run_script
 
 torch.set_num_threads(1)  # tests run in several processes
-
-ROOT = Path(__file__).resolve().parents[1]
-SHARED = ROOT.parent / "shared" / "data"
-SCRIPTS = {"train_dbsn": train_dbsn, "train_distill": train_distill, "test": test_script}
-LEVELS = {
-    "awgn": "--noise awgn --sigma 25",
-    "hg": "--noise hg --alpha 40 --delta 10",
-    "mg": "--noise mg",
-    "poisson": "--noise poisson --lam 30",
-}
-TINY = "--width 4 --blocks 1 --patch-size 16 --batch-size 2 --log-every 1 --warmup 2 --amp off"
-TINY2 = "--student-width 4 --patch-size 16 --batch-size 8 --log-every 1 --warmup 2 --amp off"
-needs_bf16 = pytest.mark.skipif(not cpu_has_bf16(), reason="this CPU has no bfloat16")
 
 
 @pytest.fixture(autouse=True)
@@ -37,17 +26,15 @@ def no_data_root(monkeypatch):
     monkeypatch.delenv("DBSN_DATA", raising=False)
 
 
+@pytest.fixture(autouse=True)
+def no_thread_is_left():
+    yield
+    assert not [t.name for t in threading.enumerate() if t.name.startswith("decode")]
+
+
 @pytest.fixture
 def rng():
     return torch.Generator().manual_seed(0)
-
-
-def real_data(name: str) -> Path:
-    """A folder of real test images under $DBSN_TEST_DATA or ../shared/data; the test is skipped where it is absent."""
-    root = Path(os.environ.get("DBSN_TEST_DATA", SHARED))
-    if not (root / name).is_dir():
-        pytest.skip(f"the image set {name} is not at {root}")
-    return root
 
 
 @pytest.fixture(scope="session")
@@ -60,6 +47,23 @@ def pictures(tmp_path_factory) -> Path:
             crop = photograph[40 * k : 40 * k + 40, 100 : 100 + 37]
             Image.fromarray(crop if k % 2 else crop.swapaxes(0, 1)).save(root / name / f"{k}.png")
     return root
+
+
+@pytest.fixture
+def folder(pictures, tmp_path):
+    shutil.copytree(pictures / "gray", tmp_path / "images")
+    return tmp_path / "images"
+
+
+@pytest.fixture
+def mixed(pictures, tmp_path):
+    """Colour and gray, 8 and 16 bits, upright and turned."""
+    shutil.copytree(pictures / "color", tmp_path / "mixed")
+    for k in range(3):
+        deep = 257 * read_image(pictures / "gray" / f"{k}.png")[..., 0].astype(np.uint16)
+        # turned by a quarter
+        tifffile.imwrite(tmp_path / "mixed" / f"deep{k}.tif", deep, extratags=[(274, "H", 1, 6, True)])
+    return tmp_path / "mixed"
 
 
 @pytest.fixture
@@ -79,17 +83,6 @@ def run(tmp_path, capsys):
     return call
 
 
-def ok(result):
-    code, out, err = result
-    assert code == 0, err
-    return out
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """What a run leaves that must not depend on interruptions."""
-    return {f.name: f.read_bytes() for f in folder.iterdir() if f.suffix in (".safetensors", ".jsonl")}
-
-
 @pytest.fixture(scope="session")
 def models(tmp_path_factory, pictures):
     """A stage-1 and a stage-2 run, s1 and s2."""
@@ -102,5 +95,26 @@ def models(tmp_path_factory, pictures):
     return root
 
 
-def read_tensors(path):
-    return load_checkpoint(path).tensors
+@pytest.fixture
+def wrong_use(run, pictures, models, tmp_path):
+    """wrong_use("test", "--data P/gray ..", words): it ends in one line that has the words, and begins nothing.
+
+    P is a folder that has gray and color pictures, and two more folders, empty and bad. s1 and s2 are runs.
+    """
+    for folder in ("empty", "bad"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "bad" / "text.png").write_text("no picture")
+    for name in ("gray", "color"):
+        (tmp_path / name).symlink_to(pictures / name)
+    for name in ("s1", "s2"):
+        shutil.copytree(models / name, tmp_path / name)
+
+    def call(script: str, line: str, words: str) -> None:
+        before = {f for f in tmp_path.rglob("*") if f.is_file()}
+        code, out, err = run(script, line.replace("P/", f"{tmp_path}/").replace("-root P", f"-root {tmp_path}"))
+        assert code == 2, (code, out, err)
+        message = [text for text in err.splitlines() if text.startswith("error:")]
+        assert len(message) == 1 and words in message[0] and "Traceback" not in err
+        assert {f for f in tmp_path.rglob("*") if f.is_file()} == before
+
+    return call

@@ -5,7 +5,6 @@ Nothing here asserts a speed.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import subprocess
@@ -16,7 +15,8 @@ import pytest
 import torch
 
 from options.recipes import RECIPES
-from tests.conftest import ROOT
+from scripts import benchmark
+from tests.helpers import ROOT
 from utils.device import cpu_has_bf16
 from utils.errors import RunError, UsageError
 
@@ -31,15 +31,6 @@ if not cpu_has_bf16():
     PATHS = {task: {path for path in paths if not path.endswith("bf16")} for task, paths in PATHS.items()}
 POSITIVE = ("seconds", "ratio_to_plain", "flops_share", "pixels_per_second", "images_per_second")
 KEYS = {"task", "path", "size", "spread", "peak_memory_mb", "machine", "torch", *POSITIVE}
-
-
-@pytest.fixture(scope="module")
-def benchmark():
-    spec = importlib.util.spec_from_file_location("benchmark_script", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.mark.slow
@@ -73,7 +64,7 @@ def test_quick_run_reports_every_path(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["benchmark.json"]
 
 
-def test_flops_of_the_published_network(benchmark):
+def test_flops_of_the_published_network():
     """Two operations per weight and pixel; a training step takes three times that, less the gradient of the image."""
     scale = benchmark.scale_of(quick=False, device_type="cpu")
     infer, train = (benchmark.flops(task, (1, 96, 96), scale) for task in ("infer", "train"))
@@ -81,7 +72,7 @@ def test_flops_of_the_published_network(benchmark):
     assert train == pytest.approx(3 * infer, rel=0.01)
 
 
-def test_the_released_size_is_that_of_the_recipe(benchmark):
+def test_the_released_size_is_that_of_the_recipe():
     scale = benchmark.scale_of(quick=False, device_type="cpu", network="released")
     one, two = RECIPES["gray-awgn-blind-small"].values()
     assert (scale.width, scale.blocks, scale.mdc) == (one["width"], one["blocks"], one["mdc"])
@@ -90,7 +81,7 @@ def test_the_released_size_is_that_of_the_recipe(benchmark):
         assert scale.sizes[task] == (values["batch_size"], values["patch_size"], values["patch_size"])
 
 
-def test_paths_use_their_memory_format(benchmark):
+def test_paths_use_their_memory_format():
     scale = benchmark.scale_of(quick=True, device_type="cpu")
     for task, paths in PATHS.items():
         for path in paths:
@@ -107,7 +98,7 @@ def test_paths_use_their_memory_format(benchmark):
             }, (task, path)
 
 
-def test_path_that_computes_something_else_is_refused(benchmark):
+def test_path_that_computes_something_else_is_refused():
     right = {"output": torch.ones(5)}
     benchmark.guard("x", {"output": torch.ones(5) + 1e-5}, right, torch.float32)
     for wrong in (torch.ones(5) * 1.01, torch.full((5,), torch.nan)):
@@ -115,12 +106,12 @@ def test_path_that_computes_something_else_is_refused(benchmark):
             benchmark.guard("x", {"output": wrong}, right, torch.float32)
 
 
-def test_wrong_json_folder_is_found_before_anything_is_measured(benchmark, tmp_path):
+def test_wrong_json_folder_is_found_before_anything_is_measured(tmp_path):
     with pytest.raises(benchmark.UsageError, match="no folder"):
         benchmark.main(["--quick", "--json", str(tmp_path / "absent" / "x.json")])
 
 
-def test_performance_page_shows_the_committed_results(benchmark):
+def test_performance_page_shows_the_committed_results():
     """docs/performance.md holds what --show prints of the files it names."""
     page = (ROOT / "docs" / "performance.md").read_text()
     shown = re.findall(r"<!-- benchmark (\S+) -->\n```\n(.*?)```\n<!-- /benchmark -->", page, re.DOTALL)
@@ -129,6 +120,6 @@ def test_performance_page_shows_the_committed_results(benchmark):
         assert text == benchmark.table(benchmark.read_rows(ROOT / file)) + "\n"
 
 
-def test_show_refuses_what_is_no_result(benchmark, tmp_path):
+def test_show_refuses_what_is_no_result(tmp_path):
     with pytest.raises(UsageError, match="none"):
         benchmark.main(["--show", str(tmp_path / "none.json")])

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.conftest import LEVELS, ROOT, TINY, TINY2, ok
+from tests.helpers import LEVELS, ROOT, TINY, TINY2, ok, stats
 from utils.checkpoint import load_checkpoint
 from utils.distributed import World
 from utils.errors import UsageError
@@ -38,10 +38,6 @@ def torchrun(script: str, line: str, folder: Path) -> subprocess.CompletedProces
     return subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, timeout=200, env=os.environ | {"OMP_NUM_THREADS": "1"}
     )
-
-
-def stats(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "stats.jsonl").read_text().splitlines()]
 
 
 def assert_same_course(a: Path, b: Path):
@@ -105,3 +101,12 @@ def test_shares_make_the_batch():
         np.testing.assert_array_equal(np.concatenate(shares), np.arange(24, 32))
     with pytest.raises(UsageError, match="multiple of 3"):
         World(0, 3).check_share(8, "--batch-size")
+
+
+@pytest.mark.slow
+def test_two_processes(run, pictures, tmp_path):
+    line = f"--clean {pictures}/gray {LEVELS['awgn']} {TINY} --steps 6 --images disk"
+    ok(run("train_dbsn", f"--name one {line}"))
+    result = torchrun("train_dbsn.py", f"--name two {line}", tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert_same_course(tmp_path / "one", tmp_path / "two")

@@ -5,7 +5,6 @@ Its measures are what they are called. docs/estimator.md shows the results that 
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 from argparse import Namespace
@@ -18,18 +17,11 @@ from skimage.data import astronaut
 
 from models import BlindSpotDenoiser, gaussian
 from models.noise import NOISES
-from tests.conftest import ROOT
+from scripts import estimator_study as study
+from tests.helpers import ROOT
 from utils.errors import UsageError
 
 RESULTS, PAGE = ROOT / "results" / "estimator-study.json", ROOT / "docs" / "estimator.md"
-
-
-@pytest.fixture(scope="module")
-def study():
-    spec = importlib.util.spec_from_file_location("estimator_study", ROOT / "scripts" / "estimator_study.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -54,7 +46,7 @@ def command(tmp_path):
 
 
 @pytest.mark.slow
-def test_trains_measures_resumes_and_renders(study, command, tmp_path, monkeypatch):
+def test_trains_measures_resumes_and_renders(command, tmp_path, monkeypatch):
     trained = []
     train = study.train_dbsn.main
     monkeypatch.setattr(study.train_dbsn, "main", lambda argv: trained.append(argv[1]) or train(argv))
@@ -114,7 +106,7 @@ def test_trains_measures_resumes_and_renders(study, command, tmp_path, monkeypat
 
 
 @pytest.mark.parametrize("noise", ["awgn", "hg", "mg"])
-def test_measures_of_a_model_that_knows_the_noise(study, noise, monkeypatch):
+def test_measures_of_a_model_that_knows_the_noise(noise, monkeypatch):
     """Told the truth, a model has no error but that of looking it up at mu.
 
     Its own posterior is the oracle's. Told twice the truth, the error is there.
@@ -141,7 +133,7 @@ def test_measures_of_a_model_that_knows_the_noise(study, noise, monkeypatch):
         )
 
 
-def test_blind_levels_are_measured_on_draws_of_their_own(study, tmp_path, monkeypatch):
+def test_blind_levels_are_measured_on_draws_of_their_own(tmp_path, monkeypatch):
     """The same picture twice is two measurements, and the same two when they are made again."""
     Image.fromarray(np.full((64, 64), 128, np.uint8)).save(tmp_path / "flat.png")
     model = BlindSpotDenoiser(1, "awgn", width=4, blocks=1, estimator="residual").eval()
@@ -153,19 +145,19 @@ def test_blind_levels_are_measured_on_draws_of_their_own(study, tmp_path, monkey
     assert study.measure_blind(options, [tmp_path / "flat.png"] * 2) == [row]
 
 
-def test_error_of_a_matrix_is_that_of_the_whole_matrix(study):
+def test_error_of_a_matrix_is_that_of_the_whole_matrix():
     """Of the symmetric matrix, where an entry beside the diagonal stands twice."""
     a, b = np.diag([1.0, 2.0, 3.0]), np.array([[1.0, 0.5, 0.0], [0.5, 2.0, 0.3], [0.0, 0.3, 4.0]])
     as_full = lambda m: gaussian.cholesky(torch.tensor([m[i, j] for i, j in gaussian.triangle(3)]).view(1, -1, 1, 1))  # noqa: E731
     assert study.relative_error(as_full(b), as_full(a)) == pytest.approx(np.linalg.norm(b - a) / np.linalg.norm(a))
 
 
-def test_a_stopped_training_ends_the_study_without_a_row(study, command, tmp_path, monkeypatch):
+def test_a_stopped_training_ends_the_study_without_a_row(command, tmp_path, monkeypatch):
     monkeypatch.setattr(study.train_dbsn, "main", lambda argv: 75)
     assert study.main(command) == 75 and not (tmp_path / "results").exists()
 
 
-def test_wrong_use(study, command, tmp_path):
+def test_wrong_use(command, tmp_path):
     with pytest.raises(UsageError, match="run the study first"):
         study.main([*command, "--render"])
     with pytest.raises(UsageError, match="--evaluation 4 leaves nothing"):
@@ -174,7 +166,7 @@ def test_wrong_use(study, command, tmp_path):
         study.render(json.loads(RESULTS.read_text()), "a page without markers")
 
 
-def test_the_page_shows_the_results(study):
+def test_the_page_shows_the_results():
     page = PAGE.read_text()
     assert study.render(json.loads(RESULTS.read_text()), page) == page
     rows = json.loads(RESULTS.read_text())["rows"]

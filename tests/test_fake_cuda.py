@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import needs_bf16
+from tests.helpers import needs_bf16
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(torch.cuda.is_available(), reason="there is a real CUDA device")]
 ROOT = Path(__file__).resolve().parents[1]

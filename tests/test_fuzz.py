@@ -36,6 +36,7 @@ from models.noise import NOISES
 from options.stage1 import Stage1Options
 from options.stage2 import Stage2Options
 from options.test import TestOptions
+from tests.helpers import matrix, png_chunk
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.errors import RunError, UsageError
 from utils.random import generator
@@ -171,10 +172,6 @@ def test_a_batch_size_beyond_floats(capsys):
 
 MAX_PIXELS = 2**14  # of a picture, in these tests
 MAX_MEMORY = 200e6  # bytes that reading one may take on top
-
-
-def png_chunk(name: bytes, body: bytes) -> bytes:
-    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
 
 def valid_files() -> dict[str, bytes]:
@@ -335,7 +332,7 @@ def test_the_fuzzed_files_are_valid(name, file):
         st.tuples(st.sampled_from([d[:26] for d in VALID.values()]), st.binary(max_size=200)).map(b"".join),
     )
 )
-def test_random_bytes_are_no_image(data, file):
+def test_random_bytes_are_an_image_or_refused(data, file):
     check_reader(file, data)
 
 
@@ -655,16 +652,6 @@ def covariances(draw: st.DrawFn, channels: int):
         for e, (i, j) in zip(uniform(len(triangle(channels))).split(1, 1), triangle(channels))
     ]
     return Full(std * torch.cat(rows, 1))
-
-
-def matrix(cov) -> torch.Tensor:
-    """(N,H,W,C,C)"""
-    rows, cols = zip(*triangle(cov.channels))
-    e = cov.entries().permute(0, 2, 3, 1)
-    out = e.new_zeros(*e.shape[:3], cov.channels, cov.channels)
-    out[..., rows, cols] = e
-    out[..., cols, rows] = e
-    return out
 
 
 def vectors(x: torch.Tensor) -> torch.Tensor:

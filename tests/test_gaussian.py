@@ -10,6 +10,7 @@ from torch.distributions import MultivariateNormal
 
 from models import gaussian as g
 from models.gaussian import Diagonal, Full, triangle
+from tests.helpers import matrix
 
 N, H, W = 2, 3, 4
 
@@ -19,15 +20,6 @@ def spd(channels, rng, h=H, w=W):
     t = triangle(channels)
     raw = 0.1 * torch.randn(N, len(t), h, w, generator=rng, dtype=torch.float64)
     return Full(torch.stack([raw[:, k].abs() + 0.02 if i == j else raw[:, k] for k, (i, j) in enumerate(t)], 1))
-
-
-def matrix(cov):
-    """(N,H,W,C,C)"""
-    entries, t = cov.entries(), triangle(cov.channels)
-    m = torch.zeros(*entries.shape[:1], *entries.shape[2:], cov.channels, cov.channels, dtype=entries.dtype)
-    for k, (i, j) in enumerate(t):
-        m[..., i, j] = m[..., j, i] = entries[:, k]
-    return m
 
 
 def last(x):

@@ -9,7 +9,7 @@ import train_dbsn
 import train_distill
 from models import MWCNN, BlindSpotDenoiser
 from models.inference import denoise
-from tests.conftest import LEVELS, TINY, TINY2, contents, read_tensors
+from tests.helpers import LEVELS, TINY, TINY2, contents, read_tensors
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 

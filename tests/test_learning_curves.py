@@ -5,29 +5,21 @@ What is written about the curves is what was measured.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 
 import pytest
 
 from options.recipes import COMMON, FLAVOURS
-from tests.conftest import ROOT
+from scripts import learning_curves as curves
+from tests.helpers import ROOT
 from utils.errors import UsageError
 
 FILE = ROOT / "results" / "learning-curves.json"
 PAGE = ROOT / "docs" / "recipes.md"
 
 
-@pytest.fixture
-def curves():
-    spec = importlib.util.spec_from_file_location("learning_curves", ROOT / "scripts" / "learning_curves.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_the_page_shows_what_was_measured(curves):
+def test_the_page_shows_what_was_measured():
     rows = json.loads(FILE.read_text())
     page = PAGE.read_text()
     assert page.count(curves.START) == page.count(curves.END) == 1
@@ -39,7 +31,7 @@ def test_the_page_shows_what_was_measured(curves):
         assert [p["step"] for p in row["points"]][-1] == row["steps"]
 
 
-def test_variants_see_equally_many_pixels(curves):
+def test_variants_see_equally_many_pixels():
     def pixels(options):
         return options["steps"] * options["batch_size"] * options["patch_size"] ** 2
 
@@ -51,7 +43,7 @@ def test_variants_see_equally_many_pixels(curves):
     assert {name for _, names in curves.PANELS.values() for name in names} == set(curves.ALL)
 
 
-def test_a_small_study(curves, monkeypatch, pictures, tmp_path):
+def test_a_small_study(monkeypatch, pictures, tmp_path):
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
     shutil.copytree(pictures / "gray", tmp_path / "bsd432")
     monkeypatch.setattr(curves, "FIXED", "--noise awgn --sigma 25 --device cpu --log-every 1 --amp off")
@@ -84,7 +76,7 @@ def test_a_small_study(curves, monkeypatch, pictures, tmp_path):
         curves.main(argv.split())
 
 
-def test_the_fast_recipes_arithmetic(curves, monkeypatch):
+def test_the_fast_recipes_arithmetic(monkeypatch):
     """The page's estimate follows from the recipe's numbers and the counted operations."""
     one, two = (COMMON[stage] | FLAVOURS["fast"][stage] for stage in ("stage1", "stage2"))
     monkeypatch.setattr(curves, "WIDTH", one["width"])

@@ -11,6 +11,7 @@ from options.base import number
 from options.stage1 import Stage1Options
 from options.stage2 import Stage2Options
 from options.test import TestOptions
+from tests.helpers import SCRIPTS
 
 CLASSES = {"stage1": Stage1Options, "stage2": Stage2Options, "test": TestOptions}
 
@@ -55,3 +56,23 @@ def test_an_error_names_the_flag_and_its_bounds_in_one_line(capsys):
     err = capsys.readouterr().err
     assert end.value.code == 2 and err.count("\n") == 1
     assert "--held-out" in err and "0.6 is out of range: at least 0 and at most 0.5" in err
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help(script, capsys):
+    with pytest.raises(SystemExit) as end:
+        SCRIPTS[script].main(["--help"])
+    assert end.value.code == 0 and "--checkpoints-dir" in capsys.readouterr().out
+
+
+def test_which_estimator_is_chosen():
+    def chosen(line):
+        return Stage1Options().parse(f"--name a {line}".split()).sigma_n
+
+    assert chosen("--clean x --noise awgn --sigma 25") == "envelope"
+    assert chosen("--clean x --noise awgn --sigma 5 55") == "residual"
+    assert chosen("--clean x --noise awgn --sigma 5 55 --sigma-n constrained") == "constrained"
+    assert chosen("--clean x --noise mg --mode color") == "residual"
+    assert chosen("--noisy x --noise awgn") == "residual"
+    assert chosen("--noisy x --noise hg") == "envelope"
+    assert chosen("--noisy x --noise hg --sigma-n residual") == "residual"

@@ -13,7 +13,7 @@ import data.crops
 import train_distill
 import utils.random
 from data.crops import crop_keys, draw_crops
-from tests.conftest import TINY, TINY2, contents, ok
+from tests.helpers import TINY, TINY2, contents, ok
 from utils.errors import UsageError
 from utils.random import STREAMS, Stream, generator, generators, hashed, permutation, seed_weights, streams_of
 

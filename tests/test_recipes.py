@@ -18,11 +18,11 @@ from options.recipes import DEFAULT, LEVELS, PAPER, RECIPES, RELEASED, arguments
 from options.stage1 import Stage1Options
 from options.stage2 import Stage2Options
 from options.test import TestOptions
-from tests.conftest import ROOT, ok
+from tests.helpers import ROOT, ok
 from utils.checkpoint import load_checkpoint
 
 TEST_SETS = {"bsd68", "cbsd68", "set12", "kodak24", "mcmaster", "bsd500", "cc15", "cc15_clean", "polyu", "polyu_clean"}
-SCRIPTS = ("gray_awgn", "gray_hg", "color_awgn", "color_hg", "color_mg")
+SCRIPTS = ("gray_awgn", "gray_hg", "color_awgn", "color_hg", "color_mg", "gray_poisson")
 
 
 def stage1(line: str):
@@ -337,6 +337,8 @@ def test_scripts_give_command_lines_that_parse(script, flavour, blind, tmp_path)
     """Run with an interpreter that only notes its arguments."""
     if script == "color_mg":
         blind = "0"  # mg has one covariance
+    if script == "gray_poisson":
+        flavour = "fast" if flavour else ""  # the paper has no such row
     fake = tmp_path / "python"
     fake.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\n')
     fake.chmod(0o755)
@@ -359,16 +361,17 @@ def test_scripts_give_command_lines_that_parse(script, flavour, blind, tmp_path)
         and b.teacher == a.name
         and b.name == f"{a.name}-full"
     )
-    assert a.clean == b.synthetic_noisy == ["bsd432", "div2k"] and (a.noise, a.sigma, a.alpha, a.delta) == (
+    assert a.clean == b.synthetic_noisy == ["bsd432", "div2k"] and (a.noise, a.sigma, a.alpha, a.delta, a.lam) == (
         b.noise,
         b.sigma,
         b.alpha,
         b.delta,
+        b.lam,
     )
     mode, noise = script.split("_")
     assert (a.mode, a.noise) == (mode, noise) and a.recipe == b.recipe
-    assert a.recipe.endswith(flavour or ("fast" if blind == "1" and noise != "mg" else "paper"))
-    ranged = any(level and level[0] < level[1] for level in (a.sigma, a.alpha, a.delta))
+    assert a.recipe.endswith(flavour or ("fast" if (blind == "1" and noise != "mg") or noise == "poisson" else "paper"))
+    ranged = any(level and level[0] < level[1] for level in (a.sigma, a.alpha, a.delta, a.lam))
     assert ranged == (blind == "1" and noise != "mg") and len(tests) >= 1
     for call in tests:
         opt = TestOptions().parse(call[1:])
@@ -383,6 +386,7 @@ def test_scripts_give_command_lines_that_parse(script, flavour, blind, tmp_path)
     ("script", "levels", "name", "tests"),
     [
         ("gray_awgn", {"SIGMA": "5 20"}, "gray-awgn5to20-fast", ["--sigma 5", "--sigma 20"]),
+        ("gray_poisson", {"LAM": "10 100"}, "gray-poisson10to100-fast", ["--lam 10", "--lam 100"]),
         (
             "color_hg",
             {"ALPHA": "10 30", "DELTA": "4"},

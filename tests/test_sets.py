@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from data.images import image_header
-from data.sets import SETS, SKIMAGE_SETS, SKIMAGE_TEST, SKIMAGE_TRAIN, bsd68_names, content_hash, find_images
+from data.sets import SETS, SKIMAGE_SETS, SKIMAGE_TEST, SKIMAGE_TRAIN, content_hash, find_images
 from utils.errors import UsageError
 
 
@@ -73,15 +73,8 @@ def test_noisy_and_clean_halves(tmp_path):
     assert names("polyu_clean", tmp_path) == ["x_11_mean.JPG", "x_1_mean.JPG", "x_2_mean.JPG"]  # in the same order
 
 
-def test_bsd432_is_bsd500_without_bsd68(tmp_path):
-    assert len(bsd68_names()) == 68
-    touch(tmp_path, "bsd500/3096.jpg", "bsd500/100007.jpg")
-    assert names("bsd500", tmp_path) == ["100007.jpg", "3096.jpg"]
-    assert names("bsd432", tmp_path) == ["100007.jpg"]
-
-
 def test_embedded_photographs():
-    assert not set(SKIMAGE_TRAIN) & set(SKIMAGE_TEST)
+    assert not set(SKIMAGE_TRAIN) & set(SKIMAGE_TEST) and names("skimage_train") == SKIMAGE_TRAIN
     for file in find_images(list(SKIMAGE_SETS)):
         header = image_header(file)
         assert min(header.height, header.width) >= 300 and header.dtype == "uint8"

@@ -5,7 +5,6 @@ Its comparison sees every kind of difference.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import shutil
@@ -16,23 +15,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from scripts import soak
 from utils.checkpoint import load_checkpoint, save_checkpoint
 
 SOAK = Path(__file__).resolve().parents[1] / "scripts" / "soak.py"
-
-
-@pytest.fixture(scope="module")
-def soak():
-    import os
-
-    environment = dict(os.environ)
-    spec = importlib.util.spec_from_file_location("soak", SOAK)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["soak"] = module  # its dataclass looks itself up
-    spec.loader.exec_module(module)
-    yield module
-    os.environ.clear()
-    os.environ.update(environment)  # it asks for one thread, which is for its own process
 
 
 @pytest.mark.slow
@@ -48,7 +34,7 @@ def test_killed_runs_end_as_if_never_killed(tmp_path):
 
 
 @pytest.mark.parametrize("line", ["", "--kills 0", "--kills x", "--kills 1 --stage 3", "--kills 1 --fresh-share 2"])
-def test_wrong_use(soak, line, capsys):
+def test_wrong_use(line, capsys):
     with pytest.raises(SystemExit) as end:
         soak.main(line.split())
     assert end.value.code == 2 and capsys.readouterr().err.startswith("error: ")
@@ -72,7 +58,7 @@ def folders(tmp_path):
     return tmp_path / "a", tmp_path / "b"
 
 
-def test_equal_runs(soak, folders):
+def test_equal_runs(folders):
     assert soak.compare(*folders) == []
 
 
@@ -91,7 +77,7 @@ def test_equal_runs(soak, folders):
         ("rows", "stats.jsonl differs from line 3 on"),
     ],
 )
-def test_every_difference_is_seen(soak, folders, change, found):
+def test_every_difference_is_seen(folders, change, found):
     last, stats = folders[1] / "last.safetensors", folders[1] / "stats.jsonl"
     checkpoint = load_checkpoint(last)
     tensors, values = dict(checkpoint.tensors), dict(checkpoint.values)

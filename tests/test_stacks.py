@@ -12,7 +12,7 @@ from PIL import Image
 
 from data.images import image_header, read_image, write_image
 from data.sets import content_hash, find_images
-from tests.conftest import LEVELS, TINY, TINY2, ok
+from tests.helpers import LEVELS, TINY, TINY2, ok
 from utils.errors import UsageError
 
 RANDOM = np.random.default_rng(0)

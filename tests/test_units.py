@@ -8,7 +8,7 @@ import torch
 from models import MWCNN, BlindSpotDenoiser, load_model
 from models.inference import denoise
 from models.units import UNITS, USUAL_MEAN, USUAL_NOISE, scale_of
-from tests.conftest import LEVELS, TINY, TINY2, ok
+from tests.helpers import LEVELS, TINY, TINY2, ok
 
 
 @pytest.fixture(params=[(kind, units) for kind in ("awgn", "hg", "poisson", "student") for units in UNITS], ids=str)

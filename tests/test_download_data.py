@@ -12,11 +12,11 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from conftest import real_data
 
 from data.sets import bsd68_names, content_hash, find_images
 from scripts import download_data
 from scripts.download_data import COLUMNS, MANIFEST, files_of_sets, main, read_manifest, state
+from tests.helpers import real_data
 from utils.errors import RunError, UsageError
 
 PROJECT = Path(__file__).resolve().parents[1]

@@ -10,7 +10,7 @@ import torch
 
 import hubconf
 from models import posterior
-from tests.conftest import ROOT
+from tests.helpers import ROOT
 
 RELEASED = sorted(file.stem for file in (ROOT / "checkpoints").glob("*.safetensors"))
 

@@ -1,31 +1,25 @@
 """A run's folder has one process at a time and the same options.
 
-Its states survive damage, its statistics have no gap, and it stops on a signal.
+Its states survive damage, and its statistics have no gap.
 """
+
+from __future__ import annotations
 
 import errno
 import fcntl
 import json
 import os
 import signal
-import subprocess
-import sys
-import threading
-import time
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
-from utils.checkpoint import load_checkpoint, save_checkpoint
-from utils.errors import RunError, StopRequest, UsageError
+from tests.helpers import script
+from utils.checkpoint import load_checkpoint
+from utils.errors import RunError, UsageError
 from utils.files import atomic_path
-from utils.optim import load_optimizer_tensors, optimizer_tensors
 from utils.run import RunFolder
-
-torch.set_num_threads(1)
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
@@ -57,14 +51,6 @@ def damage(file: Path) -> None:
 def one_line(caught: pytest.ExceptionInfo) -> str:
     assert "\n" not in str(caught.value)
     return str(caught.value)
-
-
-# One process at a time
-
-
-def script(code: str, *arguments: object) -> subprocess.Popen:
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def test_second_process_waits_for_the_first_to_die(tmp_path: Path):
@@ -174,9 +160,6 @@ def test_a_killed_save_is_cleared(run: RunFolder):
         assert len(names(again)) == 4 and not any(file.exists() for file in left)
 
 
-# Options
-
-
 def test_options_are_recorded_and_compared(run: RunFolder):
     options = {"sigma": 25, "noise_draw": "fixed", "lr": 1e-4, "crop": (48, 48), "log_every": 10, "name": None}
     run.check_options(options, ignore=frozenset({"log_every"}))
@@ -234,9 +217,6 @@ def test_broken_options_file(run: RunFolder, text: str):
     with pytest.raises(UsageError, match=r"options\.json is not a record of options") as caught:
         run.check_options({"sigma": 25})
     one_line(caught)
-
-
-# States
 
 
 def test_states_keep_the_newest(run: RunFolder):
@@ -329,9 +309,6 @@ def test_weights(run: RunFolder):
     assert run.load_state() is None
 
 
-# Statistics
-
-
 def lines(folder: RunFolder) -> list[str]:
     return (folder.path / "stats.jsonl").read_text().splitlines()
 
@@ -384,202 +361,3 @@ def test_statistics_on_a_full_disk(run: RunFolder, monkeypatch: pytest.MonkeyPat
     with pytest.raises(RunError, match=r"stats\.jsonl: No space left") as caught:
         run.append_stats({"step": 1})
     one_line(caught)
-
-
-# Optimizers
-
-
-def network() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 1, 3)).to(memory_format=torch.channels_last)
-
-
-def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> None:
-    for step in steps:
-        x = torch.rand(2, 1, 9, 9, generator=torch.Generator().manual_seed(step))
-        optimizer.zero_grad()
-        model(x).square().mean().backward()
-        optimizer.step()
-
-
-OPTIMIZERS = {
-    "Adam": lambda p: torch.optim.Adam(p, lr=0.01),
-    "Adam fused": lambda p: torch.optim.Adam(p, lr=0.01, fused=True),
-    "Adam amsgrad": lambda p: torch.optim.Adam(p, lr=0.01, amsgrad=True),
-    "AdamW": lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.1, foreach=True),
-    "SGD": lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9),
-    "SGD without state": lambda p: torch.optim.SGD(p, lr=0.01),
-    "NAdam": lambda p: torch.optim.NAdam(p, lr=0.01),
-    "Adafactor": lambda p: torch.optim.Adafactor(p),
-}
-
-
-@pytest.mark.parametrize("kind", OPTIMIZERS)
-def test_three_steps_saved_and_three_more_are_six(tmp_path: Path, kind: str):
-    whole = network()
-    train(whole, OPTIMIZERS[kind](whole.parameters()), range(6))
-
-    first = network()
-    optimizer = OPTIMIZERS[kind](first.parameters())
-    train(first, optimizer, range(3))
-    tensors = {f"model.{name}": tensor for name, tensor in first.state_dict().items()}
-    save_checkpoint(
-        tmp_path / "x.safetensors",
-        "training-state",
-        {**tensors, **optimizer_tensors(optimizer, first.named_parameters())},
-        {},
-    )
-
-    second = network()
-    other = OPTIMIZERS[kind](second.parameters())
-    train(second, other, range(7, 9))  # a state of its own, which loading has to replace
-    stored = load_checkpoint(tmp_path / "x.safetensors").tensors
-    second.load_state_dict(
-        {name.removeprefix("model."): tensor for name, tensor in stored.items() if name.startswith("model.")}
-    )
-    load_optimizer_tensors(other, second.named_parameters(), stored)
-    for mine, theirs in zip(first.parameters(), second.parameters()):
-        assert optimizer.state[mine].keys() == other.state[theirs].keys()
-        for entry, value in optimizer.state[mine].items():
-            loaded = other.state[theirs][entry]
-            assert loaded.dtype == value.dtype and loaded.stride() == value.stride() and torch.equal(loaded, value)
-    train(second, other, range(3, 6))
-    for name, tensor in whole.state_dict().items():
-        assert torch.equal(second.state_dict()[name], tensor), name
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("arguments", [{}, {"fused": True}, {"foreach": True, "capturable": True}], ids=str)
-def test_state_lies_where_the_optimizer_had_it(arguments: dict[str, bool]):
-    model = network().cuda()
-    optimizer = torch.optim.AdamW(model.parameters(), **arguments)
-    for parameter in model.parameters():
-        parameter.grad = torch.ones_like(parameter)
-    optimizer.step()
-    stored = {name: tensor.cpu() for name, tensor in optimizer_tensors(optimizer, model.named_parameters()).items()}
-    devices = {name: tensor.device for name, tensor in optimizer_tensors(optimizer, model.named_parameters()).items()}
-    load_optimizer_tensors(optimizer, model.named_parameters(), stored)
-    assert {
-        name: tensor.device for name, tensor in optimizer_tensors(optimizer, model.named_parameters()).items()
-    } == devices
-    optimizer.step()
-
-
-def test_names_of_optimizer_tensors():
-    model = network()
-    optimizer = torch.optim.Adam(model.parameters())
-    assert optimizer_tensors(optimizer, model.named_parameters()) == {}
-    train(model, optimizer, range(1))
-    keys = {
-        f"optimizer.{entry}.{name}"
-        for entry in ("step", "exp_avg", "exp_avg_sq")
-        for name in ("0.weight", "0.bias", "2.weight", "2.bias")
-    }
-    assert set(optimizer_tensors(optimizer, model.named_parameters())) == keys
-
-
-def test_parameters_without_a_state_stay_without():
-    model = network()
-    optimizer = torch.optim.Adam(model.parameters())
-    model[0].requires_grad_(False)
-    train(model, optimizer, range(2))
-    stored = optimizer_tensors(optimizer, model.named_parameters())
-    assert len(stored) == 6
-    model[0].requires_grad_(True)
-    train(model, optimizer, range(2))
-    load_optimizer_tensors(optimizer, model.named_parameters(), stored)
-    assert set(optimizer.state) == {model[2].weight, model[2].bias}
-    load_optimizer_tensors(optimizer, model.named_parameters(), {})
-    assert len(optimizer.state) == 0
-
-
-def test_loaded_state_is_a_copy_in_its_own_dtype():
-    model = network().to(torch.bfloat16)
-    optimizer = torch.optim.Adam(model.parameters())
-    stored = {"optimizer.step.0.bias": torch.tensor(3.0), "optimizer.exp_avg.0.bias": torch.full((4,), 0.1)}
-    load_optimizer_tensors(optimizer, model.named_parameters(), stored)
-    state = optimizer.state[model[0].bias]
-    assert state["exp_avg"].dtype == torch.float32
-    state["exp_avg"].zero_()
-    state["step"] += 1
-    assert stored["optimizer.step.0.bias"] == 3 and stored["optimizer.exp_avg.0.bias"][0] == torch.tensor(0.1)
-
-
-def test_plain_numbers_keep_their_types():
-    model = nn.Linear(1, 1, bias=False)
-    optimizer = torch.optim.SGD(model.parameters())
-    numbers = {"count": 2**40 + 1, "scale": 0.1, "done": True}
-    optimizer.state[model.weight] = dict(numbers)
-    stored = optimizer_tensors(optimizer, model.named_parameters())
-    optimizer.state.clear()
-    load_optimizer_tensors(optimizer, model.named_parameters(), stored)
-    loaded = optimizer.state[model.weight]
-    assert loaded == numbers and [type(loaded[name]) for name in numbers] == [int, float, bool]
-    optimizer.state[model.weight] = {"history": []}
-    with pytest.raises(TypeError, match="history of weight"):
-        optimizer_tensors(optimizer, model.named_parameters())
-
-
-def test_optimizer_state_of_another_model():
-    model = network()
-    optimizer = torch.optim.Adam(model.parameters())
-    with pytest.raises(UsageError, match=r"exp_avg of 5\.weight"):
-        load_optimizer_tensors(optimizer, model.named_parameters(), {"optimizer.exp_avg.5.weight": torch.ones(1)})
-    with pytest.raises(ValueError, match="4 parameters, of which 1 are named"):
-        optimizer_tensors(optimizer, [("0.bias", model[0].bias)])
-    frozen = [*model.named_parameters(), ("frozen", nn.Parameter(torch.ones(1)))]
-    assert optimizer_tensors(optimizer, frozen) == {}
-
-
-# Signals
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_first_signal_is_a_request(number: int, capfd: pytest.CaptureFixture):
-    before = signal.getsignal(number)
-    with StopRequest() as stop:
-        assert not stop.requested
-        signal.raise_signal(number)
-        assert stop.requested
-    assert signal.getsignal(number) is before
-    assert capfd.readouterr().err == f"{number.name}: finishing the step and saving; signal again to end at once\n"
-
-
-def test_second_signal_ends_the_process_and_workers_outlive_ctrl_c():
-    process = script(
-        "import os, signal, time\n"
-        "from utils.errors import StopRequest\n"
-        "with StopRequest() as stop:\n"
-        "    worker = os.fork()\n"
-        "    if not worker:\n"
-        "        signal.raise_signal(signal.SIGINT)\n"
-        "        signal.raise_signal(signal.SIGTERM)\n"
-        "        os._exit(0)\n"
-        "    print(os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1]), flush=True)\n"
-        "    while not stop.requested:\n"
-        "        time.sleep(0.01)\n"
-        "    print('requested', flush=True)\n"
-        "    time.sleep(60)\n"
-    )
-    assert process.stdout.readline() == f"-{int(signal.SIGTERM)}\n"  # the worker, silently
-    process.send_signal(signal.SIGINT)
-    assert process.stdout.readline() == "requested\n"
-    started = time.monotonic()
-    process.send_signal(signal.SIGTERM)
-    assert process.wait() == -signal.SIGTERM and time.monotonic() - started < 30
-    assert process.communicate()[1].count("\n") == 1
-
-
-def test_other_threads_install_nothing():
-    before = signal.getsignal(signal.SIGTERM)
-    seen = []
-
-    def work():
-        with StopRequest() as stop:
-            seen.append((signal.getsignal(signal.SIGTERM), stop.requested))
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    assert seen == [(before, False)]

@@ -1,0 +1,82 @@
+"""Images of any size are denoised: in tiles, over symmetries, and by the released weights."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from skimage.data import camera
+
+from models import MWCNN, load_model, posterior
+from models.inference import denoise, inverse_symmetry, symmetry
+from tests.helpers import ROOT, small
+
+
+def test_blind_in_colour_and_in_tiles():
+    model = small(3, "mg")
+    y = torch.rand(1, 3, 40, 33)
+    changed = y.clone()
+    changed[0, :, 17, 20] += 0.5
+    for tile in (None, 16):
+        before, after = (denoise(model, v, tile=tile).mu for v in (y, changed))
+        same = (before == after).all(1)[0]
+        assert same[17, 20] and not same[17, 21]
+
+
+@pytest.mark.parametrize("size", [(50, 61), (16, 90)])
+@pytest.mark.parametrize(("channels", "noise"), [(1, "awgn"), (1, "hg"), (3, "mg")])
+@pytest.mark.parametrize("estimator", ["cnn", "residual"])
+def test_tiles_equal_the_whole(channels, noise, estimator, size, monkeypatch):
+    monkeypatch.setattr("models.inference.STRIP", 500)
+    monkeypatch.setattr("models.noise.cnn_est.STRIP", 500)
+    model = small(channels, noise, estimator=estimator)
+    y = torch.rand(1, channels, *size)
+    whole, tiled = denoise(model, y, tile=1000), denoise(model, y, tile=16)
+    p = model(y)
+    assert torch.equal(whole.mu, p.mu)
+    torch.testing.assert_close(whole.image, posterior(y, p).mean)
+    for name in ("image", "mu", "std", "noise_level", "theta"):
+        torch.testing.assert_close(getattr(tiled, name), getattr(whole, name), atol=5e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(150, 301), (64, 260), (20, 275)])
+def test_tiles_equal_the_whole_in_mwcnn(size):
+    torch.manual_seed(0)
+    model = MWCNN(1, width=4)
+    for p in model.parameters():
+        p.data.mul_(1.5)  # so that what is far away counts
+    y = torch.rand(1, 1, *size)
+    torch.testing.assert_close(
+        denoise(model, y, tile=72).image, denoise(model, y, tile=1000).image, atol=1e-4, rtol=1e-4
+    )
+
+
+def test_symmetries_are_undone():
+    x = torch.rand(1, 2, 4, 5)
+    images = [symmetry(x, k) for k in range(8)]
+    assert len({tuple(im.flatten().tolist()) for im in images}) == 8
+    for k, im in enumerate(images):
+        torch.testing.assert_close(inverse_symmetry(im, k), x)
+
+
+def test_self_ensemble_is_the_mean_over_symmetries():
+    model = small()
+    y = torch.rand(1, 1, 12, 15)
+    expected = sum(inverse_symmetry(denoise(model, symmetry(y, k)).image, k) for k in range(8)) / 8
+    torch.testing.assert_close(denoise(model, y, self_ensemble=True).image, expected)
+
+
+@pytest.mark.parametrize("sigma", [10, 25])
+def test_released_weights_on_a_clipped_photograph(sigma):
+    """A photograph has much black, its noise cut off and rounded as a file of 8 bits does.
+
+    The level stays right, and with it the result.
+    """
+    model = load_model("gray-awgn-blind", checkpoints_dir=ROOT / "checkpoints")
+    clean = torch.from_numpy(camera()[:256, :256] / 255).float()[None, None]
+    noisy = clean + sigma / 255 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
+    clipped = (255 * noisy).round().clamp(0, 255) / 255
+    assert (clipped == 0).float().mean() > 0.01
+    found = [denoise(model, y) for y in (noisy, clipped)]
+    assert all(255 * d.noise_level.item() == pytest.approx(sigma, rel=0.1) for d in found)
+    whole, cut = (-10 * (d.image.clamp(0, 1) - clean).square().mean().log10().item() for d in found)
+    assert cut > whole - 1  # black itself is brighter where half of its noise is cut off

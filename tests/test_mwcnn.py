@@ -1,0 +1,63 @@
+"""MWCNN and its wavelets."""
+
+from __future__ import annotations
+
+import torch
+
+from models import MWCNN
+from models.mwcnn import dwt, iwt
+
+
+def test_wavelets_are_orthonormal_and_inverse():
+    x = torch.randn(2, 3, 8, 12, dtype=torch.float64)
+    bands = dwt(x)
+    torch.testing.assert_close(iwt(bands), x)
+    torch.testing.assert_close(bands.square().sum(), x.square().sum())
+    basis = dwt(torch.eye(16, dtype=torch.float64).view(16, 1, 4, 4)).flatten(1)
+    torch.testing.assert_close(basis @ basis.T, torch.eye(16, dtype=torch.float64))
+    torch.testing.assert_close(dwt(torch.ones(1, 1, 2, 2))[0, :, 0, 0], torch.tensor([2.0, 0, 0, 0]))
+    assert torch.autograd.gradcheck(dwt, x.requires_grad_()) and torch.autograd.gradcheck(iwt, bands.requires_grad_())
+
+
+def test_wavelets_keep_channels_last(rng):
+    """Convolutions are slow otherwise, and bands in the wrong order would go unnoticed by the inverse."""
+    x = torch.randn(2, 3, 8, 12, generator=rng).to(memory_format=torch.channels_last)
+    bands = dwt(x)
+    assert bands.is_contiguous(memory_format=torch.channels_last) and iwt(bands).is_contiguous(
+        memory_format=torch.channels_last
+    )
+    assert torch.equal(bands, dwt(x.contiguous())) and torch.equal(iwt(bands), iwt(bands.contiguous()))
+    horizontal = torch.tensor([0.0, 1, 2, 3]).expand(1, 1, 4, 4)
+    assert torch.equal(dwt(horizontal)[0, :, 0], torch.tensor([[1.0, 5], [1, 1], [0, 0], [0, 0]]))
+
+
+def test_mwcnn_and_its_gradient_compile_to_one_graph(rng):
+    torch.manual_seed(0)
+    model, x = MWCNN(1, width=8), torch.rand(1, 1, 16, 24, generator=rng)
+    gradients = []
+    for _ in range(2):
+        out = model(x)
+        gradients.append([out, *torch.autograd.grad(out.square().sum(), list(model.parameters()))])
+        model.compile(fullgraph=True, backend="aot_eager")  # fails where the graph would break
+    torch.testing.assert_close(gradients[1], gradients[0])
+
+
+def test_mwcnn_is_the_published_size_and_takes_any_image():
+    with torch.device("meta"):
+        assert 16.0e6 < sum(p.numel() for p in MWCNN(1).parameters()) < 16.3e6
+    model = MWCNN(1, width=8)
+    for size in ((1, 1), (7, 5), (8, 8), (33, 17), (9, 64)):
+        assert model(torch.rand(1, 1, *size)).shape == (1, 1, *size)
+
+
+def test_receptive_radius_of_mwcnn():
+    model = MWCNN(1, width=4)
+    for p in model.parameters():
+        torch.nn.init.uniform_(p, 0.01, 0.1)
+    r = model.receptive_radius
+    worst = 0
+    for offset in range(8):  # the wavelet grid makes it depend on the position modulo 8
+        y = torch.rand(1, 1, 2 * r + 16, 2 * r + 16, requires_grad=True)
+        model(y)[0, 0, r + offset, r + offset].backward()
+        worst = max(worst, (y.grad[0, 0].nonzero() - (r + offset)).abs().max().item())
+    assert r - 8 < worst <= r

@@ -1,0 +1,203 @@
+"""test.py: the images it takes, what it measures, what it writes."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from tests.helpers import LEVELS, TINY, ok, real_data
+
+
+def test_noisy_images_with_clean_references(run, pictures, tmp_path):
+    noisy = tmp_path / "noisy"
+    shutil.copytree(pictures / "gray", noisy)
+    out = ok(run("test", f"--data {noisy} --clean {pictures}/gray"))
+    assert "noisy" in out and "inf" not in out
+
+
+def test_clean_references_of_equal_names_go_in_order(run, pictures, tmp_path):
+    for k in range(2):
+        for folder in ("noisy", "clean"):
+            (tmp_path / f"{folder}{k}").mkdir()
+            shutil.copy(pictures / "gray" / f"{2 * k}.png", tmp_path / f"{folder}{k}" / "same.png")
+    line = (
+        f"--data {tmp_path}/noisy0 {tmp_path}/noisy1 --clean {tmp_path}/clean0 {tmp_path}/clean1 "
+        f"--json {tmp_path}/r.json"
+    )
+    ok(run("test", line))
+    assert [row["noisy"]["ssim"] for row in json.loads((tmp_path / "r.json").read_text())["images"]] == [1, 1]
+
+
+def test_noisy_input_alone(run, pictures, tmp_path):
+    ok(run("test", f"--data {pictures}/gray {LEVELS['awgn']} --json {tmp_path}/r.json"))
+    table = json.loads((tmp_path / "r.json").read_text())
+    assert list(table["mean"]) == ["noisy"] and table["mean"]["noisy"]["psnr"] == pytest.approx(20.17, abs=0.3)
+
+
+def test_several_checkpoints_of_a_kind_are_told_apart(run, pictures, tmp_path):
+    for name, seed in (("a", 0), ("b", 1)):
+        ok(run("train_dbsn", f"--name {name} --clean {pictures}/gray {LEVELS['awgn']} {TINY} --steps 1 --seed {seed}"))
+    ok(run("test", f"--checkpoint a b --data {pictures}/gray/0.png {LEVELS['awgn']} --json {tmp_path}/r.json"))
+    assert list(json.loads((tmp_path / "r.json").read_text())["mean"]) == [
+        "noisy",
+        "mu a",
+        "posterior a",
+        "mu b",
+        "posterior b",
+    ]
+
+
+def test_bad_images_are_skipped_on_request(run, models, pictures, tmp_path):
+    shutil.copytree(models / "s1", tmp_path / "s1")
+    shutil.copytree(pictures / "gray", tmp_path / "images")
+    data = (tmp_path / "images" / "2.png").read_bytes()
+    (tmp_path / "images" / "2.png").write_bytes(data[: len(data) // 2])
+    (tmp_path / "images" / "3.png").write_text("no picture")
+    shutil.copy(pictures / "color" / "0.png", tmp_path / "images" / "colour.png")
+    line = f"--checkpoint s1 --data {tmp_path}/images {LEVELS['awgn']} --json {tmp_path}/r.json"
+    assert run("test", line)[0] == 2 and not (tmp_path / "r.json").exists()
+    code, _, err = run("test", f"{line} --on-bad skip")
+    assert (
+        code == 1 and "3 of 11 images were skipped" in err and all(n in err for n in ("2.png", "3.png", "colour.png"))
+    )
+    table = json.loads((tmp_path / "r.json").read_text())
+    assert len(table["images"]) == 8 and len(table["skipped"]) == 3
+    code, _, err = run("test", f"--checkpoint s1 --data {tmp_path}/images/3.png {LEVELS['awgn']} --on-bad skip")
+    assert code == 1 and "none of the 1 images" in err
+
+
+def test_dim_images_are_brought_to_the_networks_range(run, models, tmp_path):
+    """The same picture at full scale, in a small part of 16 bits, and as small floats gives one result.
+
+    Each result is in its own units.
+    """
+    picture = np.random.default_rng(0).uniform(0.3, 0.7, (40, 40))
+    picture[20:30, 20:30] = 1.0
+    files = {
+        "full": (picture * 65535).astype(np.uint16),
+        "dim": (picture * 600).astype(np.uint16),
+        "float": (picture * 0.01).astype(np.float32),
+    }
+    files["dim"][5, 5] = 65535  # a hot pixel
+    (tmp_path / "in").mkdir()
+    for name, pixels in files.items():
+        tifffile.imwrite(tmp_path / "in" / f"{name}.tif", pixels)
+    code, _, err = run("test", f"--checkpoint {models}/s1/last.safetensors --data {tmp_path}/in --save {tmp_path}/out")
+    assert (
+        code == 0
+        and "note: dim images" in err
+        and "  dim: 600\n" in err
+        and "  float: 0.01\n" in err
+        and "full" not in err.split("note: results")[0]
+    )
+    full, dim, small = (tifffile.imread(tmp_path / "out" / f"{name}_denoised.tif").astype(float) for name in files)
+    far = np.ones((40, 40), bool)
+    far[:12, :12] = False  # from the hot pixel
+    np.testing.assert_allclose(dim[far] / 600, full[far] / 65535, atol=0.02)
+    assert abs(dim[:12, :12] / 600 - full[:12, :12] / 65535).max() < 1  # and near to it
+    np.testing.assert_allclose(small / 0.01, full / 65535, atol=4e-3)
+    code, _, err = run(
+        "test",
+        (
+            f"--checkpoint {models}/s1/last.safetensors --data {tmp_path}/in/dim.tif --save {tmp_path}/out2 "
+            "--white-level 1200"
+        ),
+    )
+    assert code == 0 and "dim images" not in err
+
+
+def test_noise_that_a_checkpoint_was_not_trained_on_is_told(run, tmp_path):
+    rng = np.random.default_rng(0)
+    notes = {}
+    for level in (2, 25, 80):
+        tifffile.imwrite(
+            tmp_path / "a.tif", (0.45 + rng.normal(0, level / 255, (60, 60))).clip(-0.4, 1.4).astype(np.float32)
+        )
+        code, _, notes[level] = run(
+            "test", f"--checkpoint gray-awgn-blind --data {tmp_path}/a.tif --save {tmp_path}/out"
+        )
+        assert code == 0
+    assert (
+        re.search(r"a: noise of [12]\b", notes[2])
+        and "gray-awgn-blind was trained on 5 to 55 (of 255, white); a --white-level" in notes[2]
+    )
+    assert (
+        "trained on" not in notes[25]
+        and re.search(r"a: noise of [78]\d,", notes[80])
+        and "--white-level" not in notes[80]
+    )
+
+
+def test_images_of_the_same_name_are_told_apart(run, pictures, tmp_path):
+    for folder in "ab":
+        (tmp_path / folder).mkdir()
+        shutil.copy(pictures / "gray" / "0.png", tmp_path / folder / "0.png")
+    ok(run("test", f"--data {tmp_path}/a {tmp_path}/b {LEVELS['awgn']} --json {tmp_path}/r.json"))
+    assert [row["name"] for row in json.loads((tmp_path / "r.json").read_text())["images"]] == [
+        f"{tmp_path}/{f}/0.png" for f in "ab"
+    ]
+
+
+def test_eight_bits_do_not_take_a_deep_checkpoints_white_level(run, pictures, tmp_path):
+    (tmp_path / "in").mkdir()
+    for file in (pictures / "gray").iterdir():
+        tifffile.imwrite(tmp_path / "in" / f"{file.stem}.tif", np.asarray(Image.open(file)).astype(np.uint16) * 16)
+    ok(run("train_dbsn", f"--name a --noisy {tmp_path}/in --noise awgn --white-level 4095 {TINY} --steps 1"))
+    code, _, err = run("test", f"--checkpoint a --data {pictures}/gray --save {tmp_path}/out")
+    assert code == 2 and "--white-level" in err and "4095" in err
+    ok(run("test", f"--checkpoint a --data {pictures}/gray --save {tmp_path}/out --white-level 255"))
+
+
+def test_outputs_that_cannot_be_created(run, pictures, tmp_path):
+    (tmp_path / "file").touch()
+    for flag in (f"--json {tmp_path}/file/r.json", f"--save {tmp_path}/file/out"):
+        code, _, err = run("test", f"--data {pictures}/gray {LEVELS['awgn']} {flag}")
+        assert code == 1 and flag.split()[0] in err and err.startswith("error:")
+
+
+def test_noisy_and_clean_photographs_are_paired_by_patterns(run, tmp_path):
+    """CC's names: .._real.png and .._mean.png; the clean image of each noisy one is found by the order of names."""
+    random = np.random.default_rng(0)
+    for k in range(3):
+        clean = random.integers(40, 200, (12, 14, 3))
+        Image.fromarray(clean.astype(np.uint8)).save(tmp_path / f"camera_{k}_mean.png")
+        Image.fromarray((clean + k + 1).astype(np.uint8)).save(tmp_path / f"camera_{k}_real.png")
+    ok(run("test", f"--data {tmp_path}/*_real.png --clean {tmp_path}/*_mean.png --json {tmp_path}/r.json"))
+    rows = json.loads((tmp_path / "r.json").read_text())["images"]
+    assert [row["noisy"]["psnr"] for row in rows] == pytest.approx(
+        [20 * np.log10(255 / (k + 1)) for k in range(3)], abs=1e-3
+    )
+
+
+@pytest.mark.slow
+def test_noisy_input_of_cc(run, tmp_path):
+    ok(run("test", f"--data cc15 --clean cc15_clean --data-root {real_data('cc15')} --json {tmp_path}/r.json"))
+    table = json.loads((tmp_path / "r.json").read_text())
+    assert len(table["images"]) == 15 and table["mean"]["noisy"]["psnr"] == pytest.approx(33.41, abs=0.005)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("--data P/gray --noise awgn --sigma 25 --seed 7", "--seed"),
+        ("--checkpoint nowhere --data P/gray --noise awgn --sigma 25", "no checkpoint"),
+        ("--checkpoint s1 --data P/color --noise awgn --sigma 25", "--mode gray"),
+        ("--checkpoint s1 --data P/gray --mode color --noise awgn --sigma 25", "--mode"),
+        ("--checkpoint s1 --data P/gray --noise awgn --sigma 5 55", "range"),
+        ("--checkpoint s1 --data P/gray", "--save"),
+        ("--checkpoint s1 --data P/gray --save P/gray", "overwritten"),
+        ("--data P/gray --noise mg", "colour"),
+        ("--data P/gray --protocol published", "--noise"),
+        ("--data P/gray --clean P/gray/0.png", "one clean image for each"),
+        ("--data P/gray/0.png --clean P/color/0.png", "same picture"),
+        ("--checkpoint P/gray/0.png --data P/gray --noise awgn --sigma 25", "0.png"),
+    ],
+)
+def test_wrong_use_ends_in_one_line(line, words, wrong_use):
+    wrong_use("test", line, words)

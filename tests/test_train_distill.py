@@ -1,0 +1,164 @@
+"""Stage 2: what the teacher gives the student, and a run from its start to its end."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from argparse import Namespace
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from PIL import Image
+
+import data.training
+from data.crops import Crops, ImagePool
+from models import load_model
+from tests.helpers import (
+    LEVELS,
+    TINY,
+    TINY2,
+    assert_same_run,
+    ok,
+    small,
+)
+from train_distill import Lessons
+
+
+def test_targets_of_crops_lack_the_surroundings_at_their_borders(rng):
+    """Images in memory are denoised whole, images on disk crop by crop.
+
+    Further from a crop's border than the teacher looks, both give the same; nearer to it they do not. The teacher
+    is one of which every result depends on the pixels around it alone.
+    """
+    teacher = small(noise="hg")
+    radius = teacher.dbsn.receptive_radius
+    pool = ImagePool([torch.rand(60, 50, 1, generator=rng).numpy() for _ in range(2)])
+    opt = Namespace(patch_size=32, seed=0, streams=2, level_jitter=0.1)
+    where = Crops(*(np.array(values) for values in ([0, 1], [14, 20], [9, 11], [0, 0])))
+    y = pool.crops(where, 32)
+    whole, crop = (Lessons(teacher, pool, None, whole, opt).targets(y, where) for whole in (True, False))
+    inside = slice(radius, -radius)
+    assert 2 * radius < 32
+    torch.testing.assert_close(crop[..., inside, inside], whole[..., inside, inside], atol=1e-5, rtol=0)
+    assert (crop - whole).abs().amax(1).flatten(1).max(1).values.min() > 1e-3
+    assert not torch.allclose(whole, y, atol=1e-2)  # and the teacher does something
+
+
+@pytest.mark.parametrize("noise", ["awgn", "poisson"])
+def test_learned_and_read_noise_follow_the_samples_alone(noise, rng):
+    """A crop's synthetic noise does not depend on the batch that it is in."""
+    teacher = small(noise=noise, estimator="cnn" if noise == "awgn" else "residual")
+    pool = ImagePool([torch.rand(30, 30, 1, generator=rng).numpy() for _ in range(3)])
+    lessons = Lessons(teacher, pool, None, True, Namespace(patch_size=16, seed=0, streams=2, level_jitter=0.1))
+    x = torch.rand(4, 1, 16, 16, generator=rng)
+    batch = lessons.make_noisy(x, np.arange(4))
+    for k in range(4):
+        torch.testing.assert_close(lessons.make_noisy(x[k : k + 1], np.arange(k, k + 1))[0], batch[k])
+    assert not torch.equal(batch, lessons.make_noisy(x, np.arange(4, 8)))
+
+
+def test_student_from_a_checkpoint(run, pictures, tmp_path):
+    common = f"--teacher s1 --clean {pictures}/gray --synthetic-noisy {pictures}/gray {LEVELS['awgn']}"
+    ok(run("train_dbsn", f"--name s1 --clean {pictures}/gray {LEVELS['awgn']} {TINY} --steps 1"))
+    ok(run("train_distill", f"--name s2 {common} {TINY2} --steps 1"))
+    ok(run("train_distill", f"--name s3 {common} {TINY2} --steps 1 --student s2 --lr 1e-9 --ema 0 --noise-draw fresh"))
+    a, b = (load_model(tmp_path / n / "last.safetensors").state_dict() for n in ("s2", "s3"))
+    for k in a:
+        torch.testing.assert_close(a[k], b[k], atol=1e-6, rtol=0)
+
+
+def test_clean_images_of_stage_2_have_a_white_level_of_their_own(run, pictures, models, tmp_path):
+    """12 bits in 16-bit files and 8 bits: the same pictures, so the same course."""
+    (tmp_path / "deep").mkdir()
+    for file in (pictures / "gray").iterdir():
+        tifffile.imwrite(tmp_path / "deep" / f"{file.stem}.tif", np.asarray(Image.open(file)).astype(np.uint16) * 16)
+    losses = []
+    for name, images in (("a", f"{pictures}/gray"), ("b", f"{tmp_path}/deep")):
+        # no picture is both, as the halves of shared ones depend on the files' bytes
+        named = f"--clean {images}/[0-4].* --synthetic-noisy {images}/[5-9].*"
+        line = f"--name {name} --teacher {models}/s1 {named} {LEVELS['awgn']} {TINY2} --steps 2"
+        ok(run("train_distill", line + " --clean-white-level 4080" * (name == "b")))
+        losses.append([json.loads(text)["loss"] for text in (tmp_path / name / "stats.jsonl").read_text().splitlines()])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3) and len(losses[0]) == 2
+
+
+FROM_DISK = (
+    "--teacher s1 --clean {0}/gray --synthetic-noisy {0}/gray "
+    + f"{LEVELS['awgn']} {TINY2} --noisy-share 0.25 --steps 5 --save-every 2"
+)
+
+
+@pytest.mark.parametrize("draw", ["fixed", "fresh"])
+def test_stage_2_from_disk(draw, run, pictures, models, tmp_path):
+    shutil.copytree(models / "s1", tmp_path / "s1")
+    line = f"{FROM_DISK.format(pictures)} --noise-draw {draw}"
+    for name, flags in (
+        ("memory", "--images memory"),
+        ("disk", "--images disk"),
+        ("parts", "--images disk --max-minutes 1e-9"),
+    ):
+        ok(run("train_distill", f"--name {name} {line} {flags}"))
+    ok(run("train_distill", f"--name parts {line} --images auto"))
+    assert_same_run(tmp_path / "disk", tmp_path / "parts")
+    # kept, though they would fit
+    assert json.loads((tmp_path / "parts" / "options.json").read_text())["images"] == "disk"
+    rows = [
+        [json.loads(text) for text in (tmp_path / name / "stats.jsonl").read_text().splitlines()]
+        for name in ("memory", "disk")
+    ]
+    assert rows[0][0]["pairs"] == rows[1][0]["pairs"]
+    if draw == "fresh":  # the targets are those of crops either way
+        assert_same_run(tmp_path / "memory", tmp_path / "disk")
+    else:  # those of whole images in memory, of crops from disk, which lack their surroundings
+        whole, crop = (row[0]["posterior"] for row in rows)
+        assert whole > 0 and crop > 0 and whole != crop
+    code, _, err = run("train_distill", f"--name disk {line} --images memory")
+    assert code == 2 and "--images was disk, now memory" in err
+
+
+@pytest.mark.parametrize(("free", "place"), [(10**12, "memory"), (10**5, "disk")])
+def test_auto_takes_memory_where_the_images_fit(free, place, run, pictures, models, tmp_path, monkeypatch):
+    monkeypatch.setattr(data.training, "free_memory", lambda device, processes: free)
+    out = ok(
+        run("train_dbsn", f"--name a --clean {pictures}/gray {LEVELS['awgn']} {TINY} --noise-draw fixed --steps 2")
+    )
+    assert ("read from disk as they are needed" in out) == (place == "disk")
+    shutil.copytree(models / "s1", tmp_path / "s1")
+    ok(run("train_distill", f"--name s2 {FROM_DISK.format(pictures)}"))
+    assert json.loads((tmp_path / "s2" / "options.json").read_text())["images"] == place
+
+
+@pytest.mark.parametrize("draw", ["fixed", "fresh"])
+def test_stopped_and_resumed_is_never_stopped(draw, run, pictures, tmp_path):
+    """The teacher reads each image's noise, of which the pairs are made."""
+    ok(run("train_dbsn", f"--name t --clean {pictures}/gray --noise awgn --sigma 5 55 {TINY} --steps 2"))
+    line = (
+        f"--teacher t --clean {pictures}/gray --synthetic-noisy {pictures}/gray {LEVELS['awgn']} {TINY2} --steps 5 "
+        f"--save-every 2 --noise-draw {draw}"
+    )
+    ok(run("train_distill", f"--name whole {line}"))
+    for step in range(1, 6):  # each start is given no time: it makes one step, saves and ends in good order
+        assert f"{step} of 5 steps" in ok(run("train_distill", f"--name parts {line} --max-minutes 1e-9"))
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("--name a --teacher nowhere --clean P/gray --noisy P/gray", "no checkpoint"),
+        ("--name a --teacher s2 --clean P/gray --noisy P/gray", "stage-2"),
+        ("--name a --teacher s1 --clean P/gray --synthetic-noisy P/gray", "--noise"),
+        ("--name a --teacher s1 --clean P/gray --synthetic-noisy P/gray --noise mg", "gray"),
+        ("--name a --teacher s1 --clean P/gray --noisy P/gray --val P/gray", "--val"),
+        (
+            "--name a --teacher s1 --clean P/gray --synthetic-noisy P/gray --noise awgn --sigma 25 --white-level 9",
+            "--clean-white-level",
+        ),
+        ("--name a --teacher s1 --clean P/gray/0.png --noisy P/gray/0.png --patch-size 16", "same single picture"),
+        ("--name a --teacher s1 --clean P/gray --noisy P/gray --student s1 --patch-size 16", "--student"),
+    ],
+)
+def test_wrong_use_ends_in_one_line(line, words, wrong_use):
+    wrong_use("train_distill", line, words)
