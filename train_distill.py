@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from data.augment import augmented
 from data.crops import Crops, DiskPool, ImagePool, crop_keys
 from data.sets import find_images
 from data.source import crop_source
@@ -47,6 +48,7 @@ from utils.run import RunFolder
 from utils.training import Training
 
 MAX_THETAS = 256
+DARK = (0.25 / 255) ** 2  # squared error below which no crop is better than another
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -103,7 +105,7 @@ def train(opt, options: Stage2Options, world: World) -> int:
     with training.open(size, digests, options, {"images": "memory"}), clean_source, noisy_source:
         whole = noisy_count > 0 and not redraw and opt.images == "memory"
         if training.step < opt.steps:
-            lessons = Lessons(teacher, noisy_pool, noise if redraw else None, whole, opt)
+            lessons = Lessons(teacher, noisy_pool, noise, redraw, whole, opt)
         parallel = world.wrap(student)
         for step in training.steps():
             # Clean crops x, made noisy with what the teacher has learned, and noisy ones y, which it denoises.
@@ -111,6 +113,7 @@ def train(opt, options: Stage2Options, world: World) -> int:
             if clean_count:
                 samples = world.share(step * clean_count, clean_count)
                 x, where = clean_source.crops(samples)  # B,C,P,P
+                x = augmented(x, samples, opt.enlarge, opt.tones, opt.seed)
                 inputs.append(lessons.make_noisy(x, samples))
                 wanted.append(x)
                 crops.append((clean, where))
@@ -128,7 +131,8 @@ def train(opt, options: Stage2Options, world: World) -> int:
             error = (parallel(torch.cat(inputs)) - torch.cat(wanted)).square().mean((1, 2, 3))  # B
             terms = {}
             if clean_count:
-                terms["pairs"] = error[: len(x)].mean()
+                pairs = error[: len(x)]
+                terms["pairs"] = (pairs + DARK).log().mean() if opt.pairs_loss == "log" else pairs.mean()
             if noisy_count:
                 terms["posterior"] = opt.noisy_weight * error[-len(y) :].mean()
             loss = sum(terms.values())
@@ -196,27 +200,36 @@ def starting_student(opt, teacher: BlindSpotDenoiser) -> MWCNN:
 class Lessons:
     """What the teacher gives the student: noise for clean crops, and targets for noisy ones.
 
-    noisy: the noisy images. noise: to be added to them first, where they are still clean.
+    noisy: the noisy images. noise: what --noise is. redraw: it is still to be added to them.
     whole: the teacher is frozen, so each noisy image that stays as it is can be denoised once, whole, and never again.
     From disk that would need a whole image for every crop. There, as with fresh noise, the teacher denoises the crop,
     which lacks the surroundings at its borders.
     """
 
     def __init__(
-        self, teacher: BlindSpotDenoiser, noisy: ImagePool | DiskPool, noise: NoiseModel | None, whole: bool, opt
+        self,
+        teacher: BlindSpotDenoiser,
+        noisy: ImagePool | DiskPool,
+        noise: NoiseModel | None,
+        redraw: bool,
+        whole: bool,
+        opt,
     ):
         self.teacher, self.opt = teacher, opt
+        self.drawn = noise if opt.pairs == "drawn" else None
         self.means, self.thetas = posterior_means(teacher, noisy) if whole else (None, None)
-        if teacher.noise_estimator.learned:
-            self.thetas = None  # it finds theta on a clean image as it does on a noisy one
+        if self.drawn or teacher.noise_estimator.learned:
+            self.thetas = None  # not needed, or found on a clean image as on a noisy one
         elif self.thetas is None:
             stream = Stream.NOISE if opt.streams == 1 else Stream.THETA_NOISE
-            self.thetas = noise_thetas(teacher, noisy, noise, opt.seed, stream)
+            self.thetas = noise_thetas(teacher, noisy, noise if redraw else None, opt.seed, stream)
 
     @torch.no_grad()
     def make_noisy(self, x: Tensor, samples: np.ndarray) -> Tensor:
-        """Clean crops (B,C,P,P) with noise as the teacher has learned it, a function of (seed, samples)."""
+        """Clean crops (B,C,P,P) with noise as --pairs says, a function of (seed, samples)."""
         estimator, seed = self.teacher.noise_estimator, self.opt.seed
+        if self.drawn:
+            return self.drawn.add(x, generators(x.device, seed, Stream.SYNTHESIS, samples))
         theta = estimator.estimate(x) if self.thetas is None else one_for_each(self.thetas, samples, seed)
         cov_n = estimator.covariance(theta, x)
         random = generators(x.device, seed, Stream.SYNTHESIS, samples)

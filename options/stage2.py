@@ -50,6 +50,28 @@ class Stage2Options(BaseOptions):
         )
         self.add_noise_draw(data, "a --synthetic-noisy image")
         self.add_noise(required=False)
+        pairs = self.parser.add_argument_group("pairs of clean crops and noisy ones")
+        pairs.add_argument(
+            "--pairs",
+            choices=("learned", "drawn"),
+            default="learned",
+            help="their noise is what the teacher finds on noisy images, or is drawn from --noise and its levels",
+        )
+        pairs.add_argument(
+            "--enlarge",
+            nargs=2,
+            type=number(float, 1, 8),
+            default=[1.0, 1.0],
+            metavar=("LOW", "HIGH"),
+            help="enlarge clean crops by a factor in this range: photographs at full size are soft",
+        )
+        pairs.add_argument("--tones", action="store_true", help="vary brightness, contrast and colours of clean crops")
+        pairs.add_argument(
+            "--pairs-loss",
+            choices=("squared", "log"),
+            default="squared",
+            help="squared error, or its logarithm for each crop: crops of little noise then count as much as others",
+        )
         model = self.parser.add_argument_group("model")
         model.add_argument("--student-width", type=number(int, 4), default=96, help="channels of MWCNN's first level")
         model.add_argument(
@@ -98,6 +120,10 @@ class Stage2Options(BaseOptions):
                     "which says nothing of --noisy ones; leave it out"
                 ),
             )
+        if opt.pairs == "drawn" and not opt.synthetic_noisy:
+            self.parser.error("--pairs drawn needs --synthetic-noisy, --noise and its levels")
+        if opt.enlarge[0] > opt.enlarge[1]:
+            self.parser.error(f"--enlarge {opt.enlarge[0]:g} {opt.enlarge[1]:g}: give the low end first")
         opt.noise_draw, opt.mg_seed = opt.noise_draw or "fixed", opt.mg_seed or 0
         if opt.steps == 0:
             self.parser.error("--steps 0: nothing to train")

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from models.noise.awgn import Awgn
 from models.noise.base import Level, NoiseModel, lower_factor
+from models.noise.camera import Camera
 from models.noise.cnn_est import CnnEst
 from models.noise.hg import Hg
 from models.noise.mg import Mg
 from models.noise.poisson import Poisson
 from models.noise.residual import ResidualEstimator
 
-NOISES: dict[str, type[NoiseModel]] = {noise.name: noise for noise in (Awgn, Hg, Mg, Poisson)}
+NOISES: dict[str, type[NoiseModel]] = {noise.name: noise for noise in (Awgn, Hg, Mg, Poisson, Camera)}
 ESTIMATORS = {"cnn": CnnEst, "residual": ResidualEstimator}
 
 __all__ = ["ESTIMATORS", "NOISES", "CnnEst", "Level", "NoiseModel", "ResidualEstimator", "lower_factor"]
