@@ -33,7 +33,7 @@ from data.training import (
     note_conversion,
     warn_of_test_images,
 )
-from models import MWCNN, BlindSpotDenoiser, load_model, posterior_mean, synthesise
+from models import MWCNN, BlindSpotDenoiser, load_model, posterior_mean
 from models.inference import denoise
 from models.noise import NOISES, NoiseModel
 from options.base import noise_of
@@ -43,7 +43,7 @@ from utils.device import choose_device, choose_dtype, denormals_as_zero, keep_fr
 from utils.distributed import World, join
 from utils.errors import UsageError, run_script
 from utils.logging import Board
-from utils.random import Stream, generator, generators, hashed, normal, seed_weights, streams_of, uniform
+from utils.random import Stream, generator, generators, hashed, seed_weights, streams_of, uniform
 from utils.run import RunFolder
 from utils.training import Training
 
@@ -234,7 +234,8 @@ class Lessons:
         cov_n = estimator.covariance(theta, x)
         random = generators(x.device, seed, Stream.SYNTHESIS, samples)
         scale = 1 + self.opt.level_jitter * (2 * uniform(1, x, random) - 1)
-        return synthesise(x, cov_n, normal(x, random), scale)
+        noise = estimator.noise
+        return noise.recorded(x + scale.view(-1, 1, 1, 1) * noise.draw(theta, cov_n, x, random))
 
     @torch.no_grad()
     def targets(self, y: Tensor, where: Crops) -> Tensor:

@@ -16,6 +16,7 @@ from models.gaussian import Covariance, Posterior, mahalanobis, triangle
 from models.layers import PointwiseNet
 from models.noise import ESTIMATORS, NOISES, lower_factor
 from models.noise.residual import AVOID, lowest, sampled, share_clipped, spacing
+from models.phases import on_phases
 from models.units import USUAL_MEAN, USUAL_NOISE, Scale, scale_of
 
 WHITE_SHIFT = 3  # in white units V starts at softplus(-3)^2: a standard deviation of 12 of 255
@@ -96,10 +97,12 @@ class BlindSpotDenoiser(nn.Module):
     channels: 1 gray or 3 colour.
     noise: a name in models.noise.NOISES.
     width, blocks, mdc: see DBSN.
+    stride: D-BSN sees every stride-th pixel, see models/phases.py; 1 for noise that is independent.
     head: see Prediction.
     estimator: "cnn", the paper's CNN_est, or "residual", which is not trained and needs head "total".
 
     Attributes to set freely:
+    stride: it may be smaller or larger in use than in training.
     path: see dbsn.py.
     dtype: float32 or bfloat16, in which D-BSN is computed. The last layer of each head, the noise estimator and all
     covariance algebra are float32 always.
@@ -119,6 +122,7 @@ class BlindSpotDenoiser(nn.Module):
         head: str = "total",
         estimator: str = "cnn",
         units: str = "white",
+        stride: int = 1,
     ):
         super().__init__()
         model = NOISES[noise]
@@ -136,13 +140,24 @@ class BlindSpotDenoiser(nn.Module):
             estimator=estimator,
             units=units,
         )
+        if stride > 1:  # older versions read what has none
+            self.config["stride"] = stride
         self.channels, self.noise, self.head, self.estimator = channels, noise, head, estimator
         self.dbsn = DBSN(channels, width, blocks, mdc)
         self.cov_head = PointwiseNet(width, model.hidden, len(triangle(channels)), depth=3)
         nn.init.zeros_(self.cov_head.last.weight)  # starts at one covariance everywhere
         self.noise_estimator = ESTIMATORS[estimator](channels, model)
-        self.receptive_radius = self.dbsn.receptive_radius
-        self.path, self.dtype, self.units = "auto", torch.float32, units
+        self.path, self.dtype, self.units, self.stride = "auto", torch.float32, units, stride
+
+    @property
+    def receptive_radius(self) -> int:
+        """How far D-BSN sees, in pixels of the image."""
+        return self.dbsn.receptive_radius * self.stride
+
+    @property
+    def multiple(self) -> int:
+        """Tiles of an image begin at multiples of it."""
+        return self.stride
 
     def forward(self, y: Tensor) -> Prediction:
         """y: noisy images (N,C,H,W), float32, 0..1, any size. Sigma_n is not computed before it is asked for."""
@@ -182,15 +197,19 @@ class BlindSpotDenoiser(nn.Module):
         y as in forward.
         """
         if self.units == "white":
-            mu, features = self.dbsn(y.to(self.dtype), self.path)
-            return mu, lower_factor(self.cov_head(features), self.channels, WHITE_SHIFT)
+            mu, raw = on_phases(self.network, y, self.stride)
+            return mu, lower_factor(raw, self.channels, WHITE_SHIFT)
         m, s = (t.to(y) for t in scale or scale_of(y))
         white = self.config["units"] == "white"
         mean, noise, shift = (USUAL_MEAN, USUAL_NOISE, WHITE_SHIFT) if white else (0, 1, NOISE_SHIFT)
         s = s / noise
-        mu, features = self.dbsn((mean + (y - m) / s).to(self.dtype), self.path)
-        v = lower_factor(self.cov_head(features), self.channels, shift)
-        return m + s * (mu - mean), v.scale(s)
+        mu, raw = on_phases(self.network, mean + (y - m) / s, self.stride)
+        return m + s * (mu - mean), lower_factor(raw, self.channels, shift).scale(s)
+
+    def network(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """D-BSN and its covariance head: mu (N,C,H,W) and the head's raw output (N,T,H,W), in the network's units."""
+        mu, features = self.dbsn(y.to(self.dtype), self.path)
+        return mu, self.cov_head(features)
 
     def theta(self, y: Tensor, mu: Tensor, v: Covariance) -> Tensor:
         """What the noise estimator finds on noisy images y (N,C,H,W), given their context: (N,K,1,1). On any device.

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from models.denoiser import BlindSpotDenoiser, Prediction, noise_level, posterior
 from models.gaussian import Full
-from models.mwcnn import MULTIPLE, MWCNN, pad_to_multiple
+from models.mwcnn import MWCNN, pad_to_multiple
 
 # bytes of activations that an untiled image, or a tile, may take; on a GPU at most half of what is free
 WORKING_SET = {"cpu": 1e9, "cuda": 8e9}
@@ -79,7 +79,8 @@ def run(model: BlindSpotDenoiser | MWCNN, y: Tensor, tile: int | None, progress:
     if model.stage == 2:
         height, width = y.shape[2:]
         scale = model.scale(y)
-        (image,) = in_tiles(lambda part: (model(part, scale),), model, pad_to_multiple(y), tile, progress)
+        whole = pad_to_multiple(y, model.multiple)
+        (image,) = in_tiles(lambda part: (model(part, scale),), model, whole, tile, progress)
         return Denoised(image[:, :, :height, :width].cpu(), tiled=tiled)
 
     device = next(model.parameters()).device
@@ -118,7 +119,7 @@ def in_tiles(
     Results are on the CPU, or on the model's device where one tile is all.
     """
     device, (height, width) = next(model.parameters()).device, y.shape[2:]
-    step = MULTIPLE if model.stage == 2 else 1  # wavelets: tiles must begin at multiples of 8
+    step = model.multiple
     tile = max(step, tile // step * step)
     around = -(-model.receptive_radius // step) * step
     cores = [(r, c) for r in spans(height, tile) for c in spans(width, tile)]
@@ -151,7 +152,7 @@ def automatic_tile(model: BlindSpotDenoiser | MWCNN, y: Tensor) -> int:
         per_pixel = 4 * model.config["width"] * (2 if model.dtype == torch.bfloat16 else 4) + 100
     pixels = working_set(device) / (per_pixel * y.shape[0])
     if y.shape[2] * y.shape[3] <= pixels:
-        return max(y.shape[2:]) + MULTIPLE
+        return max(y.shape[2:]) + model.multiple
     return max(64, int(pixels**0.5) - 2 * model.receptive_radius)
 
 

@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from models.layers import Conv2d
+from models.phases import on_phases
 from models.units import USUAL_MEAN, USUAL_NOISE, Scale, scale_of
 
 MULTIPLE = 8  # three halvings
@@ -78,13 +79,13 @@ def from_bands(x: Tensor) -> Tensor:
     return out
 
 
-def pad_to_multiple(x: Tensor) -> Tensor:
-    """Images whose sides are made multiples of 8 at the bottom and right.
+def pad_to_multiple(x: Tensor, multiple: int = MULTIPLE) -> Tensor:
+    """Images whose sides are made multiples of a number at the bottom and right.
 
     Their mirror image is added, or their edge where they are too small for one.
     """
     height, width = x.shape[2:]
-    bottom, right = -height % MULTIPLE, -width % MULTIPLE
+    bottom, right = -height % multiple, -width % multiple
     if not bottom and not right:
         return x
     return F.pad(x, (0, right, 0, bottom), mode="reflect" if bottom < height and right < width else "replicate")
@@ -102,18 +103,17 @@ class MWCNN(nn.Module):
     The levels have `width`, 1.6 `width` and 1.6 `width` channels (160, 256 and 256 by default).
 
     The noise is what the network predicts: the input's own wavelet bands are added to the last convolution's.
-    Attributes to set freely: `dtype`, float32 or bfloat16, in which the convolutions are computed, and `units`
-    (see models/units.py). In units of noise a network trained in white ones is a start for
-    training, not for use: it fails on images of little noise.
+    Attributes to set freely: `dtype`, float32 or bfloat16, in which the convolutions are computed, `stride` (see
+    models/phases.py) and `units` (see models/units.py). In units of noise a network trained in white ones is a start
+    for training, not for use: it fails on images of little noise.
     """
 
     stage = 2
-    receptive_radius = 120  # 2 * (8 * 1) + 4 * (8 * 1) + 8 * (8 * 1), and what the wavelets add
 
     def __init__(self, channels: int, width: int = 160, units: str = "white"):
         super().__init__()
         self.config = dict(channels=channels, width=width, units=units)
-        self.channels, self.dtype, self.units = channels, torch.float32, units
+        self.channels, self.dtype, self.units, self.stride = channels, torch.float32, units, 1
         f1, f2, f3 = width, round(1.6 * width), round(1.6 * width)
         bands = 4 * channels
         self.down1 = convolutions([bands, f1, f1, f1, f1])
@@ -145,6 +145,16 @@ class MWCNN(nn.Module):
         last.weight /= USUAL_NOISE
         self.units = self.config["units"] = "noise"
 
+    @property
+    def receptive_radius(self) -> int:
+        """How far the network sees, in pixels of the image: 2 (8 1) + 4 (8 1) + 8 (8 1), and what the wavelets add."""
+        return 120 * self.stride
+
+    @property
+    def multiple(self) -> int:
+        """Tiles of an image begin at multiples of it, and its sides are such."""
+        return MULTIPLE * self.stride
+
     def scale(self, y: Tensor) -> Scale | None:
         """What `forward` needs to know of a whole image y (N,C,H,W) to work on parts of it."""
         return scale_of(y) if self.units == "noise" else None
@@ -155,8 +165,11 @@ class MWCNN(nn.Module):
             m, s = (t.to(y) for t in scale or scale_of(y))
             mean, noise = (USUAL_MEAN, USUAL_NOISE) if self.config["units"] == "white" else (0, 1)
             s = s / noise
-            return m + s * (self.network(mean + (y - m) / s) - mean)
-        return self.network(y)
+            return m + s * (self.on_phases(mean + (y - m) / s) - mean)
+        return self.on_phases(y)
+
+    def on_phases(self, y: Tensor) -> Tensor:
+        return on_phases(lambda phase: (self.network(phase),), y, self.stride)[0]
 
     def network(self, y: Tensor) -> Tensor:
         """Images of the network's units -> denoised ones."""

@@ -1,7 +1,7 @@
 """What a noise model has to say. Each model is one file of this package and one line in NOISES.
 
 Units: images are 0..1, and so are levels here. The command line divides by `Level.unit` once.
-All noise is independent from pixel to pixel. It is never clipped and never quantised.
+Noise is independent from pixel to pixel, and never clipped or quantised, but for camera.py.
 
 Two words have one meaning each:
 
@@ -109,6 +109,16 @@ class NoiseModel:
     def sigma_n(cls, theta: Tensor, image: Tensor) -> Covariance:
         """Sigma_n of theta (N,K,1,1) at an image (N,C,H,W); H = W = 1 where it is image-wide."""
         raise NotImplementedError
+
+    @classmethod
+    def draw(cls, theta: Tensor, cov_n: Covariance, x: Tensor, random: list[torch.Generator]) -> Tensor:
+        """Noise (N,C,H,W) of theta for clean images x, whose Sigma_n is cov_n. Generator k draws image k's."""
+        return cov_n.sample(normal(x, random))
+
+    @classmethod
+    def recorded(cls, y: Tensor) -> Tensor:
+        """Images as the files hold them whose noise this is."""
+        return y
 
     # ------------------------------------------------------------------------------------------ what scripts say of it
 

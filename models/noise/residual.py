@@ -64,11 +64,12 @@ class ResidualEstimator(nn.Module):
 
 @dataclass(frozen=True)
 class Seen:
-    """The sampled pixels of an image: mu (N,C,1,n), v, clipped (N,1,1,n) and residuals, C tensors (N,1,1,n).
+    """Images (N,C,H,W), and their sampled pixels: mu (N,C,1,n), v, clipped (N,1,1,n), residuals, C tensors (N,1,1,n).
 
     floor: the least variance of the noise, (N,1,1,1).
     """
 
+    image: Tensor
     residuals: list[Tensor]
     mu: Tensor
     v: Covariance
@@ -77,7 +78,7 @@ class Seen:
 
     @classmethod
     def of(cls, y: Tensor, mu: Tensor, v: Covariance, floor: Tensor) -> Seen:
-        return cls(planes(sampled(y) - sampled(mu)), sampled(mu), v.map(sampled), share_clipped(y), floor)
+        return cls(y, planes(sampled(y) - sampled(mu)), sampled(mu), v.map(sampled), share_clipped(y), floor)
 
     @property
     def channels(self) -> int:

@@ -1,0 +1,129 @@
+"""How neighbouring pixels and channels share their noise, read from one picture in its flattest blocks.
+
+No network is asked: one that is given shared noise returns it as part of the picture, and its residual is white.
+
+A block's residual r = P y is what a surface of second degree leaves, P a projection. Noise of covariance sigma^2 K has
+E r r^T = sigma^2 P K P. So the mean of r_i r_j over all i and j at one distance, over that of r_i^2, is a known
+function of K. `fit` finds the Gaussian blur whose function is nearest. A coarse part that reaches further hides in the
+surface.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+OPPONENT = torch.tensor(
+    [[1.0, 1.0, 1.0], [1.0, 0.0, -1.0], [-0.5, 1.0, -0.5]]
+)  # brightness, red - blue, green - magenta
+OPPONENT /= OPPONENT.norm(dim=1, keepdim=True)
+
+SIDE, SHARE, FEWEST = 16, 0.04, 16  # side of the blocks; share and least number of the flattest ones
+CLIPPED = 0.02  # share of clipped pixels above which a block does not count
+DISTANCES = (1, 2, 3, 4)  # pixels
+REACHES = tuple(0.05 * k for k in range(61))
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What neighbours and channels share.
+
+    reach, chroma, chroma_reach: levels of camera noise, see there. variance: the noise's in the flattest blocks, the
+    mean over the channels. intensity: mean of these blocks, (C,).
+    """
+
+    reach: float
+    chroma: float
+    chroma_reach: float
+    variance: float
+    intensity: Tensor
+
+
+def shared_noise(y: Tensor) -> Shared | None:
+    """How the noise of a picture y (C,H,W), any units, is shared; None where too few blocks of it are usable."""
+    blocks = flattest(y.double())
+    if blocks is None:
+        return None
+    intensity, r = blocks.mean((0, 2, 3)), blocks.flatten(2) @ beside_surface(SIDE)
+    r = r.view_as(blocks)
+    if y.shape[0] == 1:
+        reach, variance = fit(r[:, 0])
+        return Shared(reach, 1.0, 0.0, variance, intensity)
+    bright, *colors = torch.einsum("kc,bcij->kbij", OPPONENT.to(r), r)
+    reach, variance = fit(bright)
+    further, of_colors = fit(torch.cat(colors))
+    chroma, mean = (of_colors / variance) ** 0.5, (variance + 2 * of_colors) / 3
+    return Shared(reach, chroma, max(0.0, further - reach), mean, intensity)
+
+
+def flattest(y: Tensor) -> Tensor | None:
+    """The flattest blocks (B,C,SIDE,SIDE) of a picture y (C,H,W). Blocks with clipped pixels are left out.
+
+    None where fewer than FEWEST blocks are left.
+    """
+    blocks = in_blocks(y, SIDE, SIDE)  # B,C,h,w
+    clipped = ((blocks == y.min()) | (blocks == y.max())).double().mean((1, 2, 3))
+    energy = (blocks.flatten(2) @ beside_surface(SIDE)).square().mean((1, 2))
+    usable = (clipped <= CLIPPED) & (energy > 0)
+    number = max(FEWEST, round(SHARE * int(usable.sum())))
+    if usable.sum() < number:
+        return None
+    return blocks[energy.masked_fill(~usable, torch.inf).topk(number, largest=False).indices]
+
+
+def fit(r: Tensor) -> tuple[float, float]:
+    """Reach in pixels and variance of the noise with residuals r (B,SIDE,SIDE)."""
+    energy = r.square().mean()
+    measured = torch.stack([along(r, r, d) for d in DISTANCES]) / energy
+    known = curves()
+    best = int((known[:, 1:] / known[:, :1] - measured).square().sum(1).argmin())
+    return REACHES[best], float(energy / known[best, 0])
+
+
+def along(a: Tensor, b: Tensor, distance: int) -> Tensor:
+    """Mean of a_i b_j over the pixels i and j of blocks (B,h,w), j `distance` pixels right of or below i."""
+    right = (a[..., :-distance] * b[..., distance:]).mean()
+    return (right + (a[..., :-distance, :] * b[..., distance:, :]).mean()) / 2
+
+
+@lru_cache(maxsize=1)
+def curves() -> Tensor:
+    """The curve of each of REACHES, (R,1+D)."""
+    return torch.stack([curve(reach) for reach in REACHES])
+
+
+def curve(reach: float) -> Tensor:
+    """Means of (P K P)_ij at distances 0 and DISTANCES, (1+D,), K the autocorrelation of a blur by `reach` pixels."""
+    at = torch.arange(-16, 17, dtype=torch.float64)
+    kernel = torch.exp(-at.square() / max(2 * reach**2, 1e-4))
+    own = F.conv1d(kernel.view(1, 1, -1), kernel.view(1, 1, -1), padding=32).flatten()  # at -32..32
+    distance = (torch.arange(SIDE)[:, None] - torch.arange(SIDE)).abs()
+    along_axis = (own / own.max())[32 + distance]  # SIDE,SIDE
+    k, p = torch.kron(along_axis, along_axis), beside_surface(SIDE)
+    pkp = (p @ k @ p).view(SIDE, SIDE, SIDE, SIDE)
+    rows, columns = torch.meshgrid(torch.arange(SIDE), torch.arange(SIDE), indexing="ij")
+    return torch.stack([pkp[rows, columns, rows, columns].mean(), *(between(pkp, d) for d in DISTANCES)])
+
+
+def between(pkp: Tensor, distance: int) -> Tensor:
+    i, j = torch.meshgrid(torch.arange(SIDE), torch.arange(SIDE - distance), indexing="ij")
+    return (pkp[i, j, i, j + distance].mean() + pkp[j, i, j + distance, i].mean()) / 2
+
+
+def in_blocks(t: Tensor, height: int, width: int) -> Tensor:
+    """(C,H,W) -> (B,C,height,width): the blocks that fit, in the order of rows. What is left at the end is left out."""
+    blocks = F.unfold(t[None], (height, width), stride=(height, width))[0]  # C h w,B
+    return blocks.T.reshape(-1, t.shape[0], height, width)
+
+
+@lru_cache(maxsize=4)
+def beside_surface(side: int) -> Tensor:
+    """The projection (side^2,side^2) of a block on what no polynomial of second degree explains."""
+    at = torch.arange(side, dtype=torch.float64)
+    r, c = (t.flatten() for t in torch.meshgrid(at, at, indexing="ij"))
+    q = torch.linalg.qr(torch.stack([torch.ones_like(r), r, c, r * r, r * c, c * c], 1)).Q
+    return torch.eye(side * side, dtype=torch.float64) - q @ q.T
