@@ -190,7 +190,9 @@ def starting_model(opt, channels: int) -> BlindSpotDenoiser:
     seed_weights(opt.seed)
     head = "total" if opt.sigma_n in ("envelope", "residual") else "mu"
     estimator = "residual" if opt.sigma_n == "residual" else "cnn"
-    model = BlindSpotDenoiser(channels, opt.noise, **size, head=head, estimator=estimator, units=units)
+    model = BlindSpotDenoiser(
+        channels, opt.noise, **size, head=head, estimator=estimator, units=units, stride=opt.stride
+    )
     if source:
         model.dbsn.load_state_dict(source.dbsn.state_dict())
         if (source.noise, source.head) == (model.noise, model.head):

@@ -105,7 +105,8 @@ def train(opt, options: Stage2Options, world: World) -> int:
     with training.open(size, digests, options, {"images": "memory"}), clean_source, noisy_source:
         whole = noisy_count > 0 and not redraw and opt.images == "memory"
         if training.step < opt.steps:
-            lessons = Lessons(teacher, noisy_pool, noise, redraw, whole, opt)
+            drawn = noise if opt.pairs == "drawn" else None
+            lessons = Lessons(teacher, noisy_pool, noise if redraw else None, whole, opt, drawn)
         parallel = world.wrap(student)
         for step in training.steps():
             # Clean crops x, made noisy with what the teacher has learned, and noisy ones y, which it denoises.
@@ -200,7 +201,8 @@ def starting_student(opt, teacher: BlindSpotDenoiser) -> MWCNN:
 class Lessons:
     """What the teacher gives the student: noise for clean crops, and targets for noisy ones.
 
-    noisy: the noisy images. noise: what --noise is. redraw: it is still to be added to them.
+    noisy: the noisy images. noise: to be added to them first, where they are still clean.
+    drawn: the noise of the pairs, where it is not the teacher's.
     whole: the teacher is frozen, so each noisy image that stays as it is can be denoised once, whole, and never again.
     From disk that would need a whole image for every crop. There, as with fresh noise, the teacher denoises the crop,
     which lacks the surroundings at its borders.
@@ -211,18 +213,17 @@ class Lessons:
         teacher: BlindSpotDenoiser,
         noisy: ImagePool | DiskPool,
         noise: NoiseModel | None,
-        redraw: bool,
         whole: bool,
         opt,
+        drawn: NoiseModel | None = None,
     ):
-        self.teacher, self.opt = teacher, opt
-        self.drawn = noise if opt.pairs == "drawn" else None
+        self.teacher, self.opt, self.drawn = teacher, opt, drawn
         self.means, self.thetas = posterior_means(teacher, noisy) if whole else (None, None)
         if self.drawn or teacher.noise_estimator.learned:
             self.thetas = None  # not needed, or found on a clean image as on a noisy one
         elif self.thetas is None:
             stream = Stream.NOISE if opt.streams == 1 else Stream.THETA_NOISE
-            self.thetas = noise_thetas(teacher, noisy, noise if redraw else None, opt.seed, stream)
+            self.thetas = noise_thetas(teacher, noisy, noise, opt.seed, stream)
 
     @torch.no_grad()
     def make_noisy(self, x: Tensor, samples: np.ndarray) -> Tensor:

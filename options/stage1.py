@@ -57,6 +57,12 @@ class Stage1Options(BaseOptions):
             "--start-from, else noise",
         )
         model.add_argument(
+            "--stride",
+            type=number(int, 1, 8),
+            default=1,
+            help="for noise that neighbours share: the network sees every STRIDE-th pixel, and so none of them",
+        )
+        model.add_argument(
             "--start-from",
             default=None,
             metavar="CHECKPOINT",

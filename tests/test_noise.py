@@ -13,6 +13,7 @@ from models.gaussian import Diagonal, Full, triangle
 from models.noise import NOISES
 from models.noise import ResidualEstimator as Residual
 from models.noise.awgn import Awgn
+from models.noise.camera import Camera
 from models.noise.hg import Hg
 from models.noise.mg import Mg, multivariate_covariance
 from models.noise.poisson import Poisson
@@ -85,6 +86,7 @@ LEVELS = {
     "hg": Hg(alpha=(40 / 255,) * 2, delta=(10 / 255,) * 2),
     "mg": Mg(sigma=(75 / 255,) * 2),
     "poisson": Poisson(lam=(30.0, 30.0)),
+    "camera": Camera(*((level, level) for level in (10 / 255, 0.5, 0.0, 0.2, 0.6, 0.0))),
 }
 
 
@@ -101,6 +103,8 @@ def test_moments_and_covariance(model, how, rng):
         "hg": torch.diag((40 / 255 * x64) ** 2 + (10 / 255) ** 2),
         "mg": (75 / 255) ** 2 * torch.from_numpy(multivariate_covariance(0)),
         "poisson": torch.diag(x64 / 30),
+        "camera": ((10 / 255) ** 2 * (0.25 + 0.75 * x64)).sqrt().outer((0.25 + 0.75 * x64).sqrt() * 10 / 255)
+        * (torch.eye(3) + (1 - torch.eye(3)) * (1 - 0.36) / (1 + 2 * 0.36)).double(),
     }[model]
     scale = expected.max().item()
     assert n.mean(1).abs().max() < 0.02 * scale**0.5
