@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data.augment import augmented
 from data.crops import crop_keys, draw_crops
 from data.sets import find_images
 from data.source import crop_source
@@ -127,6 +128,7 @@ def train(opt, options: Stage1Options, world: World) -> int:
             samples = world.share(step * opt.batch_size, opt.batch_size)
             y, where = source.crops(samples)  # B,C,P,P
             if redraw:
+                y = augmented(y, samples, opt.enlarge, opt.tones, opt.seed)
                 y = noise.add(y, generators(device, opt.seed, Stream.NOISE, samples))
 
             # Forward, loss, backward, update.

@@ -211,6 +211,21 @@ class BaseOptions:
             help=f"draw the noise of {images} once, or anew for every crop; default: fixed",
         )
 
+    def add_augmentation(self, group: argparse._ArgumentGroup) -> None:
+        group.add_argument(
+            "--enlarge",
+            nargs=2,
+            type=number(float, 1, 8),
+            default=[1.0, 1.0],
+            metavar=("LOW", "HIGH"),
+            help="enlarge clean crops by a factor in this range: photographs at full size are soft",
+        )
+        group.add_argument("--tones", action="store_true", help="vary brightness, contrast and colours of clean crops")
+
+    def check_augmentation(self, opt: argparse.Namespace) -> None:
+        if opt.enlarge[0] > opt.enlarge[1]:
+            self.parser.error(f"--enlarge {opt.enlarge[0]:g} {opt.enlarge[1]:g}: give the low end first")
+
     def refuse(self, opt: argparse.Namespace, names: str, why: str) -> None:
         """Ends with an error where one of the options was given.
 

@@ -38,6 +38,7 @@ class Stage1Options(BaseOptions):
             default=0.03,
             help="share of the training images kept for the held-out likelihood",
         )
+        self.add_augmentation(data)
         self.add_noise(required=True)
         model = self.parser.add_argument_group("model")
         model.add_argument("--width", type=number(int, 1), default=64, help="channels of D-BSN")
@@ -114,6 +115,9 @@ class Stage1Options(BaseOptions):
             )
         else:
             self.check_levels(opt)
+        self.check_augmentation(opt)
+        if (opt.enlarge[1] > 1 or opt.tones) and opt.noise_draw != "fresh":
+            self.parser.error("--enlarge and --tones need clean crops: use --noise-draw fresh, or leave them out")
         if opt.sigma_n == "auto":
             given = [getattr(opt, name) for name in noise_levels()]
             ranges = any(isinstance(level, tuple) and level[0] < level[1] for level in given)

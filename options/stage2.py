@@ -57,15 +57,7 @@ class Stage2Options(BaseOptions):
             default="learned",
             help="their noise is what the teacher finds on noisy images, or is drawn from --noise and its levels",
         )
-        pairs.add_argument(
-            "--enlarge",
-            nargs=2,
-            type=number(float, 1, 8),
-            default=[1.0, 1.0],
-            metavar=("LOW", "HIGH"),
-            help="enlarge clean crops by a factor in this range: photographs at full size are soft",
-        )
-        pairs.add_argument("--tones", action="store_true", help="vary brightness, contrast and colours of clean crops")
+        self.add_augmentation(pairs)
         pairs.add_argument(
             "--pairs-loss",
             choices=("squared", "log"),
@@ -122,8 +114,7 @@ class Stage2Options(BaseOptions):
             )
         if opt.pairs == "drawn" and not opt.synthetic_noisy:
             self.parser.error("--pairs drawn needs --synthetic-noisy, --noise and its levels")
-        if opt.enlarge[0] > opt.enlarge[1]:
-            self.parser.error(f"--enlarge {opt.enlarge[0]:g} {opt.enlarge[1]:g}: give the low end first")
+        self.check_augmentation(opt)
         opt.noise_draw, opt.mg_seed = opt.noise_draw or "fixed", opt.mg_seed or 0
         if opt.steps == 0:
             self.parser.error("--steps 0: nothing to train")

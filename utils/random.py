@@ -36,7 +36,7 @@ class Stream(IntEnum):
     THETA_NOISE = 8  # stage 2: the noise of the images on which these are found, where it is else drawn for each crop
     CROPS = 9  # where the training crops are, in stage 2 the clean ones
     HELD_OUT_CROPS = 10  # where the held-out crops are
-    AUGMENT = 11  # stage 2: sharpness and tones of the clean crops
+    AUGMENT = 11  # sharpness and tones of the clean crops
 
 
 def streams_of(record: Mapping[str, Any] | None) -> int:
