@@ -21,7 +21,7 @@ from tqdm import tqdm
 from data.inputs import Input, find_inputs, read_sample
 from data.pictures import put_stacks_together, save_pictures
 from models import load_model
-from models.inference import denoise
+from models.inference import denoise_batch
 from models.noise import NoiseModel
 from options.base import noise_of
 from options.test import TestOptions
@@ -106,7 +106,7 @@ def test_image(k: int, source: Input, opt, models: list, white_level: float | No
     y = torch.from_numpy(np.ascontiguousarray(sample.noisy.transpose(2, 0, 1)))[None]  # 1,C,H,W
     for model in models:
         started = time.perf_counter()
-        result = denoise(model, y, opt.tile, opt.self_ensemble, progress=True)
+        result = denoise_batch(model, y, opt.tile, opt.self_ensemble, progress=True)
         file = str(model.file)
         row.seconds[file] = row.seconds.get(file, 0.0) + time.perf_counter() - started
         if result.tiled:

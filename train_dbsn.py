@@ -34,7 +34,7 @@ from data.training import (
 )
 from models import BlindSpotDenoiser, Prediction, load_model, noise_level, posterior
 from models.gaussian import Covariance, add, constrained_nll, envelope_loss, nll
-from models.inference import denoise
+from models.inference import denoise_batch
 from models.noise import NoiseModel
 from options.base import noise_of
 from options.stage1 import Stage1Options
@@ -235,7 +235,7 @@ def evaluate(
         found = {"val_psnr_mu": [], "val_psnr": []}
         for k in range(len(pool)):
             x = pool.image(k)
-            out = denoise(model, noise.add(x, [generator("cpu", seed, Stream.VALIDATION, k)]))
+            out = denoise_batch(model, noise.add(x, [generator("cpu", seed, Stream.VALIDATION, k)]))
             for name, image in (("val_psnr_mu", out.mu), ("val_psnr", out.image)):
                 found[name].append(-10 * (image.clamp(0, 1) - x).square().mean().log10().item())
         row |= {name: float(np.mean(values)) for name, values in found.items()}

@@ -33,7 +33,7 @@ from data.training import (
     warn_of_test_images,
 )
 from models import MWCNN, BlindSpotDenoiser, load_model, posterior_mean, synthesise
-from models.inference import denoise
+from models.inference import denoise_batch
 from models.noise import NOISES, NoiseModel
 from options.base import noise_of
 from options.stage2 import Stage2Options
@@ -238,7 +238,7 @@ def posterior_means(teacher: BlindSpotDenoiser, noisy: ImagePool) -> tuple[Image
 
     def one(_: int, y: Tensor) -> Tensor:
         bar.update()
-        found = denoise(teacher, y)
+        found = denoise_batch(teacher, y)
         thetas.append(found.theta)
         return found.image.to(y.device)
 
@@ -259,7 +259,7 @@ def noise_thetas(
         y = noisy.image(k)
         if noise:
             y = noise.add(y.cpu(), [generator("cpu", seed, stream, k)])
-        found.append(denoise(teacher, y).theta)
+        found.append(denoise_batch(teacher, y).theta)
     return torch.cat(found).to(next(teacher.parameters()).device)
 
 
@@ -274,7 +274,7 @@ def validation_psnr(student: MWCNN, val: Images, noise: NoiseModel, seed: int) -
     pool, found = val.pool(), []
     for k in range(len(pool)):
         x = pool.image(k)
-        image = denoise(student, noise.add(x, [generator("cpu", seed, Stream.VALIDATION, k)])).image
+        image = denoise_batch(student, noise.add(x, [generator("cpu", seed, Stream.VALIDATION, k)])).image
         found.append(-10 * (image.clamp(0, 1) - x).square().mean().log10().item())
     return float(np.mean(found))
 

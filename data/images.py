@@ -1,4 +1,4 @@
-"""Reading and writing single images: PNG, JPEG, BMP and TIFF, of 8 and 16 bits, and float TIFF.
+"""Reading and writing single images: PNG, JPEG, BMP and TIFF, of 8 and 16 bits, and float TIFF. Reading DNG.
 
 In memory an image is (H,W,C), C = 1 or 3, RGB order: uint8 as stored, or float32 in which 1.0 is white. A page of a
 TIFF stack is an image of its own, named by a path below the file (data/stacks.py). Files come from strangers:
@@ -28,11 +28,12 @@ import tifffile
 from PIL import Image, UnidentifiedImageError
 from tifffile import COMPRESSION, EXTRASAMPLE, PHOTOMETRIC, RESUNIT
 
+from data.raw import PLANES, RAW_SUFFIXES, bayer_page, is_raw, plane_size, read_plane
 from utils.errors import RunError, UsageError
 from utils.files import atomic_write_bytes, shown
 
 TIFF_SUFFIXES = (".tif", ".tiff")
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", *TIFF_SUFFIXES)
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", *TIFF_SUFFIXES, *RAW_SUFFIXES)
 MAX_PIXELS = 2**30  # a small file can claim a huge picture: more than this is refused unless asked for
 DIM = 1 / 8  # of full scale: images whose brightest values are below it fill a small part of their file's range
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R 601
@@ -56,7 +57,7 @@ class Header:
 
 
 def file_and_page(path: Path) -> tuple[Path, int | None]:
-    """The file that an image is in, and its page in a TIFF stack, from 1.
+    """The file that an image is in, and its page in a TIFF stack or its plane in a raw file, from 1.
 
     cells.tif/cells_page0003.tif is page 3 of cells.tif.
     """
@@ -64,7 +65,7 @@ def file_and_page(path: Path) -> tuple[Path, int | None]:
     page = re.fullmatch(rf"{re.escape(stack.stem)}_page(\d+)\.tif", Path(path).name, re.DOTALL)
     return (
         (stack, int(page[1]))
-        if page and stack.suffix.lower() in TIFF_SUFFIXES and not stack.is_dir()
+        if page and stack.suffix.lower() in (*TIFF_SUFFIXES, *RAW_SUFFIXES) and not stack.is_dir()
         else (Path(path), None)
     )
 
@@ -74,7 +75,7 @@ def image_header(path: Path, max_pixels: int = MAX_PIXELS) -> Header:
     with reading(path) as file:
         if is_tiff(file):
             with tifffile.TiffFile(file) as tiff:
-                return tiff_page(path, tiff, max_pixels)[1]
+                return (raw_page if is_raw(file_and_page(path)[0]) else tiff_page)(path, tiff, max_pixels)[1]
         return pillow_header(path, file, max_pixels)[1]
 
 
@@ -443,17 +444,34 @@ def tiff_page(path: Path, tiff: tifffile.TiffFile, max_pixels: int) -> tuple[tif
             ),
         )
 
-    whole = len(page.dataoffsets) >= math.prod(page.chunked)
-    if not whole or any(
-        n == 0 or start + n > tiff.filehandle.size for start, n in zip(page.dataoffsets, page.databytecounts)
-    ):
-        raise bad(path, "is truncated: pixels are missing")
+    check_whole(path, tiff, page)
     turned = page.tags.valueof(ORIENTATION, default=1) in (5, 6, 7, 8)
     height, width = (page.imagewidth, page.imagelength) if turned else (page.imagelength, page.imagewidth)
     gray = samples == 1 and (
         page.photometric != PHOTOMETRIC.PALETTE or bool((page.colormap >> 8 == page.colormap[:1] >> 8).all())
     )
     return page, Header(height, width, 1 if gray else 3, dtype.newbyteorder("="))
+
+
+def raw_page(path: Path, tiff: tifffile.TiffFile, max_pixels: int) -> tuple[tifffile.TiffPage, Header]:
+    """The page of the sensor's pixels and the header of a plane. It is checked to be whole and not too large."""
+    page = bayer_page(path, tiff)
+    check_pixels(path, page.imagelength, page.imagewidth, max_pixels)
+    if file_and_page(path)[1] not in range(1, PLANES + 1):
+        raise bad(path, f"is not there: a raw file has {PLANES} planes")
+    check_whole(path, tiff, page)
+    check_strips(path, tiff.filehandle, page)
+    height, width = plane_size(page)
+    check_pixels(path, height, width, max_pixels)
+    return page, Header(height, width, 1, np.dtype(np.float32))
+
+
+def check_whole(path: Path, tiff: tifffile.TiffFile, page: tifffile.TiffPage) -> None:
+    whole = len(page.dataoffsets) >= math.prod(page.chunked)
+    if not whole or any(
+        n == 0 or start + n > tiff.filehandle.size for start, n in zip(page.dataoffsets, page.databytecounts)
+    ):
+        raise bad(path, "is truncated: pixels are missing")
 
 
 def check_strips(path: Path, file: BinaryIO, page: tifffile.TiffPage) -> None:
@@ -477,6 +495,8 @@ def decode_tiff(path: Path, file: BinaryIO, max_pixels: int) -> np.ndarray:
     OpenCV (more).
     """
     with tifffile.TiffFile(file) as tiff:
+        if is_raw(file_and_page(path)[0]):
+            return read_plane(path, raw_page(path, tiff, max_pixels)[0], file_and_page(path)[1])
         page, header = tiff_page(path, tiff, max_pixels)
         if (
             page.compression in TIFFFILE_CODECS

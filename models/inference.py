@@ -44,7 +44,7 @@ class Denoised:
 
 
 @torch.no_grad()
-def denoise(
+def denoise_batch(
     model: BlindSpotDenoiser | MWCNN,
     y: Tensor,
     tile: int | None = None,
