@@ -151,11 +151,12 @@ def find_material(opt) -> tuple[ImageFiles, Images | None]:
     flag = "--clean" if opt.clean else "--noisy"
     files = find_images(opt.clean or opt.noisy, opt.data_root, flag)
     warn_of_test_images(opt.clean or opt.noisy, files)
+    units = "white" if opt.clean else opt.units  # synthetic noise has levels of white
     val = None
     if opt.val:
         val_files = find_images(opt.val, opt.data_root, "--val")
-        val = look_at(val_files, opt.mode, opt.white_level, what="--val images").decode()
-    images = look_at(files, opt.mode, opt.white_level, opt.patch_size, "training images")
+        val = look_at(val_files, opt.mode, opt.white_level, what="--val images", units=units).decode()
+    images = look_at(files, opt.mode, opt.white_level, opt.patch_size, "training images", units)
     if opt.noisy:
         note_conversion(images)
     return images, val

@@ -53,6 +53,8 @@ def write_stack(path: Path, pages: list[Path], like: Path) -> None:
     """
     arrays = (tifffile.imread(page) for page in pages)
     first = tifffile.imread(pages[0])
+    dtype = np.result_type(*(tifffile.imread(page).dtype for page in pages))  # a page alone may need floats
+    arrays, first = (array.astype(dtype) for array in arrays), first.astype(dtype)
     options = calibration(like, first, len(pages))
     with atomic_path(path) as temporary:
         if "metadata" in options:

@@ -38,8 +38,8 @@ class TestOptions(BaseOptions):
             type=number(float, above=0),
             default=None,
             help=(
-                "file value that becomes 1.0; default: the checkpoint's, under --protocol published that of the "
-                "file's depth"
+                "file value that becomes 1.0, for which networks keep the units of their training; default: none is "
+                "needed, under --protocol published the greatest of the file's type"
             ),
         )
         data.add_argument(
@@ -87,6 +87,13 @@ class TestOptions(BaseOptions):
         out = self.parser.add_argument_group("output")
         out.add_argument("--json", type=Path, default=None, metavar="FILE", help="write the table in full")
         out.add_argument("--save", type=Path, default=None, metavar="DIR", help="write pictures")
+        out.add_argument(
+            "--depth",
+            choices=("auto", "same", "float"),
+            default="auto",
+            help="of results: same, the input's; float, 32-bit floats; auto, floats where whole numbers would be too "
+            "coarse, as for photon counts, or would cut values",
+        )
 
     def check(self, opt: argparse.Namespace) -> None:
         if opt.protocol is None:

@@ -30,11 +30,12 @@ class Row:
     figures: dict[str, dict[str, float | None]] = field(default_factory=dict)  # of each method
     seconds: dict[str, float] = field(default_factory=dict)  # of each baseline and checkpoint
     tiled: set[str] = field(default_factory=set)  # the checkpoints that took the image in tiles
-    dim: str | None = None  # a word on its brightness
+    peak: list[float] | None = None  # of PSNR: the ends of the clean image's range; None: white
     unknown: str | None = None  # a word on noise that a checkpoint was not trained on
 
     def record(self) -> dict:
-        return {"name": self.shown, "noise_level": {"true": self.level, "estimated": self.estimated}, **self.figures}
+        record = {"name": self.shown, "noise_level": {"true": self.level, "estimated": self.estimated}, **self.figures}
+        return record | ({"peak": self.peak} if self.peak else {})
 
 
 def test_record(opt, argv: list[str], code: str | None, device: torch.device, models: list, rows: list[Row]) -> dict:
@@ -109,7 +110,8 @@ def noise_not_trained_on(model, level: float) -> str | None:
     low, high = trained_on
     if 0.8 * low <= level <= 1.25 * high:  # what an estimate may be off
         return None
-    remedy = "; a --white-level nearer to the brightest value raises it" if level < low else ""
+    raised = level < low and model.units == "white"
+    remedy = "; a --white-level nearer to the brightest value raises it" if raised else ""
     trained = f"{low:g} to {high:g}" if low < high else f"{low:g}"
     return f"noise of {level:.2g}, {model.name} was trained on {trained} (of 255, white){remedy}"
 
