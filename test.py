@@ -19,7 +19,7 @@ import torch
 from tqdm import tqdm
 
 from data.inputs import Input, Sample, find_inputs, learned_level, read_sample
-from data.pictures import put_stacks_together, save_pictures
+from data.pictures import put_stacks_together, save_pictures, shown_range
 from models import load_model
 from models.inference import denoise_batch, filled, outlying
 from models.noise import NoiseModel
@@ -29,6 +29,7 @@ from options.test import TestOptions
 from utils.baselines import check_baselines, denoise_classically
 from utils.device import choose_device, choose_dtype
 from utils.distributed import World, join
+from utils.doubts import check_noise, check_result
 from utils.errors import EXIT_FAILURE, RunError, UsageError, run_script
 from utils.files import atomic_write_text
 from utils.metrics import measure
@@ -71,7 +72,10 @@ def evaluate(opt, world: World, argv: list[str]) -> int:
     if opt.save and models:
         put_stacks_together(opt.save, inputs, bad={inputs[row.index].path for row in bad})
     print_table(table)
-    note("results that may be worse than the images, for their noise", [row.unknown for row in rows])
+    kept = "; the images are written as they were" if opt.on_doubt == "keep" and opt.save else ""
+    note(f"results that may be worse than the images, for their noise{kept}", [row.unknown for row in rows])
+    doubts = [f"{row.shown}: {'; '.join(row.doubts)}" if row.doubts else None for row in rows]
+    note(f"results that may be wrong (--json has the numbers){kept}", doubts)
     if opt.json:
         atomic_write_text(opt.json, json.dumps(table, indent=1) + "\n")
     if bad:
@@ -104,6 +108,10 @@ def test_image(k: int, source: Input, opt, models: list, white_level: float | No
 
     # what the checkpoints make of it, which are not
     y = torch.from_numpy(np.ascontiguousarray(sample.noisy.transpose(2, 0, 1)))[None]  # 1,C,H,W
+    seen, beyond = outlying(filled(y))
+    low, high = shown_range(seen.numpy())  # checks are in 255 parts of it
+    if models:
+        row.checks["input"] = check_noise((seen[0] - low) / (high - low))
     for model in models:
         started = time.perf_counter()
         result = denoise_batch(model, y, opt.tile, opt.self_ensemble, progress=True)
@@ -111,15 +119,19 @@ def test_image(k: int, source: Input, opt, models: list, white_level: float | No
         row.seconds[file] = row.seconds.get(file, 0.0) + time.perf_counter() - started
         if result.tiled:
             row.tiled.add(file)
+        changed = torch.where(y.isnan(), seen, result.image - beyond)
+        noise_map = None if result.noise_level is None else result.noise_level[0] / (high - low)
+        row.checks[model.name] = check_result(
+            (seen[0] - low) / (high - low), (changed[0] - low) / (high - low), noise_map
+        )
         if model.stage == 2:
             images[method_name("distilled", model, models)] = as_image(result.image)
             continue
         images[method_name("mu", model, models)] = as_image(result.mu)
         images[method_name("posterior", model, models)] = as_image(result.image)
         found = 255 * result.noise_level.square().mean().sqrt().item()  # root mean square over the image
-        # levels of white mean nothing to a network of units of noise on files of any scale
-        known = opt.protocol == "published" or model.config["units"] == "white"
-        if known and (words := noise_not_trained_on(model, found / seen_as_one(model, y))):
+        spread = float(np.nanstd(result.mu.numpy()))
+        if words := noise_not_trained_on(model, found / seen_as_one(model, seen), spread):
             row.unknown = f"{source.name}: {words}"
         if std is None:  # of several, the first one's maps and level
             std, level, row.estimated = as_image(result.std), as_image(result.noise_level), found
@@ -135,15 +147,20 @@ def test_image(k: int, source: Input, opt, models: list, white_level: float | No
         if row.peak:
             row.peak = [float(end) * sample.unit for end in row.peak]
     if opt.save:
+        if models and opt.on_doubt == "keep" and (row.unknown or row.doubts):
+            images["kept"] = sample.noisy  # the last one is what is written
         save_pictures(opt.save, source, sample, images, std, level, opt.depth)
     return row
 
 
-def seen_as_one(model, y: torch.Tensor) -> float:
-    """The value of an image (1,C,H,W) that is white to a network trained in white units; 1 where no such is known."""
+def seen_as_one(model, seen: torch.Tensor) -> float:
+    """The value of an image (1,C,H,W) that is white to a network trained in white units; 1 where no such is known.
+
+    seen: the image without holes and outliers.
+    """
     if model.units == "white" or model.config["units"] == "noise":
         return 1.0
-    return float(model.unit(outlying(filled(y))[0])) / USUAL_NOISE
+    return float(model.unit(seen)) / USUAL_NOISE
 
 
 def peak_of(sample: Sample, dtype: np.dtype, white_level: float | None) -> tuple[float, float] | None:

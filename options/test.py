@@ -54,6 +54,12 @@ class TestOptions(BaseOptions):
             default="stop",
             help="an image that cannot be used: stop, or go on and list it at the end (exit code 1)",
         )
+        data.add_argument(
+            "--on-doubt",
+            choices=("warn", "keep"),
+            default="warn",
+            help="a result that may be wrong: say so, or say so and write the picture as it was instead",
+        )
         self.add_noise(required=False)
         model = self.parser.add_argument_group("model")
         model.add_argument(
