@@ -1,7 +1,9 @@
 """The released models by name, for torch.hub.
 
     model = torch.hub.load("path/to/this/folder", "gray_awgn_blind", source="local")
-    from models import posterior  # can be imported once the model is loaded
+    from models import denoise, posterior  # can be imported once the model is loaded
+
+    image = denoise(model, array)  # NumPy or torch, any real type and brightness
 
     y = torch.rand(1, 1, 64, 64)  # noisy images (N,C,H,W), float32, 0..1
     image = posterior(y, model(y)).mean

@@ -18,16 +18,18 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data.inputs import Input, find_inputs, read_sample
-from data.pictures import put_stacks_together, save_pictures
+from data.inputs import Input, Sample, find_inputs, learned_level, read_sample
+from data.pictures import put_stacks_together, save_pictures, shown_range
 from models import load_model
-from models.inference import denoise
+from models.inference import denoise_batch, filled, outlying
 from models.noise import NoiseModel
+from models.units import USUAL_NOISE
 from options.base import noise_of
 from options.test import TestOptions
 from utils.baselines import check_baselines, denoise_classically
 from utils.device import choose_device, choose_dtype
 from utils.distributed import World, join
+from utils.doubts import check_noise, check_result
 from utils.errors import EXIT_FAILURE, RunError, UsageError, run_script
 from utils.files import atomic_write_text
 from utils.metrics import measure
@@ -48,6 +50,8 @@ def evaluate(opt, world: World, argv: list[str]) -> int:
     models = [load_model(name, device, opt.checkpoints_dir) for name in opt.checkpoint]
     for model in models:
         model.dtype = choose_dtype(opt.amp, device)
+        if opt.protocol == "none" and not opt.white_level and not learned_level(model):
+            model.units = "noise"  # whatever the scale of the files
     inputs, white_level = find_inputs(opt, models)
     noise = noise_of(opt) if opt.noise else None
     with world.main_first():
@@ -68,8 +72,10 @@ def evaluate(opt, world: World, argv: list[str]) -> int:
     if opt.save and models:
         put_stacks_together(opt.save, inputs, bad={inputs[row.index].path for row in bad})
     print_table(table)
-    note("dim images, whose brightest value was taken for white (--white-level says another)", [r.dim for r in rows])
-    note("results that may be worse than the images, for their noise", [row.unknown for row in rows])
+    kept = "; the images are written as they were" if opt.on_doubt == "keep" and opt.save else ""
+    note(f"results that may be worse than the images, for their noise{kept}", [row.unknown for row in rows])
+    doubts = [f"{row.shown}: {'; '.join(row.doubts)}" if row.doubts else None for row in rows]
+    note(f"results that may be wrong (--json has the numbers){kept}", doubts)
     if opt.json:
         atomic_write_text(opt.json, json.dumps(table, indent=1) + "\n")
     if bad:
@@ -92,8 +98,6 @@ def test_image(k: int, source: Input, opt, models: list, white_level: float | No
             raise
         row.problem = str(error)
         return row
-    if sample.white_level != white_level:
-        row.dim = f"{source.name}: {sample.white_level:.6g}"
     images, std, level = {"noisy": sample.noisy}, None, None
 
     # what the baselines make of it, which are told its noise level
@@ -104,20 +108,30 @@ def test_image(k: int, source: Input, opt, models: list, white_level: float | No
 
     # what the checkpoints make of it, which are not
     y = torch.from_numpy(np.ascontiguousarray(sample.noisy.transpose(2, 0, 1)))[None]  # 1,C,H,W
+    seen, beyond = outlying(filled(y))
+    low, high = shown_range(seen.numpy())  # checks are in 255 parts of it
+    if models:
+        row.checks["input"] = check_noise((seen[0] - low) / (high - low))
     for model in models:
         started = time.perf_counter()
-        result = denoise(model, y, opt.tile, opt.self_ensemble, progress=True)
+        result = denoise_batch(model, y, opt.tile, opt.self_ensemble, progress=True)
         file = str(model.file)
         row.seconds[file] = row.seconds.get(file, 0.0) + time.perf_counter() - started
         if result.tiled:
             row.tiled.add(file)
+        changed = torch.where(y.isnan(), seen, result.image - beyond)
+        noise_map = None if result.noise_level is None else result.noise_level[0] / (high - low)
+        row.checks[model.name] = check_result(
+            (seen[0] - low) / (high - low), (changed[0] - low) / (high - low), noise_map
+        )
         if model.stage == 2:
             images[method_name("distilled", model, models)] = as_image(result.image)
             continue
         images[method_name("mu", model, models)] = as_image(result.mu)
         images[method_name("posterior", model, models)] = as_image(result.image)
         found = 255 * result.noise_level.square().mean().sqrt().item()  # root mean square over the image
-        if words := noise_not_trained_on(model, found):
+        spread = float(np.nanstd(result.mu.numpy()))
+        if words := noise_not_trained_on(model, found / seen_as_one(model, seen), spread):
             row.unknown = f"{source.name}: {words}"
         if std is None:  # of several, the first one's maps and level
             std, level, row.estimated = as_image(result.std), as_image(result.noise_level), found
@@ -125,10 +139,35 @@ def test_image(k: int, source: Input, opt, models: list, white_level: float | No
     # how near they come to the clean one
     row.level = sample.level
     if sample.clean is not None:
-        row.figures = {name: measure(sample.clean, image, clamp=name != "noisy") for name, image in images.items()}
+        row.peak = peak_of(sample, source.header.dtype, white_level)
+        row.figures = {
+            name: measure(sample.clean, image, name != "noisy", row.peak, np.isnan(sample.noisy))
+            for name, image in images.items()
+        }
+        if row.peak:
+            row.peak = [float(end) * sample.unit for end in row.peak]
     if opt.save:
-        save_pictures(opt.save, source, sample, images, std, level)
+        if models and opt.on_doubt == "keep" and (row.unknown or row.doubts):
+            images["kept"] = sample.noisy  # the last one is what is written
+        save_pictures(opt.save, source, sample, images, std, level, opt.depth)
     return row
+
+
+def seen_as_one(model, seen: torch.Tensor) -> float:
+    """The value of an image (1,C,H,W) that is white to a network trained in white units; 1 where no such is known.
+
+    seen: the image without holes and outliers.
+    """
+    if model.units == "white" or model.config["units"] == "noise":
+        return 1.0
+    return float(model.unit(seen)) / USUAL_NOISE
+
+
+def peak_of(sample: Sample, dtype: np.dtype, white_level: float | None) -> tuple[float, float] | None:
+    """The range that is the peak of PSNR: None for 0..1, else the clean image's: 32 bits, signs and other floats."""
+    low, high = float(np.nanmin(sample.clean)), float(np.nanmax(sample.clean))
+    usual = dtype in (np.uint8, np.uint16) or (dtype.kind == "f" and low >= 0 and high <= 1)
+    return None if white_level or usual or low == high else (low, high)
 
 
 def as_image(t: torch.Tensor) -> np.ndarray:

@@ -35,7 +35,7 @@ from data.training import (
 )
 from models import BlindSpotDenoiser, Prediction, load_model, noise_level, posterior
 from models.gaussian import Covariance, add, constrained_nll, envelope_loss, nll
-from models.inference import denoise
+from models.inference import denoise_batch
 from models.noise import NoiseModel
 from options.base import noise_of
 from options.stage1 import Stage1Options
@@ -153,11 +153,12 @@ def find_material(opt) -> tuple[ImageFiles, Images | None]:
     flag = "--clean" if opt.clean else "--noisy"
     files = find_images(opt.clean or opt.noisy, opt.data_root, flag)
     warn_of_test_images(opt.clean or opt.noisy, files)
+    units = "white" if opt.clean else opt.units  # synthetic noise has levels of white
     val = None
     if opt.val:
         val_files = find_images(opt.val, opt.data_root, "--val")
-        val = look_at(val_files, opt.mode, opt.white_level, what="--val images").decode()
-    images = look_at(files, opt.mode, opt.white_level, opt.patch_size, "training images")
+        val = look_at(val_files, opt.mode, opt.white_level, what="--val images", units=units).decode()
+    images = look_at(files, opt.mode, opt.white_level, opt.patch_size, "training images", units)
     if opt.noisy:
         note_conversion(images)
     return images, val
@@ -239,7 +240,7 @@ def evaluate(
         found = {"val_psnr_mu": [], "val_psnr": []}
         for k in range(len(pool)):
             x = pool.image(k)
-            out = denoise(model, noise.add(x, [generator("cpu", seed, Stream.VALIDATION, k)]))
+            out = denoise_batch(model, noise.add(x, [generator("cpu", seed, Stream.VALIDATION, k)]))
             for name, image in (("val_psnr_mu", out.mu), ("val_psnr", out.image)):
                 found[name].append(-10 * (image.clamp(0, 1) - x).square().mean().log10().item())
         row |= {name: float(np.mean(values)) for name, values in found.items()}

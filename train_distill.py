@@ -34,7 +34,7 @@ from data.training import (
     warn_of_test_images,
 )
 from models import MWCNN, BlindSpotDenoiser, load_model, posterior_mean
-from models.inference import denoise
+from models.inference import denoise_batch, outlying
 from models.noise import NOISES, NoiseModel
 from options.base import noise_of
 from options.stage2 import Stage2Options
@@ -49,6 +49,7 @@ from utils.training import Training
 
 MAX_THETAS = 256
 DARK = (0.25 / 255) ** 2  # squared error below which no crop is better than another
+ALIKE = 4.0  # ratio of the widths of two ranges of values that are taken for the same scale
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -70,7 +71,7 @@ def train(opt, options: Stage2Options, world: World) -> int:
     teacher = find_teacher(opt, device, dtype)
     mode = {1: "gray", 3: "color"}[teacher.channels]
     white_level = opt.white_level or teacher.values["white_level"]
-    clean, noisy, val = find_material(opt, mode, white_level)
+    clean, noisy, val = find_material(opt, mode, white_level, teacher.units)
     noise = noise_of(opt) if opt.synthetic_noisy else None
     redraw = noise is not None and opt.noise_draw == "fresh"
     before = RunFolder(opt.checkpoints_dir / opt.name).recorded_options()
@@ -84,6 +85,8 @@ def train(opt, options: Stage2Options, world: World) -> int:
     else:
         opt.images = "disk"
     clean_pool, noisy_pool = clean.pool(device), noisy.pool(device)
+    if opt.noisy and teacher.units == "noise" and not opt.clean_white_level:
+        clean_pool = of_one_brightness(clean_pool, noisy_pool)
     if noise and not redraw:
         noisy_pool = add_noise_once(noisy_pool, noise, opt.seed)
 
@@ -162,24 +165,51 @@ def find_teacher(opt, device: torch.device, dtype: torch.dtype) -> BlindSpotDeno
     return teacher
 
 
-def find_material(opt, mode: str, white_level: float | None) -> tuple[ImageFiles, ImageFiles, Images | None]:
+def find_material(
+    opt, mode: str, white_level: float | None, units: str
+) -> tuple[ImageFiles, ImageFiles, Images | None]:
     """The clean images, the noisy ones, and those of --val. Noise is not yet added to --synthetic-noisy images."""
     flag, named = ("--noisy", opt.noisy) if opt.noisy else ("--synthetic-noisy", opt.synthetic_noisy)
     clean_files = find_images(opt.clean, opt.data_root, "--clean")
     noisy_files = find_images(named, opt.data_root, flag)
     warn_of_test_images([*opt.clean, *named], [*clean_files, *noisy_files])
     clean_files, noisy_files = disjoint(clean_files, noisy_files, opt.seed, flag)
-    white, white_flag, val = opt.clean_white_level, "--clean-white-level", None
+    units = "white" if opt.synthetic_noisy else units  # synthetic noise has levels of white
+    white, val = opt.clean_white_level, None
     if opt.val:
         val_files = find_images(opt.val, opt.data_root, "--val")
-        val = look_at(val_files, mode, white, what="--val images", white_flag=white_flag).decode()
-    clean = look_at(clean_files, mode, white, opt.patch_size, "--clean images", white_flag)
+        val = look_at(val_files, mode, white, what="--val images").decode()
+    clean = look_at(clean_files, mode, white, opt.patch_size, "--clean images", units)
     if opt.noisy:
-        noisy = look_at(noisy_files, mode, white_level, opt.patch_size, "--noisy images")
+        noisy = look_at(noisy_files, mode, white_level, opt.patch_size, "--noisy images", units)
         note_conversion(noisy)
     else:
-        noisy = look_at(noisy_files, mode, white, opt.patch_size, "--synthetic-noisy images", white_flag)
+        noisy = look_at(noisy_files, mode, white, opt.patch_size, "--synthetic-noisy images")
     return clean, noisy, val
+
+
+def of_one_brightness(clean: ImagePool | DiskPool, noisy: ImagePool | DiskPool) -> ImagePool | DiskPool:
+    """Clean images with the range of the noisy ones, where the widths of the two differ by more than ALIKE.
+
+    The teacher knows the noise of the noisy images' brightness. It would be too little or too much for another.
+    """
+
+    def ends(pool: ImagePool | DiskPool) -> tuple[float, float]:
+        chosen = np.unique(np.linspace(0, len(pool) - 1, min(len(pool), MAX_THETAS)).round().astype(int)).tolist()
+        found = [outlying(pool.image(k))[0].aminmax() for k in chosen]
+        return min(float(e.min) for e in found), max(float(e.max) for e in found)
+
+    (low, high), (to_low, to_high) = ends(clean), ends(noisy)
+    if not (high > low and to_high > to_low):
+        return clean
+    factor = (to_high - to_low) / (high - low)
+    if 1 / ALIKE <= factor <= ALIKE:
+        return clean
+    tqdm.write(
+        f"note: the --clean images have {low:g} to {high:g} of their full scale, the --noisy ones {to_low:g} to "
+        f"{to_high:g}: the clean ones are brought to that range; --clean-white-level says another"
+    )
+    return clean.map(lambda _, x: to_low + (x - low) * factor)
 
 
 def starting_student(opt, teacher: BlindSpotDenoiser) -> MWCNN:
@@ -253,7 +283,7 @@ def posterior_means(teacher: BlindSpotDenoiser, noisy: ImagePool) -> tuple[Image
 
     def one(_: int, y: Tensor) -> Tensor:
         bar.update()
-        found = denoise(teacher, y)
+        found = denoise_batch(teacher, y)
         thetas.append(found.theta)
         return found.image.to(y.device)
 
@@ -274,7 +304,7 @@ def noise_thetas(
         y = noisy.image(k)
         if noise:
             y = noise.add(y.cpu(), [generator("cpu", seed, stream, k)])
-        found.append(denoise(teacher, y).theta)
+        found.append(denoise_batch(teacher, y).theta)
     return torch.cat(found).to(next(teacher.parameters()).device)
 
 
@@ -289,7 +319,7 @@ def validation_psnr(student: MWCNN, val: Images, noise: NoiseModel, seed: int) -
     pool, found = val.pool(), []
     for k in range(len(pool)):
         x = pool.image(k)
-        image = denoise(student, noise.add(x, [generator("cpu", seed, Stream.VALIDATION, k)])).image
+        image = denoise_batch(student, noise.add(x, [generator("cpu", seed, Stream.VALIDATION, k)])).image
         found.append(-10 * (image.clamp(0, 1) - x).square().mean().log10().item())
     return float(np.mean(found))
 

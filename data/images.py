@@ -1,7 +1,8 @@
-"""Reading and writing single images: PNG, JPEG, BMP and TIFF, of 8 and 16 bits, and float TIFF.
+"""Reading and writing single images: PNG, JPEG, BMP, WebP, TIFF of integers and floats, NumPy's .npy. Reading DNG.
 
-In memory an image is (H,W,C), C = 1 or 3, RGB order: uint8 as stored, or float32 in which 1.0 is white. A page of a
-TIFF stack is an image of its own, named by a path below the file (data/stacks.py). Files come from strangers:
+In memory an image is (H,W,C), C = 1 or 3, RGB order: uint8 as stored, or float32 in which 1.0 is the full scale of the
+file's type (65535 for 16 bits, 1.0 for floats). Floats and signed integers may lie outside of 0..1. A page of a TIFF
+stack is an image of its own, named by a path below the file (data/stacks.py). Files come from strangers:
 whatever is wrong with one ends in a UsageError of one line that names it, and its size is checked before its pixels
 are decoded.
 """
@@ -28,13 +29,13 @@ import tifffile
 from PIL import Image, UnidentifiedImageError
 from tifffile import COMPRESSION, EXTRASAMPLE, PHOTOMETRIC, RESUNIT
 
+from data.raw import PLANES, RAW_SUFFIXES, bayer_page, is_raw, plane_size, read_plane
 from utils.errors import RunError, UsageError
 from utils.files import atomic_write_bytes, shown
 
 TIFF_SUFFIXES = (".tif", ".tiff")
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", *TIFF_SUFFIXES)
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".npy", *TIFF_SUFFIXES, *RAW_SUFFIXES)
 MAX_PIXELS = 2**30  # a small file can claim a huge picture: more than this is refused unless asked for
-DIM = 1 / 8  # of full scale: images whose brightest values are below it fill a small part of their file's range
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R 601
 ORIENTATION = 0x0112  # the tag of EXIF and of TIFF
 
@@ -56,7 +57,7 @@ class Header:
 
 
 def file_and_page(path: Path) -> tuple[Path, int | None]:
-    """The file that an image is in, and its page in a TIFF stack, from 1.
+    """The file that an image is in, and its page in a TIFF stack or its plane in a raw file, from 1.
 
     cells.tif/cells_page0003.tif is page 3 of cells.tif.
     """
@@ -64,51 +65,60 @@ def file_and_page(path: Path) -> tuple[Path, int | None]:
     page = re.fullmatch(rf"{re.escape(stack.stem)}_page(\d+)\.tif", Path(path).name, re.DOTALL)
     return (
         (stack, int(page[1]))
-        if page and stack.suffix.lower() in TIFF_SUFFIXES and not stack.is_dir()
+        if page and stack.suffix.lower() in (*TIFF_SUFFIXES, *RAW_SUFFIXES) and not stack.is_dir()
         else (Path(path), None)
     )
+
+
+def full_scale(dtype: np.dtype) -> float:
+    """The file value that is 1.0 in memory: the greatest of an integer type, and 1.0 for floats."""
+    return float(np.iinfo(dtype).max) if np.dtype(dtype).kind in "iu" else 1.0
 
 
 def image_header(path: Path, max_pixels: int = MAX_PIXELS) -> Header:
     """Raises UsageError as read_image does."""
     with reading(path) as file:
+        if is_npy(file):
+            return npy_header(path, file, max_pixels)
         if is_tiff(file):
             with tifffile.TiffFile(file) as tiff:
-                return tiff_page(path, tiff, max_pixels)[1]
+                return (raw_page if is_raw(file_and_page(path)[0]) else tiff_page)(path, tiff, max_pixels)[1]
         return pillow_header(path, file, max_pixels)[1]
 
 
 def read_image(
-    path: Path, mode: str | None = None, white_level: float | None = None, max_pixels: int = MAX_PIXELS
+    path: Path,
+    mode: str | None = None,
+    white_level: float | None = None,
+    max_pixels: int = MAX_PIXELS,
+    holes: bool = False,
 ) -> np.ndarray:
     """The image (H,W,C): uint8 for 8-bit files where white_level is None, else float32 with white at 1.0.
 
     mode: None leaves the channels as stored, "gray" converts to luma (ITU-R 601), "color" repeats a gray image.
-    white_level: the file value that becomes 1.0; None: 255 or 65535 by the file's depth, 1.0 for float files.
+    white_level: the file value that becomes 1.0; None: full_scale of the file's type.
+    holes: NaN and transparent parts are allowed and become NaN, in float32.
 
     Raises UsageError for files that are missing, unreadable, damaged, larger than max_pixels, transparent, not finite,
     or of another kind.
     """
-    with reading(path) as file:
-        image = decode_tiff(path, file, max_pixels) if is_tiff(file) else decode_other(path, file, max_pixels)
+    image = decoded(path, max_pixels)
+    if image.shape[2] in (2, 4):
+        image = transparent_as_nan(image) if holes else without_alpha(path, image)
+    scale = white_level or full_scale(image.dtype)
     if image.dtype.kind == "f":
-        with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite and is refused below
-            image = image.astype(np.float32)
-        if not np.isfinite(image).all():
-            raise bad(path, "holds values that are not finite (NaN or infinity); replace them first")
-        low, high = float(image.min()), float(image.max())
-        if white_level is None and (low < -0.5 or high > 1.5):
-            raise bad(
-                path,
-                (
-                    f"has float values from {low:g} to {high:g}, where 0 to 1 is expected: "
-                    "say which value is white with --white-level (stage 2's clean images: --clean-white-level)"
-                ),
-            )
-    if white_level is not None:
-        image = image.astype(np.float32) / np.float32(white_level)
-    elif image.dtype == np.uint16:
-        image = image.astype(np.float32) / np.float32(65535)
+        finite = np.isfinite(image)
+        if not (finite | (np.isnan(image) & holes)).all():
+            what = "infinity" if holes else "NaN or infinity"
+            raise bad(path, f"holds values that are not finite ({what}); replace them first")
+        if not finite.any():
+            raise bad(path, "holds no finite value; give another image")
+    if white_level is not None or image.dtype != np.uint8:
+        wide = np.float64 if image.dtype.itemsize >= 4 and image.dtype != np.float32 else np.float32
+        with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite
+            image = (image.astype(wide) / wide(scale)).astype(np.float32)
+        if np.isinf(image).any():
+            raise bad(path, "holds values that are not finite in 32 bits; divide them by a constant first")
     if mode == "gray" and image.shape[2] == 3:
         luma = (image.astype(np.float32) @ LUMA)[..., None]
         image = np.rint(luma).astype(np.uint8) if image.dtype == np.uint8 else luma
@@ -117,53 +127,128 @@ def read_image(
     return np.ascontiguousarray(image)
 
 
+def check_white(path: Path, image: np.ndarray, white_level: float | None) -> None:
+    """Refuses an image as read_image gives it where 0..1 is expected and no white level explains its values."""
+    if image.dtype.kind == "f" and white_level is None and (image.min() < -0.5 or image.max() > 1.5):
+        raise bad(
+            path,
+            (
+                f"has float values from {image.min():g} to {image.max():g}, where 0 to 1 is expected: "
+                "say which value is white with --white-level (stage 2's clean images: --clean-white-level)"
+            ),
+        )
+
+
+def decoded(path: Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """The pixels as stored, (H,W,1..4), alpha last. Raises UsageError as read_image does."""
+    with reading(path) as file:
+        if is_npy(file):
+            return decode_npy(path, file, max_pixels)
+        return decode_tiff(path, file, max_pixels) if is_tiff(file) else decode_other(path, file, max_pixels)
+
+
+def transparent_as_nan(image: np.ndarray) -> np.ndarray:
+    """(H,W,2) or (H,W,4) -> (H,W,1) or (H,W,3). NaN where alpha is 0; in float32 of 0..1 where there is such a part."""
+    hidden = image[..., -1] == 0
+    if not hidden.any():
+        return image[..., :-1]
+    scaled = image[..., :-1].astype(np.float32) / np.float32(full_scale(image.dtype))
+    return np.where(hidden[..., None], np.float32(np.nan), scaled)
+
+
 def to_float(image: np.ndarray) -> np.ndarray:
     """uint8 -> float32 0..1; float32 as it is."""
     return image.astype(np.float32) / np.float32(255) if image.dtype == np.uint8 else image
 
 
-def brightest(image: np.ndarray) -> float:
-    """The greatest value of an image (H,W,C), uint8 or float32, on the scale of 0..1, single hot pixels left out."""
-    return float(to_float(cv2.medianBlur(image, 3)).max())
+def write_image(
+    path: Path,
+    image: np.ndarray,
+    bits: int = 8,
+    like: Path | None = None,
+    holes: bool = False,
+    values: np.dtype | None = None,
+    alpha: np.ndarray | None = None,
+) -> None:
+    """Writes (H,W,C), uint8 or float 0..1, as PNG, TIFF or .npy by the suffix, atomically.
 
-
-def write_image(path: Path, image: np.ndarray, bits: int = 8, like: Path | None = None) -> None:
-    """Writes (H,W,C), uint8 or float 0..1, as PNG or TIFF by the suffix, atomically.
-
-    bits: 8 or 16: floats are clipped to 0..1 and rounded; 32, TIFF only: float32 as it is.
-    like: a TIFF file whose pixel sizes another one takes over.
+    bits: 8 or 16: floats are clipped to 0..1 and rounded; 32, TIFF and .npy only: float32 as it is.
+    like: an image whose pixel sizes, or colour profile, EXIF and dpi, another one takes over.
+    holes: values that are NaN are written as such.
+    values: the image holds file values of this type instead, and bits do not count.
+    alpha: (H,W), a channel to be written as one more.
 
     Raises RunError where the disk refuses or a value is not finite.
     """
     path = Path(path)
     tiff = path.suffix.lower() in TIFF_SUFFIXES
-    if not tiff and path.suffix.lower() != ".png":
-        raise ValueError(f"images are written as .png, .tif or .tiff, not {path.suffix}")
-    if image.dtype.kind == "f" and not np.isfinite(image).all():
+    npy = path.suffix.lower() == ".npy"
+    if not tiff and not npy and path.suffix.lower() != ".png":
+        raise ValueError(f"images are written as .png, .tif, .tiff or .npy, not {path.suffix}")
+    if image.dtype.kind == "f" and not (np.isfinite(image) | (np.isnan(image) & holes)).all():
         raise RunError(
             f"{shown(path)}: the result has values that are not finite (NaN or infinity); nothing is written"
         )
-    if bits == 32 and not tiff:
-        raise ValueError("32-bit float images are written as TIFF only")
-    if bits == 32:
+    if bits == 32 and not tiff and not npy:
+        raise ValueError("32-bit float images are written as TIFF or .npy only")
+    if values is not None:
+        image = as_type(image, values)
+        bits = 8 * image.dtype.itemsize
+    elif bits == 32:
         image = to_float(image).astype(np.float32)
     elif bits == 16 or image.dtype != np.uint8:
         highest, dtype = (255, np.uint8) if bits == 8 else (65535, np.uint16)
         image = np.rint(to_float(image).clip(0, 1) * highest).astype(dtype)
+    if alpha is not None:
+        image = np.dstack([image, alpha.astype(image.dtype)])
     pixels = image[..., 0] if image.shape[2] == 1 else image
     buffer = io.BytesIO()
-    if tiff:
-        options = dict(photometric="minisblack" if pixels.ndim == 2 else "rgb") | (
-            calibration(like, pixels) if like else {}
+    if npy:
+        np.save(buffer, pixels)
+        data = buffer.getvalue()
+    elif tiff:
+        extra = {} if alpha is None else {"extrasamples": ["unassalpha"]}
+        options = (
+            dict(photometric="minisblack" if image.shape[2] < 3 else "rgb")
+            | extra
+            | (calibration(like, pixels) if like else {})
         )
         tifffile.imwrite(buffer, pixels, compression=None if "imagej" in options else "zlib", **options)
         data = buffer.getvalue()
     elif bits == 16:  # Pillow writes no 16-bit colour
-        data = cv2.imencode(".png", pixels if pixels.ndim == 2 else pixels[..., ::-1])[1].tobytes()
+        if pixels.ndim == 3 and pixels.shape[2] == 2:
+            pixels = pixels[..., [0, 0, 0, 1]]
+        order = {2: ..., 3: [2, 1, 0], 4: [2, 1, 0, 3]}[pixels.ndim if pixels.ndim == 2 else pixels.shape[2]]
+        data = cv2.imencode(".png", np.ascontiguousarray(pixels[..., order] if pixels.ndim == 3 else pixels))[1]
+        data = data.tobytes()
     else:
-        Image.fromarray(pixels).save(buffer, "PNG")
+        Image.fromarray(pixels).save(buffer, "PNG", **(profile(like) if like else {}))
         data = buffer.getvalue()
     atomic_write_bytes(path, data)
+
+
+def as_type(image: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """File values in a type: rounded and kept within its limits where it is one of integers."""
+    dtype = np.dtype(dtype)
+    if dtype.kind == "f":
+        return image.astype(dtype)
+    limits = np.iinfo(dtype)
+    return np.rint(image.astype(np.float64)).clip(limits.min, limits.max).astype(dtype)
+
+
+def profile(path: Path) -> dict:
+    """Options of Pillow's save that keep the colour profile, EXIF and dpi of a PNG, JPEG, BMP or WebP file.
+
+    The EXIF orientation is left out, since it is applied when the file is read. A profile of another number of channels
+    than the result's, and whatever makes no sense, is left out too.
+    """
+    options = {}
+    with suppress(Exception), Image.open(path) as image:  # what is damaged in these is not worth a result
+        exif = image.getexif()
+        exif.pop(ORIENTATION, None)
+        found = {"icc_profile": image.info.get("icc_profile"), "dpi": image.info.get("dpi")}
+        options = {name: value for name, value in found.items() if value} | ({"exif": exif.tobytes()} if exif else {})
+    return options
 
 
 def calibration(path: Path, pixels: np.ndarray, pages: int = 1) -> dict:
@@ -275,6 +360,31 @@ def is_tiff(file: BinaryIO) -> bool:
     return signature in TIFF_SIGNATURES
 
 
+def is_npy(file: BinaryIO) -> bool:
+    signature = file.read(6)
+    file.seek(0)
+    return signature == b"\x93NUMPY"
+
+
+def npy_header(path: Path, file: BinaryIO, max_pixels: int) -> Header:
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(file)
+    if not (len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3))):
+        raise bad(path, f"is an array of the shape {shape}; save (H,W) or (H,W,3), each frame in a file of its own")
+    check_pixels(path, *shape[:2], max_pixels)
+    if dtype.kind not in "iuf" or dtype.itemsize > 8 or dtype in (np.int64, np.uint64):
+        raise bad(path, f"holds {dtype} values; save it with astype('float32')")
+    return Header(*shape[:2], shape[2] if len(shape) == 3 else 1, dtype.newbyteorder("="))
+
+
+def decode_npy(path: Path, file: BinaryIO, max_pixels: int) -> np.ndarray:
+    header = npy_header(path, file, max_pixels)
+    file.seek(0)
+    pixels = np.load(file, allow_pickle=False)
+    return pixels.astype(header.dtype).reshape(header.height, header.width, header.channels)
+
+
 def without_alpha(path: Path, pixels: np.ndarray) -> np.ndarray:
     """(H,W,1..4) -> (H,W,1) or (H,W,3).
 
@@ -356,12 +466,12 @@ def orientation_of(image: Image.Image, png: PngFacts) -> int:
 def pillow_header(path: Path, file: BinaryIO, max_pixels: int) -> tuple[Image.Image, Header, PngFacts]:
     png = png_facts(file)
     try:
-        image = Image.open(file, formats=("PNG", "JPEG", "BMP"))
+        image = Image.open(file, formats=("PNG", "JPEG", "BMP", "WEBP"))
     except UnidentifiedImageError:
-        raise bad(path, "is no PNG, JPEG, BMP or TIFF image, whatever its name says") from None
+        raise bad(path, "is no PNG, JPEG, BMP, WebP, TIFF or .npy image, whatever its name says") from None
     width, height = image.size
     check_pixels(path, height, width, max_pixels)
-    if png.animated:
+    if png.animated or (image.format == "WEBP" and image.is_animated):
         raise bad(path, "is an animation; save one picture of it")
     if orientation_of(image, png) in (5, 6, 7, 8):
         height, width = width, height
@@ -385,11 +495,12 @@ def decode_other(path: Path, file: BinaryIO, max_pixels: int) -> np.ndarray:
     elif image.mode.startswith("I"):
         pixels = np.asarray(image).astype(np.uint16)[..., None]
         if (pixels == image.info.get("transparency", -1)).any():  # the one gray value that is transparent
-            raise bad(path, "is partly transparent; flatten it onto a background first")
+            hidden = (pixels != image.info["transparency"]).astype(np.uint16) * 65535
+            pixels = np.dstack([pixels, hidden])
     else:  # Pillow keeps the upper eight bits only
         pixels = from_opencv(file)
         pixels = pixels[..., [0, 3]] if png.gray else pixels  # OpenCV makes gray with alpha RGBA
-    return rotated(without_alpha(path, pixels), orientation)
+    return rotated(pixels, orientation)
 
 
 def tiff_page(path: Path, tiff: tifffile.TiffFile, max_pixels: int) -> tuple[tifffile.TiffPage, Header]:
@@ -428,10 +539,12 @@ def tiff_page(path: Path, tiff: tifffile.TiffFile, max_pixels: int) -> tuple[tif
     if extra and not (
         extra == 1 and page.extrasamples and page.extrasamples[0] in (EXTRASAMPLE.ASSOCALPHA, EXTRASAMPLE.UNASSALPHA)
     ):
-        raise bad(path, f"has {page.samplesperpixel} channels; 1 (gray) or 3 (RGB) are needed")
+        raise bad(
+            path, f"has {page.samplesperpixel} channels; 1 (gray) or 3 (RGB) are needed: save each as a page of a stack"
+        )
     dtype = np.dtype(np.uint8 if page.dtype == np.bool_ else page.dtype or "V")
-    deep = (dtype == np.uint16 and page.bitspersample == 16) or (
-        dtype.kind == "f" and page.bitspersample == 8 * dtype.itemsize
+    deep = page.bitspersample == 8 * dtype.itemsize and (
+        dtype.kind == "f" or dtype in (np.uint16, np.int16, np.uint32, np.int32)
     )
     if dtype != np.uint8 and not (deep and page.photometric in PLAIN):
         table = " with a colour table" if page.photometric == PHOTOMETRIC.PALETTE else ""
@@ -439,21 +552,38 @@ def tiff_page(path: Path, tiff: tifffile.TiffFile, max_pixels: int) -> tuple[tif
             path,
             (
                 f"holds {dtype} values of {page.bitspersample} bits{table}; save it as plain gray or RGB with "
-                "unsigned 8 or 16 bits, or as float"
+                "8 unsigned, 16 or 32 bits, or as float"
             ),
         )
 
-    whole = len(page.dataoffsets) >= math.prod(page.chunked)
-    if not whole or any(
-        n == 0 or start + n > tiff.filehandle.size for start, n in zip(page.dataoffsets, page.databytecounts)
-    ):
-        raise bad(path, "is truncated: pixels are missing")
+    check_whole(path, tiff, page)
     turned = page.tags.valueof(ORIENTATION, default=1) in (5, 6, 7, 8)
     height, width = (page.imagewidth, page.imagelength) if turned else (page.imagelength, page.imagewidth)
     gray = samples == 1 and (
         page.photometric != PHOTOMETRIC.PALETTE or bool((page.colormap >> 8 == page.colormap[:1] >> 8).all())
     )
     return page, Header(height, width, 1 if gray else 3, dtype.newbyteorder("="))
+
+
+def raw_page(path: Path, tiff: tifffile.TiffFile, max_pixels: int) -> tuple[tifffile.TiffPage, Header]:
+    """The page of the sensor's pixels and the header of a plane. It is checked to be whole and not too large."""
+    page = bayer_page(path, tiff)
+    check_pixels(path, page.imagelength, page.imagewidth, max_pixels)
+    if file_and_page(path)[1] not in range(1, PLANES + 1):
+        raise bad(path, f"is not there: a raw file has {PLANES} planes")
+    check_whole(path, tiff, page)
+    check_strips(path, tiff.filehandle, page)
+    height, width = plane_size(page)
+    check_pixels(path, height, width, max_pixels)
+    return page, Header(height, width, 1, np.dtype(np.float32))
+
+
+def check_whole(path: Path, tiff: tifffile.TiffFile, page: tifffile.TiffPage) -> None:
+    whole = len(page.dataoffsets) >= math.prod(page.chunked)
+    if not whole or any(
+        n == 0 or start + n > tiff.filehandle.size for start, n in zip(page.dataoffsets, page.databytecounts)
+    ):
+        raise bad(path, "is truncated: pixels are missing")
 
 
 def check_strips(path: Path, file: BinaryIO, page: tifffile.TiffPage) -> None:
@@ -477,6 +607,8 @@ def decode_tiff(path: Path, file: BinaryIO, max_pixels: int) -> np.ndarray:
     OpenCV (more).
     """
     with tifffile.TiffFile(file) as tiff:
+        if is_raw(file_and_page(path)[0]):
+            return read_plane(path, raw_page(path, tiff, max_pixels)[0], file_and_page(path)[1])
         page, header = tiff_page(path, tiff, max_pixels)
         if (
             page.compression in TIFFFILE_CODECS
@@ -493,7 +625,7 @@ def decode_tiff(path: Path, file: BinaryIO, max_pixels: int) -> np.ndarray:
             image = Image.open(file, formats=("TIFF",))
             image.seek(page.index)
             image.load()
-            return without_alpha(path, from_pillow(image, header.channels))  # Pillow has rotated and inverted it
+            return from_pillow(image, header.channels)  # Pillow has rotated and inverted it
         else:
             pixels = from_opencv(file, page.index)  # rotated, not inverted
             if pixels.dtype != header.dtype or pixels.shape[2] != page.samplesperpixel:
@@ -501,7 +633,7 @@ def decode_tiff(path: Path, file: BinaryIO, max_pixels: int) -> np.ndarray:
                     f"compression {page.compression} of {page.samplesperpixel} x {header.dtype}; "
                     "save it without compression"
                 )
-    pixels = without_alpha(path, pixels)
     if page.photometric == PHOTOMETRIC.MINISWHITE:
-        pixels = (1 if pixels.dtype.kind == "f" else np.iinfo(pixels.dtype).max) - pixels
+        colours = pixels[..., :1]
+        pixels = np.dstack([np.asarray(full_scale(pixels.dtype), pixels.dtype) - colours, pixels[..., 1:]])
     return pixels

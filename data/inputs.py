@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from data.images import DIM, Header, brightest, file_and_page, image_header, read_image, to_float
+from data.images import (
+    LUMA,
+    Header,
+    check_white,
+    decoded,
+    file_and_page,
+    full_scale,
+    image_header,
+    read_image,
+    to_float,
+)
 from data.sets import find_images
 from models.noise import NOISES, NoiseModel
 from utils.baselines import SMALLEST_SIDE
 from utils.errors import UsageError
 
-# more than this, in a dim image, is a hot pixel's value; it would spread over all that a network sees around it
-HOT = 1.5
+BEYOND = 1.5  # clean floats beyond it have the units of the noisy file's whole numbers, not 0..1
 CHANNELS = {"gray": 1, "color": 3}
 
 
@@ -39,20 +48,24 @@ class Input:
 
 @dataclass(frozen=True)
 class Sample:
-    """The pixels of an input: noisy and clean, (H,W,C) float32, 0..1; level: the true one, 0..255 units.
+    """The pixels of an input: noisy and clean, (H,W,C) float32; level: the true one, 0..255 units.
 
-    clean and level are None where unknown. white_level: the file value that is 1.0; None: 255, 65535, or 1.0 in float
-    files.
+    clean and level are None where unknown. noisy is NaN where the file is, and in transparent parts.
+    unit: the file value that is 1.0.
+    alpha: (H,W) of the file's type, None where all is opaque. hidden: what the file has in transparent parts, elsewhere
+    NaN; None where there are none.
     """
 
     noisy: np.ndarray
     clean: np.ndarray | None = None
     level: float | None = None
-    white_level: float | None = None
+    unit: float = 1.0
+    alpha: np.ndarray | None = None
+    hidden: np.ndarray | None = None
 
 
 def find_inputs(opt, models: list) -> tuple[list[Input], float | None]:
-    """The images of --data, in order, and the file value that is white in them (None: by the file's depth).
+    """The images of --data, in order, and the file value that is 1.0 in them (None: by the file's type).
 
     Raises UsageError where options, checkpoints and images do not go together.
     With --on-bad skip an image's own problem is noted in its Input instead.
@@ -62,7 +75,7 @@ def find_inputs(opt, models: list) -> tuple[list[Input], float | None]:
     if opt.clean:
         references = matching(paths, find_images(opt.clean, opt.data_root, "--clean"))
     channels = agreed_channels(opt, models)
-    white_level = opt.white_level or (None if opt.protocol == "published" else agreed_white_level(models))
+    white_level = opt.white_level or (None if opt.protocol == "published" else learned_white_level(models))
     unique = len({path.name for path in paths}) == len(paths)
     inputs = []
     for path, reference, name in zip(paths, references, output_names(paths)):
@@ -127,8 +140,14 @@ def agreed_channels(opt, models: list) -> int | None:
     return channels
 
 
-def agreed_white_level(models: list) -> float | None:
-    levels = {model.values["white_level"] for model in models} or {None}
+def learned_level(model) -> bool:
+    """Whether a model of stage 1 has learned a noise level, which holds for the scale of its training alone."""
+    return model.stage == 1 and model.noise_estimator.learned
+
+
+def learned_white_level(models: list) -> float | None:
+    """The file value that was white in the training of models with a noise level that is learned."""
+    levels = {model.values["white_level"] for model in models if learned_level(model)} or {None}
     if len(levels) > 1:
         problem = f"trained with different white levels ({', '.join(str(v) for v in levels)})"
         raise UsageError(f"--checkpoint: {problem}; say which with --white-level")
@@ -136,14 +155,11 @@ def agreed_white_level(models: list) -> float | None:
 
 
 def checked_header(path: Path, opt, models: list, channels: int | None, white_level: float | None) -> Header:
-    """The image's header.
-
-    UsageError where it cannot be read, or does not fit the white level, the baselines, the noise or the checkpoints.
-    """
+    """The image's header. UsageError where it cannot be read, or does not fit baselines, noise or checkpoints."""
     header = image_header(path)
     found = header.channels
     if header.dtype == np.uint8 and white_level and white_level > 255 and not opt.white_level:
-        trained = f"{models[0].file} was trained on files in which {white_level:g} is white"
+        trained = f"its model was trained on files in which {white_level:g} is white"
         raise UsageError(f"{path} has 8 bits, {trained}: say with --white-level what is white here")
     if opt.baseline and min(header.height, header.width) < SMALLEST_SIDE:
         size = f"{header.width}x{header.height}"
@@ -162,22 +178,37 @@ def checked_header(path: Path, opt, models: list, channels: int | None, white_le
 def read_sample(source: Input, mode: str | None, white_level: float | None, noise: NoiseModel | None) -> Sample:
     """The pixels of an input, with noise added where a noise is given. Raises UsageError as read_image does.
 
-    Where no white level is known, a noisy image that fills a small part of its file's range is brought to 0..1
-    by its own brightest value: noise levels are relative to white, and the networks know those of their training alone.
+    A clean image of floats beyond 0..1 has the units of a noisy file of whole numbers.
     """
-    image = read_image(source.path, mode=mode, white_level=white_level)
-    if white_level is None and noise is None and image.dtype != np.uint8 and 0 < (white := brightest(image)) < DIM:
-        image = np.minimum(image / white, HOT)
-        white_level = white * (65535 if source.header.dtype == np.uint16 else 1)
-    image = to_float(image)
+    unit = white_level or full_scale(source.header.dtype)
+    image = to_float(read_image(source.path, mode=mode, white_level=white_level, holes=noise is None))
     if noise:
+        check_white(source.path, image, white_level)
         x = image.transpose(2, 0, 1).astype(np.float64)
         noisy = noise.published(x).transpose(1, 2, 0).astype(np.float32)
-        return Sample(noisy, image, 255 * noise.rms(x), white_level)
+        return Sample(noisy, image, 255 * noise.rms(x), unit)
+    sample = with_alpha(Sample(image, unit=unit), source.path, mode)
     if source.reference is None:
-        return Sample(image, white_level=white_level)
-    clean = to_float(read_image(source.reference, mode=mode, white_level=white_level))
+        return sample
+    clean = to_float(read_image(source.reference, mode=mode, white_level=white_level, holes=True))
+    in_file_units = white_level is None and image_header(source.reference).dtype.kind == "f"
+    if in_file_units and source.header.dtype.kind != "f" and np.nanmax(np.abs(clean)) > BEYOND:
+        clean = (clean / unit).astype(np.float32)
     if clean.shape != image.shape:
         shapes = f"--clean {source.reference} is {clean.shape}, {source.path} {image.shape} (rows, columns, channels)"
         raise UsageError(f"{shapes}: they must show the same picture")
-    return Sample(image, clean, white_level=white_level)
+    return replace(sample, clean=clean)
+
+
+def with_alpha(sample: Sample, path: Path, mode: str | None) -> Sample:
+    """The sample with the alpha channel of its file and what is in the transparent parts."""
+    if file_and_page(path)[0].suffix.lower() in (".jpg", ".jpeg", ".bmp", ".npy"):
+        return sample
+    pixels = decoded(path)
+    if pixels.shape[2] not in (2, 4) or (pixels[..., -1] == full_scale(pixels.dtype)).all():
+        return sample
+    alpha, colours = pixels[..., -1], pixels[..., :-1] / np.float32(sample.unit)
+    if mode == "gray" and colours.shape[2] == 3:
+        colours = colours @ LUMA[:, None]
+    colours = np.broadcast_to(colours, sample.noisy.shape)
+    return replace(sample, alpha=alpha, hidden=np.where((alpha == 0)[..., None], colours, np.nan).astype(np.float32))

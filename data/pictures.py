@@ -14,6 +14,9 @@ from data.stacks import images_of, write_stack
 
 CAPTION = 22  # pixels of height
 GAP = 4
+SMALL = 1 / 4  # of 0..1: pictures that fill less of it are stretched to be seen
+COARSE, FEW = 1.5, 64  # whole numbers are too coarse for noise below COARSE levels in pictures of fewer than FEW levels
+CUT = 0.02  # of the noise: what a type's limits may cut off the values in the mean
 
 
 def side_by_side(images: dict[str, np.ndarray]) -> np.ndarray:
@@ -34,6 +37,36 @@ def as_map(values: np.ndarray, highest: float) -> np.ndarray:
     return (values.mean(2, keepdims=True) / highest).clip(0, 1)
 
 
+def shown_range(image: np.ndarray) -> tuple[float, float]:
+    """The values that are black and white in pictures of an image: 0 and 1 where it fits, else its own range."""
+    low, high = float(np.nanmin(image)), float(np.nanmax(image))
+    if (low > -0.5 and SMALL <= high < 1.5) or low == high:
+        return 0.0, 1.0
+    return low, high
+
+
+def file_type(source: Input, sample: Sample, denoised: np.ndarray, depth: str) -> np.dtype:
+    """The type of a result's file values: that of its input, or float32.
+
+    depth: "same", "float", or "auto": float32 where whole numbers are too coarse, as for photon counts, or would cut
+    values at the limits of the type. Of images whose noise was added here it is "same".
+    """
+    dtype = source.header.dtype
+    if depth == "auto" and sample.level is not None:
+        depth = "same"
+    if dtype.kind == "f" or depth == "float":
+        return np.dtype(np.float32)
+    if depth == "same":
+        return dtype
+    values, noisy = denoised.astype(np.float64) * sample.unit, sample.noisy.astype(np.float64) * sample.unit
+    removed = float(np.nanstd(noisy - values))
+    coarse = removed < COARSE and 0 < np.nanmax(noisy) - np.nanmin(noisy) < FEW
+    known = values[np.isfinite(values)]
+    limits = np.iinfo(dtype)
+    cut = np.abs(known - known.clip(limits.min, limits.max)).mean() > CUT * max(removed, 1.0)
+    return np.dtype(np.float32) if coarse or cut else dtype
+
+
 def save_pictures(
     folder: Path,
     source: Input,
@@ -41,35 +74,48 @@ def save_pictures(
     images: dict[str, np.ndarray],
     std: np.ndarray | None = None,
     level: np.ndarray | None = None,
+    depth: str = "auto",
 ) -> None:
     """Writes the results of one image under its name.
 
-    images: the noisy one, then each result (H,W,C) by its method.
+    images: the noisy one, then each result (H,W,C) by its method. depth: see file_type.
 
         NAME_denoised   the last result alone, with the input's format, depth and units
         NAME_all.png    everything side by side
         NAME_std.png    the posterior's standard deviation, white at 25 (of 255)
         NAME_level.png  the estimated noise level, white at 100
 
-    Of a page of a stack the last result alone is written.
+    Where the noisy image is outside of 0..1 or fills a small part of it, black and white are the ends of its range, as
+    the caption says, and 25 and 100 are of 255 parts of it. Of a page of a stack the last result alone is written.
     """
     if len(images) > 1:
-        tiff = source.path.suffix.lower() in TIFF_SUFFIXES
-        bits = {"uint8": 8, "uint16": 16}.get(source.header.dtype.name, 32)
-        units = sample.white_level / {8: 255, 16: 65535, 32: 1}[bits] if sample.white_level else 1.0
-        target = folder / f"{source.name}_denoised{source.path.suffix.lower() if tiff else '.png'}"
         *_, denoised = images.values()
-        write_image(target, denoised * units, bits=bits, like=source.path if tiff and not source.page else None)
+        denoised = denoised if sample.hidden is None else np.where(np.isnan(sample.hidden), denoised, sample.hidden)
+        dtype = file_type(source, sample, denoised, depth)
+        suffix = source.path.suffix.lower()
+        if suffix not in (*TIFF_SUFFIXES, ".npy"):
+            suffix = ".tif" if dtype.itemsize > 2 else ".png"
+        target = folder / f"{source.name}_denoised{suffix}"
+        values = denoised.astype(np.float64) * sample.unit
+        like, alpha = None if source.page else source.path, sample.alpha
+        if alpha is not None and dtype.kind == "f":
+            alpha = alpha.astype(np.float32) / np.float32(np.iinfo(alpha.dtype).max if alpha.dtype.kind in "iu" else 1)
+        write_image(target, values, like=like, holes=True, values=dtype, alpha=alpha)
     if source.page:
         return
     if sample.clean is not None:
         images = images | {"clean": sample.clean}
-    write_image(folder / f"{source.name}_all.png", side_by_side(images))
+    low, high = shown_range(sample.noisy)
+    stretched = {name: np.nan_to_num((image - low) / (high - low), nan=0.0) for name, image in images.items()}
+    if (low, high) != (0.0, 1.0):
+        ends = f"{low * sample.unit:.4g} to {high * sample.unit:.4g}"
+        stretched = {f"{name} ({ends})" if k == 0 else name: im for k, (name, im) in enumerate(stretched.items())}
+    write_image(folder / f"{source.name}_all.png", side_by_side(stretched))
     if std is not None:
-        write_image(folder / f"{source.name}_std.png", as_map(std, 25 / 255))
+        write_image(folder / f"{source.name}_std.png", as_map(std, (high - low) * 25 / 255))
     if level is not None:
         level = np.broadcast_to(level, (*sample.noisy.shape[:2], 1))
-        write_image(folder / f"{source.name}_level.png", as_map(level, 100 / 255))
+        write_image(folder / f"{source.name}_level.png", as_map(level, (high - low) * 100 / 255))
 
 
 def put_stacks_together(folder: Path, inputs: list[Input], bad: set[Path]) -> None:
@@ -78,6 +124,7 @@ def put_stacks_together(folder: Path, inputs: list[Input], bad: set[Path]) -> No
     bad: the images that were not denoised. A stack with such a page stays in pages.
     """
     names = {source.path: source.name for source in inputs}
+    taken = set(names.values())
     stacks: dict[Path, list[Path]] = {}  # a stack -> its pages, in order
     for source in inputs:
         if source.page and source.path not in bad:
@@ -90,9 +137,12 @@ def put_stacks_together(folder: Path, inputs: list[Input], bad: set[Path]) -> No
             )
             continue
         results = [folder / f"{names[page]}_denoised.tif" for page in pages]
-        name = names[pages[0]].rpartition("_page")[0]
-        if name in names.values():
-            name += "_stack"
+        plain = name = names[pages[0]].rpartition("_page")[0]
+        number = 1
+        while name in taken:  # by a picture, or a stack of the same name in a folder of the same name
+            number += 1
+            name = f"{plain}_stack" if number == 2 else f"{plain}_stack_{number - 1}"
+        taken.add(name)
         write_stack(folder / f"{name}_denoised.tif", results, like=stack)
         for result in results:
             result.unlink()

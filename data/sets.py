@@ -52,11 +52,13 @@ SETS = {
     "imagenet_val": NamedSet("ILSVRC2012_img_val", "the ImageNet 2012 validation images (image-net.org, with a login)"),
     "cc15": NamedSet("cc15", "the 15 noisy crops of the CC data set", "*_real.*", download=True),
     "cc15_clean": NamedSet("cc15", "the 15 clean crops of the CC data set", "*_mean.*", download=True),
+    "fmd24": NamedSet("fmd24", "the 24 noisy fluorescence frames of FMD", "*_noisy.*", download=True),
+    "fmd24_clean": NamedSet("fmd24", "the 24 clean means of 50 frames of FMD", "*_clean.*", download=True),
     "polyu": NamedSet("polyu", "the noisy crops of the PolyU data set", "*[Rr]eal.*", download=True),
     "polyu_clean": NamedSet("polyu", "the clean crops of the PolyU data set", "*mean.*", download=True),
 }
 
-# Trained on, they would measure nothing. The real noisy pictures of cc15 and polyu are not among them: the method may
+# Trained on, they would measure nothing. Really noisy pictures (cc15, fmd24, polyu) are not among them: the method may
 # learn from those.
 TEST_SETS = frozenset({"bsd68", "cbsd68", "set12", "kodak24", "mcmaster", "skimage_test"})
 

@@ -12,14 +12,19 @@ import numpy as np
 import tifffile
 
 from data.images import TIFF_SUFFIXES, calibration, is_tiff, open_file
+from data.raw import PLANES, is_raw
 from utils.files import atomic_path
 
 
 def images_of(file: Path) -> list[Path]:
     """The images of a file: its pages where it is a TIFF of several, thumbnails left out, else itself.
 
+    Those of a raw camera file are its four planes.
+
     A file that cannot be read is left to whoever reads it, who says what is wrong.
     """
+    if is_raw(file):
+        return [page_of(file, k) for k in range(1, PLANES + 1)]
     if file.suffix.lower() not in TIFF_SUFFIXES:
         return [file]
     try:
@@ -30,7 +35,12 @@ def images_of(file: Path) -> list[Path]:
                 numbers = [k for k, page in enumerate(tiff.pages, 1) if not page.is_reduced]
     except Exception:  # what tifffile raises on a damaged file has nothing in common
         return [file]
-    return [file / f"{file.stem}_page{k:04d}.tif" for k in numbers] if len(numbers) > 1 else [file]
+    return [page_of(file, k) for k in numbers] if len(numbers) > 1 else [file]
+
+
+def page_of(file: Path, number: int) -> Path:
+    """The name of a page, from 1."""
+    return file / f"{file.stem}_page{number:04d}.tif"
 
 
 def write_stack(path: Path, pages: list[Path], like: Path) -> None:
@@ -43,6 +53,8 @@ def write_stack(path: Path, pages: list[Path], like: Path) -> None:
     """
     arrays = (tifffile.imread(page) for page in pages)
     first = tifffile.imread(pages[0])
+    dtype = np.result_type(*(tifffile.imread(page).dtype for page in pages))  # a page alone may need floats
+    arrays, first = (array.astype(dtype) for array in arrays), first.astype(dtype)
     options = calibration(like, first, len(pages))
     with atomic_path(path) as temporary:
         if "metadata" in options:

@@ -16,7 +16,7 @@ import torch
 from tqdm import tqdm
 
 from data.crops import DiskPool, ImagePool
-from data.images import DIM, Header, brightest, file_and_page, image_header, read_image, to_float
+from data.images import Header, check_white, file_and_page, image_header, read_image, to_float
 from data.sets import TEST_SETS, bsd68_names, content_hash
 from models.noise import NoiseModel
 from utils.device import free_memory
@@ -53,7 +53,7 @@ class ImageFiles:
     """Images left on disk: their files and headers, and how read_image is to decode them.
 
     what: their name in messages.
-    white_flag: the flag that gives their white level.
+    units: those of the network. In white units an image beyond 0..1 without a white level is refused.
     """
 
     files: list[Path]
@@ -61,7 +61,7 @@ class ImageFiles:
     mode: str
     white_level: float | None
     what: str
-    white_flag: str
+    units: str
 
     def __len__(self) -> int:
         return len(self.files)
@@ -90,6 +90,8 @@ class ImageFiles:
         Raises UsageError where it cannot be decoded, or is not what its header has said.
         """
         array, header = read_image(self.files[k], self.mode, self.white_level), self.headers[k]
+        if self.units == "white":
+            check_white(self.files[k], array, self.white_level)
         if array.shape[:2] != (header.height, header.width) or (array.dtype == np.uint8) != (
             self.white_level is None and header.dtype == np.uint8
         ):
@@ -106,14 +108,7 @@ class ImageFiles:
 
     def decode(self) -> Images:
         """All of them in memory. Raises UsageError as read() does."""
-        images = Images(self.files, list(self.arrays))
-        highest = max(1.0 if array.dtype == np.uint8 else brightest(array) for array in images.arrays)
-        if 0 < highest < DIM:
-            tqdm.write(
-                f"note: the brightest of the {self.what} is {highest:.3f} of full scale; "
-                f"{self.white_flag} says which file value is white"
-            )
-        return images
+        return Images(self.files, list(self.arrays))
 
     def pool(self, device: torch.device | str = "cpu") -> DiskPool:
         as_bytes = self.as_bytes
@@ -126,11 +121,12 @@ def look_at(
     white_level: float | None,
     smallest: int = 1,
     what: str = "images",
-    white_flag: str = "--white-level",
+    units: str = "white",
 ) -> ImageFiles:
     """The images of the files as "gray" or "color", by their headers alone.
 
-    white_level: file value that becomes 1.0 (None: 255, 65535, or 1.0 for float files).
+    white_level: file value that becomes 1.0 (None: full_scale of the file's type).
+    units: see ImageFiles.
     smallest: least side in pixels.
 
     Raises UsageError naming the files that are no images, by their headers, or too small.
@@ -156,7 +152,7 @@ def look_at(
             else ""
         )
         raise UsageError(f"{bad[0][1]}{others}")
-    return ImageFiles(files, headers, mode, white_level, what, white_flag)
+    return ImageFiles(files, headers, mode, white_level, what, units)
 
 
 def note_conversion(images: ImageFiles) -> None:

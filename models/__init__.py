@@ -1,8 +1,10 @@
 """Networks and what can be done with their predictions.
 
-    from models import load_model, posterior
+    from models import denoise, load_model, posterior
 
     model = load_model("checkpoints/quickstart/stage1/last.safetensors")
+    clean = denoise(model, array)  # NumPy or torch, of any real type and brightness
+
     p = model(y)
     p.mu, p.cov_mu, p.cov_n
     posterior(y, p).mean, posterior(y, p).std
@@ -18,6 +20,7 @@ from pathlib import Path
 
 import torch
 
+from models.arrays import denoise
 from models.denoiser import BlindSpotDenoiser, Prediction, noise_level, posterior, posterior_mean, synthesise
 from models.mwcnn import MWCNN
 from utils.checkpoint import load_checkpoint
@@ -27,6 +30,7 @@ __all__ = [
     "MWCNN",
     "BlindSpotDenoiser",
     "Prediction",
+    "denoise",
     "load_model",
     "noise_level",
     "posterior",

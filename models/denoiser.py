@@ -21,6 +21,7 @@ from models.units import USUAL_MEAN, USUAL_NOISE, Scale, scale_of
 
 WHITE_SHIFT = 3  # in white units V starts at softplus(-3)^2: a standard deviation of 12 of 255
 NOISE_SHIFT = -0.5413  # softplus(-NOISE_SHIFT) = 1: in units of noise, V starts at about one
+WIDEST = 2.0  # the range of values that a network trained on 0..1 bears: where mu is wrong, V makes up for it
 Slices = tuple[slice, slice]  # rows and columns
 SHAKE = 0.5  # noise added to measure the gain, relative to what was estimated
 GAIN_WINDOWS, GAIN_CORE = 5, 28  # in how many parts of an image the gain is measured, and the side of each in pixels
@@ -106,8 +107,7 @@ class BlindSpotDenoiser(nn.Module):
     path: see dbsn.py.
     dtype: float32 or bfloat16, in which D-BSN is computed. The last layer of each head, the noise estimator and all
     covariance algebra are float32 always.
-    units: see models/units.py. In units of noise a network trained in white ones is a start for
-    training, not for use: it fails on images of little noise.
+    units: see models/units.py.
     """
 
     stage = 1
@@ -189,7 +189,7 @@ class BlindSpotDenoiser(nn.Module):
 
     def scale(self, y: Tensor) -> Scale | None:
         """What `context` needs to know of a whole image y (N,C,H,W) to work on parts of it."""
-        return scale_of(y) if self.units == "noise" else None
+        return scale_of(y, WIDEST if self.config["units"] == "white" else None) if self.units == "noise" else None
 
     def context(self, y: Tensor, scale: Scale | None = None) -> tuple[Tensor, Covariance]:
         """What the pixels around each pixel say of it: mu (N,C,H,W) and the head's covariance, float32.
@@ -199,7 +199,7 @@ class BlindSpotDenoiser(nn.Module):
         if self.units == "white":
             mu, raw = on_phases(self.network, y, self.stride)
             return mu, lower_factor(raw, self.channels, WHITE_SHIFT)
-        m, s = (t.to(y) for t in scale or scale_of(y))
+        m, s = (t.to(y) for t in scale or self.scale(y))
         white = self.config["units"] == "white"
         mean, noise, shift = (USUAL_MEAN, USUAL_NOISE, WHITE_SHIFT) if white else (0, 1, NOISE_SHIFT)
         s = s / noise

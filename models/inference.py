@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from tqdm import tqdm
 
 from models.denoiser import BlindSpotDenoiser, Prediction, noise_level, posterior
@@ -19,6 +20,9 @@ from models.mwcnn import MWCNN, pad_to_multiple
 # bytes of activations that an untiled image, or a tile, may take; on a GPU at most half of what is free
 WORKING_SET = {"cpu": 1e9, "cuda": 8e9}
 STRIP = 2**20  # pixels whose posterior is computed at once
+WINDOW = 17  # side of the squares of one value that carry no noise
+OUTSIDE = 4  # pixels by which they may stand out of the image
+OUTLYING = 0.5  # of an image's range: single pixels farther outside of it are outliers
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ class Denoised:
 
 
 @torch.no_grad()
-def denoise(
+def denoise_batch(
     model: BlindSpotDenoiser | MWCNN,
     y: Tensor,
     tile: int | None = None,
@@ -53,24 +57,91 @@ def denoise(
 ) -> Denoised:
     """Denoises images.
 
-    y: noisy images (N,C,H,W), float32, 0..1, on any device.
+    y: noisy images (N,C,H,W), float32, on any device: 0..1 for networks in white units, of any range for those in units
+    of noise. NaN where there is no picture.
     tile: side of the tiles in pixels; None chooses one where the images need it.
+
+    What carries no noise stays as it is: see `without_noise`. Single pixels far outside the range of the others, such
+    as hot ones, are seen at the end of that range by the network, which they would disturb over its receptive field.
+    The rest of their value is added to the result, so that no value is cut: see `outlying`.
 
     The result does not depend on the tile (to rounding): tiles overlap by the network's receptive field, and a noise
     level that is one for the image is found over all of it first.
     """
-    if not self_ensemble:
-        return run(model, y, tile, progress)
-    total: dict[str, Tensor] = {}
-    tiled = False
-    for k in range(8):
-        for name, value in vars(run(model, symmetry(y, k), tile, progress)).items():
-            if name == "tiled":
-                tiled = tiled or value
-            elif value is not None:
-                value = inverse_symmetry(value, k) / 8
-                total[name] = total[name].add_(value) if name in total else value
-    return Denoised(**total, tiled=tiled)
+    if not isinstance(y, Tensor) or y.ndim != 4 or not y.is_floating_point() or 0 in y.shape:
+        got = f"{tuple(y.shape)} {y.dtype}" if hasattr(y, "shape") else type(y).__name__
+        raise ValueError(f"denoise: the images are {got}; a float tensor (N,C,H,W) with N, H and W above 0 is needed")
+    seen, beyond = outlying(filled(y))
+    kept = without_noise(seen) | y.isnan().any(1, keepdim=True)
+    if self_ensemble:
+        results, tiled = {}, False
+        for k in range(8):
+            for name, value in vars(run(model, symmetry(seen, k), tile, progress)).items():
+                if name == "tiled":
+                    tiled = tiled or value
+                elif value is not None:
+                    value = inverse_symmetry(value, k) / 8
+                    results[name] = results[name].add_(value) if name in results else value
+        found = Denoised(**results, tiled=tiled)
+    else:
+        found = run(model, seen, tile, progress)
+    found.image.add_(beyond.to(found.image))
+    if kept.any():
+        mask, value = kept.to(found.image.device), y.to(found.image)
+        for image in (found.image, found.mu):
+            if image is not None:
+                image.copy_(torch.where(mask, value, image))
+        if found.std is not None:
+            found.std.masked_fill_(mask, 0)
+    return found
+
+
+def without_noise(y: Tensor) -> Tensor:
+    """Where images y (N,C,H,W) carry no noise, (N,1,H,W): in squares of one value, as large as WINDOW.
+
+    Noise has no such squares: of n pixels that have the most frequent value with probability p, all have it with p^n.
+    They are black surroundings, saturated areas, and frames that are empty. A square may stand out of the image by
+    OUTSIDE pixels.
+    """
+    r = WINDOW // 2
+    high, low = (greatest(F.pad(t, (r + OUTSIDE,) * 4, value=-torch.inf)) for t in (y, -y))
+    constant = (high + low == 0).all(1, keepdim=True)  # N,1,H + 2 OUTSIDE,W + 2 OUTSIDE: around each square's centre
+    return greatest(F.pad(constant.float(), (r - OUTSIDE,) * 4)) > 0
+
+
+def greatest(t: Tensor) -> Tensor:
+    """The greatest value of t (N,K,H,W) in each square of side WINDOW."""
+    return F.max_pool2d(F.max_pool2d(t, (1, WINDOW), 1), (WINDOW, 1), 1)
+
+
+def filled(y: Tensor) -> Tensor:
+    """Images y (N,C,H,W) with other values for NaN: the mean of the values around it, else the lowest of the image.
+
+    The lowest counts as clipped, so that large parts without a picture do not count for the noise.
+    """
+    missing = y.isnan()
+    if not missing.any():
+        return y
+    known = F.avg_pool2d((~missing).to(y), 5, 1, 2)
+    around = F.avg_pool2d(y.nan_to_num(0), 5, 1, 2) / known
+    low = y.masked_fill(missing, torch.inf).amin((1, 2, 3), keepdim=True)
+    low = torch.where(low.isfinite(), low, torch.zeros_like(low))
+    return torch.where(missing, torch.where(known > 0, around, low), y)
+
+
+def outlying(y: Tensor) -> tuple[Tensor, Tensor]:
+    """Images y (N,C,H,W) as a network is to see them, and what single pixels have beyond that.
+
+    Low and high are the least and the greatest value that two neighbours reach. OUTLYING times this range may be
+    beyond either.
+    """
+    pairs = [(y[..., 1:], y[..., :-1]), (y[..., 1:, :], y[..., :-1, :])]
+    pairs = [(a, b) for a, b in pairs if a.numel()] or [(y, y)]
+    high = torch.stack([torch.minimum(a, b).amax((1, 2, 3)) for a, b in pairs]).amax(0).view(-1, 1, 1, 1)
+    low = torch.stack([torch.maximum(a, b).amin((1, 2, 3)) for a, b in pairs]).amin(0).view(-1, 1, 1, 1)
+    margin = OUTLYING * (high - low)
+    seen = torch.minimum(torch.maximum(y, low - margin), high + margin)
+    return seen, y - seen
 
 
 def run(model: BlindSpotDenoiser | MWCNN, y: Tensor, tile: int | None, progress: bool) -> Denoised:

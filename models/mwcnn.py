@@ -17,6 +17,7 @@ from models.phases import on_phases
 from models.units import USUAL_MEAN, USUAL_NOISE, Scale, scale_of
 
 MULTIPLE = 8  # three halvings
+WIDEST = 1.0  # the range of values that a network trained on 0..1 bears: it cuts what is beyond
 
 
 class Haar(torch.autograd.Function):
@@ -104,8 +105,7 @@ class MWCNN(nn.Module):
 
     The noise is what the network predicts: the input's own wavelet bands are added to the last convolution's.
     Attributes to set freely: `dtype`, float32 or bfloat16, in which the convolutions are computed, `stride` (see
-    models/phases.py) and `units` (see models/units.py). In units of noise a network trained in white ones is a start
-    for training, not for use: it fails on images of little noise.
+    models/phases.py) and `units` (see models/units.py).
     """
 
     stage = 2
@@ -157,12 +157,12 @@ class MWCNN(nn.Module):
 
     def scale(self, y: Tensor) -> Scale | None:
         """What `forward` needs to know of a whole image y (N,C,H,W) to work on parts of it."""
-        return scale_of(y) if self.units == "noise" else None
+        return scale_of(y, WIDEST if self.config["units"] == "white" else None) if self.units == "noise" else None
 
     def forward(self, y: Tensor, scale: Scale | None = None) -> Tensor:
         """Noisy images (N,C,H,W), float32, 0..1, any size -> denoised ones."""
         if self.units == "noise":
-            m, s = (t.to(y) for t in scale or scale_of(y))
+            m, s = (t.to(y) for t in scale or self.scale(y))
             mean, noise = (USUAL_MEAN, USUAL_NOISE) if self.config["units"] == "white" else (0, 1)
             s = s / noise
             return m + s * (self.on_phases(mean + (y - m) / s) - mean)

@@ -38,8 +38,8 @@ class TestOptions(BaseOptions):
             type=number(float, above=0),
             default=None,
             help=(
-                "file value that becomes 1.0; default: the checkpoint's, under --protocol published that of the "
-                "file's depth"
+                "file value that becomes 1.0, for which networks keep the units of their training; default: none is "
+                "needed, under --protocol published the greatest of the file's type"
             ),
         )
         data.add_argument(
@@ -53,6 +53,12 @@ class TestOptions(BaseOptions):
             choices=("stop", "skip"),
             default="stop",
             help="an image that cannot be used: stop, or go on and list it at the end (exit code 1)",
+        )
+        data.add_argument(
+            "--on-doubt",
+            choices=("warn", "keep"),
+            default="warn",
+            help="a result that may be wrong: say so, or say so and write the picture as it was instead",
         )
         self.add_noise(required=False)
         model = self.parser.add_argument_group("model")
@@ -87,6 +93,13 @@ class TestOptions(BaseOptions):
         out = self.parser.add_argument_group("output")
         out.add_argument("--json", type=Path, default=None, metavar="FILE", help="write the table in full")
         out.add_argument("--save", type=Path, default=None, metavar="DIR", help="write pictures")
+        out.add_argument(
+            "--depth",
+            choices=("auto", "same", "float"),
+            default="auto",
+            help="of results: same, the input's; float, 32-bit floats; auto, floats where whole numbers would be too "
+            "coarse, as for photon counts, or would cut values",
+        )
 
     def check(self, opt: argparse.Namespace) -> None:
         if opt.protocol is None:

@@ -51,7 +51,7 @@ from torch.utils.flop_counter import FlopCounterMode
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from models import MWCNN, BlindSpotDenoiser, posterior_mean
-from models.inference import denoise
+from models.inference import denoise_batch
 from options.base import Parser, number
 from train_dbsn import objective
 from utils.device import choose_device, choose_dtype, cpu_has_bf16, device_name, keep_freed_memory
@@ -385,7 +385,7 @@ def one(task: str, path: str, scale: Scale, device: torch.device) -> dict[str, f
             .requires_grad_(False)
         )
         y = torch.rand(1, 1, scale.large_side, scale.large_side)
-        seconds = seconds_of(lambda: denoise(model, y, progress=True), device)
+        seconds = seconds_of(lambda: denoise_batch(model, y, progress=True), device)
         sizes = resident_mb()
         return {"seconds": seconds, "peak_mb": sizes[1] if sizes else None}
     case = Case(task, variants_of(task, device.type)[path], scale, device)

@@ -52,7 +52,7 @@ from data.images import read_image, to_float
 from data.sets import find_images
 from models import BlindSpotDenoiser, gaussian, load_model, noise_level, posterior_mean
 from models.gaussian import Covariance
-from models.inference import denoise
+from models.inference import denoise_batch
 from models.noise import NOISES as MODELS
 from models.noise import NoiseModel, ResidualEstimator
 from models.noise.awgn import Awgn
@@ -321,7 +321,7 @@ def measure_blind(opt: Namespace, files: list[Path]) -> list[dict]:
         for k, file in enumerate(files):
             x = torch.from_numpy(to_float(read_image(file, mode="gray")).transpose(2, 0, 1))[None]
             y = noise.add(x, [generator("cpu", opt.seed, Stream.NOISE, level, k)])
-            estimated.append(255 * rms(denoise(model, y).noise_level))
+            estimated.append(255 * rms(denoise_batch(model, y).noise_level))
         rows.append({"level": level, "estimated": estimated})
     return rows
 

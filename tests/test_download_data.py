@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from data.sets import bsd68_names, content_hash, find_images
+from data.sets import SETS, bsd68_names, content_hash, find_images
 from scripts import download_data
 from scripts.download_data import COLUMNS, MANIFEST, files_of_sets, main, read_manifest, state
 from tests.helpers import real_data
@@ -276,6 +276,7 @@ def test_manifest_of_the_project():
         "bsd68": 68,
         "cbsd68": 68,
         "cc15": 30,
+        "fmd24": 48,
         "kodak24": 24,
         "mcmaster": 18,
         "polyu": 200,
@@ -283,7 +284,12 @@ def test_manifest_of_the_project():
     }
     assert {name: len(entries) for name, entries in manifest.items()} == counts
     assert files_of_sets(["all"], manifest).keys() == counts.keys()
-    assert files_of_sets(["cc15_clean", "cc15"], manifest).keys() == {"cc15"}
+    for name in ("cc15", "fmd24"):
+        assert files_of_sets([f"{name}_clean", name], manifest).keys() == {name}
+        halves = [
+            {e.file for e in manifest[name] if Path(e.file).match(SETS[s].pattern)} for s in (name, f"{name}_clean")
+        ]
+        assert len(halves[0]) == len(halves[1]) == int(name[-2:]) and not halves[0] & halves[1]
 
 
 def test_bsd432_is_bsd500_without_bsd68():
@@ -308,7 +314,7 @@ def test_absent_sets_name_the_command(tmp_path):
             find_images(name, tmp_path)
 
 
-@pytest.mark.parametrize("name", ["bsd432", "bsd68", "cbsd68", "set12", "cc15"])
+@pytest.mark.parametrize("name", ["bsd432", "bsd68", "cbsd68", "set12", "cc15", "fmd24"])
 def test_real_files_match(name):
     root = real_data(name)
     entries = files_of_sets([name], read_manifest(MANIFEST))[name]

@@ -31,7 +31,7 @@ from data.images import image_header, read_image
 from models import MWCNN, BlindSpotDenoiser
 from models.dbsn import PhaseGrid
 from models.gaussian import Diagonal, Full, add, cholesky, excess, nll, posterior, triangle
-from models.inference import denoise
+from models.inference import denoise_batch
 from models.noise import NOISES
 from options.stage1 import Stage1Options
 from options.stage2 import Stage2Options
@@ -490,7 +490,7 @@ def networks() -> dict:
 def test_tiles_equal_the_whole(kind, height, width, tile, count, seed, networks):
     tile = max(tile, max(height, width) // 4)  # few tiles, to save time
     y = torch.rand(count, kind[0], height, width, generator=generator("cpu", seed))
-    whole, tiled = denoise(networks[kind], y), denoise(networks[kind], y, tile)
+    whole, tiled = denoise_batch(networks[kind], y), denoise_batch(networks[kind], y, tile)
     for name in ("image", "mu", "std", "noise_level"):
         torch.testing.assert_close(getattr(tiled, name), getattr(whole, name), atol=2e-5, rtol=1e-4)
 
@@ -508,7 +508,7 @@ def test_tiles_of_the_student_equal_the_whole(kind, height, width, tile, seed, t
     y = torch.rand(1, kind[0], height, width, generator=generator("cpu", seed))
     y = y.transpose(2, 3).contiguous() if turned else y
     torch.testing.assert_close(
-        denoise(networks[kind], y, tile).image, denoise(networks[kind], y).image, atol=2e-5, rtol=1e-4
+        denoise_batch(networks[kind], y, tile).image, denoise_batch(networks[kind], y).image, atol=2e-5, rtol=1e-4
     )
 
 

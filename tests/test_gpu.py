@@ -8,7 +8,7 @@ import torch
 import train_dbsn
 import train_distill
 from models import MWCNN, BlindSpotDenoiser
-from models.inference import denoise
+from models.inference import denoise_batch
 from tests.helpers import LEVELS, TINY, TINY2, contents, read_tensors
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
@@ -59,9 +59,9 @@ MODELS = {
 def test_cuda_equals_cpu_and_tiles_the_whole(model, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     net, y = model(), torch.rand(1, 1, 150, 170)
-    whole = denoise(net, y).image
-    torch.testing.assert_close(denoise(net, y, tile=64).image, whole, atol=1e-3, rtol=1e-3)
-    torch.testing.assert_close(denoise(net.cpu(), y).image, whole, atol=1e-3, rtol=1e-3)
+    whole = denoise_batch(net, y).image
+    torch.testing.assert_close(denoise_batch(net, y, tile=64).image, whole, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(denoise_batch(net.cpu(), y).image, whole, atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("amp", ["off", "bf16"])

@@ -210,6 +210,7 @@ READABLE |= bytes_of(
             pillow(BIG_COLOUR // 128 * 255, "PNG", "P", transparency=bytes([255] * 3)),
             BIG_COLOUR // 128 * 255,
         ),
+        "webp": (pillow(BIG_COLOUR, "WEBP", lossless=True), BIG_COLOUR),
         "jpeg of many frames": (
             pillow(np.full_like(BIG_COLOUR, 9), "MPO", save_all=True, append_images=[Image.new("RGB", (30, 20))]),
             np.full_like(BIG_COLOUR, 9),
@@ -223,8 +224,8 @@ UNREADABLE = {
     "missing.png": (lambda p: None, "does not exist"),
     "folder.png": (lambda p: p.mkdir(), "is a folder"),
     "empty.png": (lambda p: p.touch(), "0 bytes"),
-    "text.png": (lambda p: p.write_text("this is no picture"), "no PNG, JPEG, BMP or TIFF"),
-    "gif.png": (lambda p: Image.fromarray(GRAY).save(p, "GIF"), "no PNG, JPEG, BMP or TIFF"),
+    "text.png": (lambda p: p.write_text("this is no picture"), "no PNG, JPEG, BMP, WebP, TIFF"),
+    "gif.png": (lambda p: Image.fromarray(GRAY).save(p, "GIF"), "no PNG, JPEG, BMP, WebP, TIFF"),
     "cut.png": (lambda p: truncated(p, lambda q: png(q, COLOUR)), "damaged"),
     "cut.jpg": (lambda p: truncated(p, lambda q: Image.fromarray(COLOUR.repeat(9, 0)).save(q)), "damaged"),
     "cut.bmp": (lambda p: truncated(p, lambda q: png(q, COLOUR)), "damaged"),
@@ -247,8 +248,7 @@ UNREADABLE = {
     ),
     "nan.tif": (lambda p: tifffile.imwrite(p, np.where(SIXTEEN[..., 0] > 0.5, np.nan, SIXTEEN[..., 0])), "not finite"),
     "infinite.tif": (lambda p: tifffile.imwrite(p, np.full((9, 7), np.inf, np.float32)), "not finite"),
-    "counts.tif": (lambda p: tifffile.imwrite(p, 4000 * SIXTEEN[..., 0]), "--white-level"),
-    "wide.tif": (lambda p: tifffile.imwrite(p, GRAY16.astype(np.uint32)), "uint32"),
+    "wide.tif": (lambda p: tifffile.imwrite(p, GRAY16.astype(np.uint64)), "uint64"),
     "broken_link.png": (lambda p: p.symlink_to("nowhere.png"), "link to nowhere.png"),
     "loop.png": (lambda p: p.symlink_to(p), "cannot be read"),
 }
@@ -292,7 +292,10 @@ UNREADABLE |= bytes_of(
             pillow(BIG_COLOUR, "PNG", save_all=True, append_images=[Image.new("RGB", (30, 20))]),
             "animation",
         ),
-        "webp": (pillow(BIG_COLOUR, "WEBP"), "no PNG, JPEG, BMP or TIFF"),
+        "animated webp": (
+            pillow(BIG_COLOUR, "WEBP", save_all=True, append_images=[Image.new("RGB", (30, 20))]),
+            "animation",
+        ),
     }
 )
 

@@ -7,7 +7,7 @@ import torch
 from skimage.data import camera
 
 from models import MWCNN, load_model, posterior
-from models.inference import denoise, inverse_symmetry, symmetry
+from models.inference import denoise_batch, inverse_symmetry, symmetry
 from tests.helpers import ROOT, small
 
 
@@ -17,7 +17,7 @@ def test_blind_in_colour_and_in_tiles():
     changed = y.clone()
     changed[0, :, 17, 20] += 0.5
     for tile in (None, 16):
-        before, after = (denoise(model, v, tile=tile).mu for v in (y, changed))
+        before, after = (denoise_batch(model, v, tile=tile).mu for v in (y, changed))
         same = (before == after).all(1)[0]
         assert same[17, 20] and not same[17, 21]
 
@@ -30,7 +30,7 @@ def test_tiles_equal_the_whole(channels, noise, estimator, size, monkeypatch):
     monkeypatch.setattr("models.noise.cnn_est.STRIP", 500)
     model = small(channels, noise, estimator=estimator)
     y = torch.rand(1, channels, *size)
-    whole, tiled = denoise(model, y, tile=1000), denoise(model, y, tile=16)
+    whole, tiled = denoise_batch(model, y, tile=1000), denoise_batch(model, y, tile=16)
     p = model(y)
     assert torch.equal(whole.mu, p.mu)
     torch.testing.assert_close(whole.image, posterior(y, p).mean)
@@ -46,7 +46,7 @@ def test_tiles_equal_the_whole_in_mwcnn(size):
         p.data.mul_(1.5)  # so that what is far away counts
     y = torch.rand(1, 1, *size)
     torch.testing.assert_close(
-        denoise(model, y, tile=72).image, denoise(model, y, tile=1000).image, atol=1e-4, rtol=1e-4
+        denoise_batch(model, y, tile=72).image, denoise_batch(model, y, tile=1000).image, atol=1e-4, rtol=1e-4
     )
 
 
@@ -61,8 +61,8 @@ def test_symmetries_are_undone():
 def test_self_ensemble_is_the_mean_over_symmetries():
     model = small()
     y = torch.rand(1, 1, 12, 15)
-    expected = sum(inverse_symmetry(denoise(model, symmetry(y, k)).image, k) for k in range(8)) / 8
-    torch.testing.assert_close(denoise(model, y, self_ensemble=True).image, expected)
+    expected = sum(inverse_symmetry(denoise_batch(model, symmetry(y, k)).image, k) for k in range(8)) / 8
+    torch.testing.assert_close(denoise_batch(model, y, self_ensemble=True).image, expected)
 
 
 @pytest.mark.parametrize("sigma", [10, 25])
@@ -76,7 +76,7 @@ def test_released_weights_on_a_clipped_photograph(sigma):
     noisy = clean + sigma / 255 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
     clipped = (255 * noisy).round().clamp(0, 255) / 255
     assert (clipped == 0).float().mean() > 0.01
-    found = [denoise(model, y) for y in (noisy, clipped)]
+    found = [denoise_batch(model, y) for y in (noisy, clipped)]
     assert all(255 * d.noise_level.item() == pytest.approx(sigma, rel=0.1) for d in found)
     whole, cut = (-10 * (d.image.clamp(0, 1) - clean).square().mean().log10().item() for d in found)
     assert cut > whole - 1  # black itself is brighter where half of its noise is cut off

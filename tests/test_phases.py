@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from models import MWCNN
-from models.inference import denoise
+from models.inference import denoise_batch
 from models.phases import on_phases
 from tests.helpers import small
 
@@ -55,5 +55,5 @@ def test_tiles_equal_the_whole_on_phases(stride):
     y = torch.rand(1, 3, 75, 82)
     for model in (small(3, "hg").eval(), MWCNN(3, 8).eval()):
         model.stride = stride
-        whole, tiled = denoise(model, y, tile=100), denoise(model, y, tile=24)
+        whole, tiled = denoise_batch(model, y, tile=100), denoise_batch(model, y, tile=24)
         torch.testing.assert_close(tiled.image, whole.image, atol=1e-4, rtol=0)

@@ -22,6 +22,7 @@ from tests.helpers import ROOT, ok
 from utils.checkpoint import load_checkpoint
 
 TEST_SETS = {"bsd68", "cbsd68", "set12", "kodak24", "mcmaster", "bsd500", "cc15", "cc15_clean", "polyu", "polyu_clean"}
+TEST_SETS |= {"fmd24", "fmd24_clean"}
 SCRIPTS = ("gray_awgn", "gray_hg", "color_awgn", "color_hg", "color_mg", "gray_poisson")
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from data.images import image_header
 from data.sets import SETS, SKIMAGE_SETS, SKIMAGE_TEST, SKIMAGE_TRAIN, content_hash, find_images
+from tests.helpers import ok
 from utils.errors import UsageError
 
 
@@ -73,8 +77,23 @@ def test_noisy_and_clean_halves(tmp_path):
     assert names("polyu_clean", tmp_path) == ["x_11_mean.JPG", "x_1_mean.JPG", "x_2_mean.JPG"]  # in the same order
 
 
+@pytest.mark.parametrize(("name", "noisy", "clean"), [("cc15", "real", "mean"), ("fmd24", "noisy", "clean")])
+def test_results_of_noisy_sets_are_measured_against_their_clean_partners(name, noisy, clean, run, tmp_path):
+    """By the protocol of FMD: results rounded to 8 bits, PSNR with 255 as its peak."""
+    (tmp_path / name).mkdir()
+    for scene, error in (("A_1", 3), ("A_10", 5), ("A_2", 9)):
+        pixels = np.full((16, 20), 100, np.uint8)
+        Image.fromarray(pixels).save(tmp_path / name / f"{scene}_{clean}.png")
+        Image.fromarray(pixels + np.uint8(error)).save(tmp_path / name / f"{scene}_{noisy}.png")
+    ok(run("test", f"--data {name} --clean {name}_clean --data-root {tmp_path} --json {tmp_path}/r.json"))
+    rows = json.loads((tmp_path / "r.json").read_text())["images"]
+    assert [row["name"] for row in rows] == [f"A_{k}_{noisy}.png" for k in (10, 1, 2)]
+    expected = [20 * np.log10(255 / error) for error in (5, 3, 9)]
+    assert [row["noisy"]["psnr_uint8"] for row in rows] == pytest.approx(expected, abs=1e-3)
+
+
 def test_embedded_photographs():
-    assert not set(SKIMAGE_TRAIN) & set(SKIMAGE_TEST) and names("skimage_train") == SKIMAGE_TRAIN
+    assert not set(SKIMAGE_TRAIN) & set(SKIMAGE_TEST)
     for file in find_images(list(SKIMAGE_SETS)):
         header = image_header(file)
         assert min(header.height, header.width) >= 300 and header.dtype == "uint8"

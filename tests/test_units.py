@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from models import MWCNN, BlindSpotDenoiser, load_model
-from models.inference import denoise
+from models.inference import denoise_batch
 from models.units import UNITS, USUAL_MEAN, USUAL_NOISE, scale_of
 from tests.helpers import LEVELS, TINY, TINY2, ok
 
@@ -35,7 +35,7 @@ def y(rng):
 def test_results_follow_brightness_and_offset(model, y, a, b):
     """A variance that grows with the signal follows brightness alone: with an offset it is another function."""
     b = b if model.stage == 2 or model.noise == "awgn" else 0
-    plain, other = denoise(model, y), denoise(model, a * y + b)
+    plain, other = denoise_batch(model, y), denoise_batch(model, a * y + b)
     scale = a * y.std()
     assert ((other.image - (a * plain.image + b)).abs().max() / scale) < 2e-3  # rounding of the offset
     if plain.noise_level is not None:
@@ -44,7 +44,7 @@ def test_results_follow_brightness_and_offset(model, y, a, b):
 
 def test_tiles_share_the_scale_of_the_image(model, rng):
     y = torch.linspace(0, 1, 300).expand(1, 1, 280, 300) ** 3 + 0.05 * torch.randn(1, 1, 280, 300, generator=rng)
-    whole, tiled = denoise(model, y, tile=1000), denoise(model, y, tile=32)
+    whole, tiled = denoise_batch(model, y, tile=1000), denoise_batch(model, y, tile=32)
     torch.testing.assert_close(tiled.image, whole.image, atol=1e-4, rtol=1e-4)
 
 
@@ -58,7 +58,7 @@ def test_scale_is_the_noise_of_a_smooth_image(rng):
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (5, 1), (2, 2), (9, 9)])
 @pytest.mark.parametrize("value", [0.0, 0.5])
 def test_constant_and_tiny_images_stay_as_they_are(model, size, value):
-    image = denoise(model, torch.full((1, 1, *size), value)).image
+    image = denoise_batch(model, torch.full((1, 1, *size), value)).image
     assert torch.isfinite(image).all()
     assert scale_of(torch.full((1, 1, *size), value))[1].item() == 1
 
@@ -105,9 +105,9 @@ def test_usual_images_look_the_same_to_a_network_of_white_units(rng):
     m, s = scale_of(y)
     y = USUAL_MEAN + (y - m) / s * USUAL_NOISE
     for model in (BlindSpotDenoiser(1, "awgn", width=8, blocks=1, estimator="residual"), MWCNN(1, width=8)):
-        white = denoise(model.eval(), y)
+        white = denoise_batch(model.eval(), y)
         model.units = "noise"
-        torch.testing.assert_close(denoise(model, y).image, white.image, atol=1e-4, rtol=0)
+        torch.testing.assert_close(denoise_batch(model, y).image, white.image, atol=1e-4, rtol=0)
 
 
 def test_start_from_keeps_the_units_of_its_network(run, pictures, tmp_path):

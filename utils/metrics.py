@@ -13,7 +13,13 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 SSIM_WINDOW = 11
 
 
-def measure(clean: np.ndarray, image: np.ndarray, clamp: bool = True) -> dict[str, float | None]:
+def measure(
+    clean: np.ndarray,
+    image: np.ndarray,
+    clamp: bool = True,
+    peak: tuple[float, float] | None = None,
+    ignored: np.ndarray | None = None,
+) -> dict[str, float | None]:
     """Gives psnr, psnr_uint8 and ssim.
 
     psnr: in dB; None where the images are equal.
@@ -22,8 +28,19 @@ def measure(clean: np.ndarray, image: np.ndarray, clamp: bool = True) -> dict[st
 
     clamp: for denoised images. psnr of a noisy input is published without it, as is that of the input here. The other
     two figures always clamp.
+
+    peak: the range whose width is the peak, where it is not 0..1; psnr then never clamps.
+    ignored: pixels that count as equal, such as those without a value.
     """
     clean, unclamped = clean.astype(np.float64), image.astype(np.float64)
+    if peak:
+        low, high = peak
+        clean, unclamped, clamp = (clean - low) / (high - low), (unclamped - low) / (high - low), False
+    ignored = np.isnan(clean) | (False if ignored is None else ignored)
+    if ignored.any():
+        clean = clean.copy()
+        clean[ignored] = 0
+        unclamped = np.where(ignored, clean, unclamped)
     image = unclamped.clip(0, 1)
     small = min(clean.shape[:2]) < SSIM_WINDOW
     return {

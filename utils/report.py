@@ -12,8 +12,10 @@ import torch
 from models.noise import NOISES
 from utils.baselines import describe_baseline
 from utils.device import device_name
+from utils.doubts import Check, doubts
 from utils.provenance import training_facts
 
+SPREADS = 0.084, 0.307  # standard deviations of photographs: the middle 96% of bsd432
 METHODS = {1: ("mu", "posterior"), 2: ("distilled",)}  # what a checkpoint of each stage gives
 
 
@@ -30,11 +32,30 @@ class Row:
     figures: dict[str, dict[str, float | None]] = field(default_factory=dict)  # of each method
     seconds: dict[str, float] = field(default_factory=dict)  # of each baseline and checkpoint
     tiled: set[str] = field(default_factory=set)  # the checkpoints that took the image in tiles
-    dim: str | None = None  # a word on its brightness
+    peak: list[float] | None = None  # of PSNR: the ends of the clean image's range; None: white
     unknown: str | None = None  # a word on noise that a checkpoint was not trained on
+    checks: dict[str, list[Check]] = field(default_factory=dict)  # of the "input" and of each checkpoint's result
+
+    @property
+    def doubts(self) -> list[str]:
+        """Why the results may be wrong, in words."""
+        several = len(self.checks) > 2
+        return [
+            f"{name}: {words}" if several and name != "input" else words
+            for name, checks in self.checks.items()
+            for words in doubts(checks)
+        ]
 
     def record(self) -> dict:
-        return {"name": self.shown, "noise_level": {"true": self.level, "estimated": self.estimated}, **self.figures}
+        checks = {name: [check.record() for check in checks] for name, checks in self.checks.items()}
+        return {
+            "name": self.shown,
+            "noise_level": {"true": self.level, "estimated": self.estimated},
+            **self.figures,
+            **({"peak": self.peak} if self.peak else {}),
+            "doubts": [*filter(None, [self.unknown]), *self.doubts],
+            "checks": checks,
+        }
 
 
 def test_record(opt, argv: list[str], code: str | None, device: torch.device, models: list, rows: list[Row]) -> dict:
@@ -95,11 +116,12 @@ def method_name(method: str, model, models: list) -> str:
     return method if alone else f"{method} {model.name}"
 
 
-def noise_not_trained_on(model, level: float) -> str | None:
+def noise_not_trained_on(model, level: float, spread: float) -> str | None:
     """The remark on a noise level that a stage-1 model was not trained on.
 
-    It is for a level (0..255 units) that the model finds outside of those of its training. None where it was trained on
-    such levels, where nobody knows on which, and for mg, which has no one level.
+    It is for a level (0..255 units) that the model finds outside of those of its training. In units of noise the level
+    itself does not matter, only its ratio to the picture's spread, the standard deviation of the clean picture (0..1).
+    None where it was trained on such levels, where nobody knows on which, and for mg, which has no one level.
     """
     facts = training_facts(model.values) or {}
     noise = NOISES[model.noise]
@@ -107,9 +129,16 @@ def noise_not_trained_on(model, level: float) -> str | None:
     if not known or (trained_on := noise.trained_range(facts)) is None:
         return None
     low, high = trained_on
+    if model.config["units"] == "noise":
+        ratio, least, most = level / 255 / max(spread, 1e-6), low / 255 / SPREADS[1], high / 255 / SPREADS[0]
+        if 0.8 * least <= ratio <= 1.25 * most:
+            return None
+        remedy = "use weights that were trained on such noise, or train on these pictures (--start-from)"
+        return f"noise of {ratio:.2g} of the picture's spread, {model.name} knows {least:.2g} to {most:.2g}: {remedy}"
     if 0.8 * low <= level <= 1.25 * high:  # what an estimate may be off
         return None
-    remedy = "; a --white-level nearer to the brightest value raises it" if level < low else ""
+    raised = level < low and model.units == "white"
+    remedy = "; a --white-level nearer to the brightest value raises it" if raised else ""
     trained = f"{low:g} to {high:g}" if low < high else f"{low:g}"
     return f"noise of {level:.2g}, {model.name} was trained on {trained} (of 255, white){remedy}"
 

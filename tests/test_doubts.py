@@ -1,0 +1,159 @@
+"""Checks of a picture's noise and of its result: what must alarm, and what must not."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy.ndimage import gaussian_filter, gaussian_filter1d
+from skimage.data import astronaut, camera
+from torch.nn import functional as F
+
+from utils import report
+from utils.doubts import Check, check_noise, check_result, doubts
+
+GRAY = torch.from_numpy(camera()[100:292, 150:342] / 255.0)[None]
+COLOR = torch.from_numpy(astronaut()[:192, 100:292] / 255.0).permute(2, 0, 1)
+FLAT = torch.full((1, 192, 192), 0.4, dtype=torch.float64)
+
+
+def failed(checks: list[Check]) -> set[str]:
+    return {check.name for check in checks if check.failed}
+
+
+def rounded(y: torch.Tensor) -> torch.Tensor:
+    return (255 * y.clamp(0, 1)).round() / 255
+
+
+def normal(x: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
+    return torch.randn(x.shape, generator=rng, dtype=torch.float64)
+
+
+def noisy(x: torch.Tensor, noise: str, rng: torch.Generator) -> torch.Tensor:
+    """Independent noise of one of the models on a picture x (C,H,W)."""
+    if noise == "hg":
+        return x + 40 / 255 * x * normal(x, rng) + 10 / 255 * normal(x, rng)
+    if noise == "mg":
+        mix = torch.tensor([[40, 0, 0], [30, 20, 0], [-10, 20, 30]], dtype=torch.float64) / 255
+        return x + torch.einsum("ij,jhw->ihw", mix, normal(x.expand(3, -1, -1), rng))
+    if noise == "poisson":
+        return torch.poisson(30 * x, generator=rng) / 30
+    return x + float(noise) / 255 * normal(x, rng)
+
+
+@pytest.mark.parametrize("form", ["float", "8 bits"])
+@pytest.mark.parametrize("noise", ["5", "15", "25", "50", "hg", "mg", "poisson"])
+def test_independent_noise_is_not_doubted(noise, form, rng):
+    for x in (GRAY, COLOR, FLAT):
+        y = noisy(x, noise, rng)
+        assert not failed(check_noise(rounded(y) if form == "8 bits" else y))
+
+
+@pytest.mark.parametrize("x", [GRAY, COLOR, FLAT], ids=["gray", "color", "flat"])
+def test_noise_that_neighbours_share_is_doubted(x, rng):
+    n = np.stack([gaussian_filter(plane, 0.8) for plane in normal(x, rng).numpy()])
+    y = rounded(x + torch.from_numpy(15 / 255 * n / n.std()))
+    assert "neighbours, rows and columns" in failed(check_noise(y))
+    assert "neighbouring pixels share" in doubts(check_noise(y))[0]
+
+
+def test_noise_shared_along_rows_alone_is_doubted(rng):
+    n = gaussian_filter1d(normal(FLAT, rng).numpy(), 1.2, axis=2)
+    y = FLAT + torch.from_numpy(15 / 255 * n / n.std())
+    assert failed(check_noise(y)) >= {"neighbours, rows"}
+    assert "neighbours, columns" not in failed(check_noise(y))
+
+
+def test_stripes_are_doubted_by_name(rng):
+    y = noisy(GRAY, "15", rng) + 10 / 255 * normal(GRAY[:, :, :1], rng)
+    assert "stripes, rows" in failed(check_noise(y)) and "stripes, columns" not in failed(check_noise(y))
+    assert "stripes, columns" in failed(check_noise(y.transpose(1, 2)))
+
+
+def test_pictures_without_noise_or_size_end_in_numbers():
+    for x in (torch.zeros(1, 96, 96), torch.ones(3, 5, 2), torch.rand(1, 1, 1), torch.zeros(1, 64, 300)):
+        checks = check_noise(x) + check_result(x, x) + check_result(x, x, torch.full((1, 1, 1), 0.1))
+        assert not failed(checks)
+        json.dumps([check.record() for check in checks], allow_nan=False)
+
+
+@pytest.mark.parametrize("level", [torch.full((1, 1, 1), 15 / 255), None], ids=["level", "none"])
+def test_a_good_result_is_not_doubted(level, rng):
+    y = noisy(GRAY, "15", rng)
+    assert not failed(check_result(y, GRAY, level)) and not failed(check_result(y, y, level))
+
+
+@pytest.mark.parametrize("level", [torch.full((1, 1, 1), 15 / 255), None], ids=["level", "none"])
+def test_a_shift_of_brightness_is_doubted_where_it_is(level, rng):
+    y = noisy(GRAY, "15", rng)
+    result = GRAY.clone()
+    result[:, 64:96, 32:64] += 5 / 255
+    found = {check.name: check for check in check_result(y, result, level)}
+    block = found["brightness, blocks"]
+    assert block.failed and (block.row, block.column) == (64, 32) and block.amount == pytest.approx(5, abs=2)
+    assert "brighter" in block.words and "row 64, column 32" in block.words
+    assert found["brightness"].failed is False
+    everywhere = {check.name: check for check in check_result(y, GRAY - 3 / 255, level)}["brightness"]
+    assert everywhere.failed and "darker" in everywhere.words and everywhere.row is None
+
+
+def test_black_that_is_lifted_is_doubted(rng):
+    y = noisy(FLAT, "15", rng)
+    y[:, :64] = 0
+    result = FLAT.clone()
+    result[:, :64] = 0
+    assert not failed(check_result(y, result))
+    result[:, :64] = 4 / 255
+    assert "brightness, blocks" in failed(check_result(y, result))
+
+
+def test_a_result_that_smooths_the_picture_is_doubted(rng):
+    y = noisy(GRAY, "5", rng)
+    smooth = F.avg_pool2d(F.pad(y[None], (2, 2, 2, 2), mode="reflect"), 5, 1)[0]
+    assert "distance" in failed(check_result(y, smooth, torch.full((1, 1, 1), 5 / 255)))
+    assert "distance" in failed(check_result(y, smooth))
+
+
+def test_in_units_of_noise_only_the_ratio_to_the_pictures_spread_counts(monkeypatch):
+    monkeypatch.setattr(report, "training_facts", lambda values: {"sigma": [5, 55]})
+    model = SimpleNamespace(noise="awgn", units="noise", config={"units": "noise"}, values={}, name="mine")
+    assert report.noise_not_trained_on(model, 0.25, 0.002) is None  # a dim picture
+    assert "of the picture's spread" in report.noise_not_trained_on(model, 250, 0.1)
+    assert "of the picture's spread" in report.noise_not_trained_on(model, 0.25, 0.2)
+    model.units = model.config["units"] = "white"
+    assert "of 255, white" in report.noise_not_trained_on(model, 0.25, 0.002)
+
+
+@pytest.fixture
+def two(tmp_path, rng):
+    """A folder of a picture with independent noise and one whose noise neighbours share."""
+    folder = tmp_path / "two"
+    folder.mkdir()
+    n = gaussian_filter(normal(FLAT, rng)[0].numpy(), 1)
+    for name, y in (("fine", noisy(FLAT, "15", rng)), ("shared", FLAT + torch.from_numpy(0.06 * n / n.std()))):
+        Image.fromarray((255 * rounded(y))[0].numpy().astype(np.uint8)).save(folder / f"{name}.png")
+    return folder
+
+
+@pytest.mark.parametrize("on_doubt", ["warn", "keep"])
+def test_doubts_are_told_recorded_and_kept(on_doubt, two, models, run, tmp_path):
+    line = f"--checkpoint {models}/s1/last.safetensors {models}/s2/last.safetensors --data {two}"
+    code, _, err = run("test", f"{line} --save {tmp_path}/out --json {tmp_path}/r.json --on-doubt {on_doubt}")
+    assert code == 0
+    assert "shared.png: neighbouring pixels share" in err and ("written as they were" in err) == (on_doubt == "keep")
+    fine, shared = json.loads((tmp_path / "r.json").read_text())["images"]
+    assert any("neighbouring" in words for words in shared["doubts"])
+    assert not any("neighbouring" in words for words in fine["doubts"])
+    for image in (fine, shared):
+        assert len(image["checks"]) == 3  # the input and two results
+        for checks in list(image["checks"].values())[1:]:
+            assert {check["check"] for check in checks} == {"brightness", "brightness, blocks", "distance"}
+            assert all(check["passed"] == (check["value"] <= check["limit"]) for check in checks)
+    same = np.array_equal(
+        *(np.array(Image.open(f)) for f in (two / "shared.png", tmp_path / "out/shared_denoised.png"))
+    )
+    assert same == (on_doubt == "keep")

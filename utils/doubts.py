@@ -1,0 +1,269 @@
+"""Checks of one picture and its result: where the method's assumptions do not hold, the result is not to be trusted.
+
+Every check is a number and the limit that it must stay within. Blocks are chosen by place, or by how flat they are,
+never pixels by their value: that would bend every mean. The limits follow from the statistics of independent noise and
+from what pictures themselves were measured to add (see each constant).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from models.units import details, scale_of
+
+FALSE_ALARMS = 1e-5  # chance that independent noise fails a check of one picture
+
+FLAT, FLAT_SHARE, FEWEST = 8, 0.02, 16  # side of the blocks for the noise's correlation; share and number of them
+CLIPPED = 0.02  # share of clipped pixels above which a block does not count
+SMALLEST = 64  # side in pixels of the pictures whose noise is looked at
+# What pictures themselves may leave in their flattest blocks. BSD68, CBSD68 and Set12 with independent noise of level 5
+# and more have 0.28 at most in the mean of rows and columns, 0.43 in one of the two, 0.17 in other directions. Cameras'
+# JPEG pictures and wide-field microscopes have 0.39 or more in the mean.
+SIDES, ONE_SIDE, OTHERS = 0.24, 0.36, 0.2
+OFFSETS = {
+    "rows": (0, 1),
+    "columns": (1, 0),
+    "diagonals": (1, 1),
+    "rows, two apart": (0, 2),
+    "columns, two apart": (2, 0),
+}
+
+HIGH_PASS = (1, -4, 6, -4, 1)  # removes what varies smoothly from row to row
+PARTS = 4  # parts of a row that must share its noise
+STRIPES = 0.2  # standard deviation of the rows' own noise in units of the pixels'; pictures alone have 0.15 at most
+
+BLOCK = 32  # side of the blocks in which the result is compared with the picture
+BIAS = 0.015  # of the level: a standard deviation of the networks' own error of brightness; 0.06 is the most measured
+LEVEL_ERROR = 1.1  # how far a level that was found may be too low
+CONSTANT = 1 / 255  # what stands for the noise of a block of one value, where no level is known
+SCALE_ERROR = 1.5  # and a block's own scale, where its noise is not the same everywhere; measured 1.2
+
+Grid = tuple[int, int, int]  # a picture's width, and the height and width of its blocks
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check: it fails where value is above limit.
+
+    name: what is checked. words: what is wrong where it fails, and what to do. row, column: the first pixel of the
+    block where the value is largest; None for the whole picture. amount: the error of brightness, of 255.
+    """
+
+    name: str
+    value: float
+    limit: float
+    words: str
+    row: int | None = None
+    column: int | None = None
+    amount: float | None = None
+
+    @property
+    def failed(self) -> bool:
+        return not self.value <= self.limit  # so that nan fails
+
+    def record(self) -> dict:
+        numbers = {"value": self.value, "limit": self.limit, "row": self.row, "column": self.column}
+        known = {key: number for key, number in (numbers | {"amount": self.amount}).items() if number is not None}
+        return {"check": self.name, "passed": not self.failed, **known}
+
+
+def check_noise(y: Tensor) -> list[Check]:
+    """Whether the noise of a picture y (C,H,W), 0..1, is independent from pixel to pixel, as the method takes it to be.
+
+    No network is asked: one that is given shared noise returns it as part of the picture, and its residual is white.
+    """
+    if min(y.shape[1:]) < SMALLEST:
+        return []
+    y = y.double()
+    return [*check_neighbours(y), check_stripes(y, "rows"), check_stripes(y.transpose(1, 2), "columns")]
+
+
+def check_result(y: Tensor, result: Tensor, level: Tensor | None = None) -> list[Check]:
+    """Whether a result (C,H,W) is as near to its picture y (C,H,W), 0..1, as the noise allows.
+
+    level: the noise's standard deviation, (1,H,W) or (1,1,1). None where the model gives none: each block's own noise
+    scale stands for it, that of models/units.py or, where it is larger, the root mean square of the same details.
+    """
+    channels, height, width = y.shape
+    size = min(BLOCK, height), min(BLOCK, width)
+    y, shift = y.double(), result.double() - y.double()
+    if level is None:
+        blocks = in_blocks(y, *size)
+        planes = blocks.flatten(0, 1)[:, None]  # B C,1,h,w
+        varied = planes.amax((1, 2, 3)) > planes.amin((1, 2, 3))
+        scale = torch.where(varied, scale_of(planes)[1].flatten(), CONSTANT)
+        size_of_details = details(planes).square().mean((1, 2, 3)).nan_to_num()  # no details in a single row
+        variance = torch.maximum(scale.square(), size_of_details).view(-1, channels)
+    else:
+        level = level.double().expand(1, height, width)
+        variance = in_blocks(level.square(), *size).mean((2, 3)).expand(-1, channels)
+    shifts = in_blocks(shift, *size)
+    return [
+        check_brightness("brightness", shift.mean((1, 2))[None], variance.mean(0)[None], height * width),
+        check_brightness("brightness, blocks", shifts.mean((2, 3)), variance, size[0] * size[1], (width, *size)),
+        check_distance(shifts, variance, SCALE_ERROR if level is None else LEVEL_ERROR, (width, *size)),
+    ]
+
+
+def check_brightness(name: str, shift: Tensor, variance: Tensor, pixels: int, grid: Grid | None = None) -> Check:
+    """Whether the mean of result - y, shift (B,C) of B blocks, is within the noise's standard error; variance (B,C).
+
+    Over n pixels the noise's mean has the variance level^2 / n. The limit is Bonferroni's for B C means.
+
+        z = |mean(result - y)| / sqrt(level^2 / n + (BIAS level)^2)
+    """
+    z = shift.abs() / (variance * (1 / pixels + BIAS**2)).sqrt().clamp_min(1e-6)
+    at = int(z.argmax())
+    amount, (row, column) = 255 * float(shift.flatten()[at]), place(at // shift.shape[1], grid)
+    words = (
+        f"{abs(amount):.2g} of 255 {'brighter' if amount > 0 else 'darker'} than the picture{spot(row, column)}, "
+        f"{float(z.max()):.1f} standard errors: do not measure brightness on the result; train on such pictures "
+        "(--start-from)"
+    )
+    return Check(name, float(z.max()), multiple(z.numel()), words, row, column, amount)
+
+
+def check_distance(shifts: Tensor, variance: Tensor, error: float, grid: Grid) -> Check:
+    """Whether result - y (B,C,h,w) is larger than the noise somewhere; variance: the noise's, (B,C).
+
+    error: how many times too low the level may be. A result removes no more than the noise. Over n values its mean
+    square has the relative standard error sqrt(2 / n).
+
+        rms(result - y) / level  <=  error sqrt(1 + z sqrt(2 / n))
+    """
+    ratio = (shifts.square().mean((1, 2, 3)) / variance.mean(1).clamp_min(1e-12)).sqrt()
+    at, value = int(ratio.argmax()), float(ratio.max())
+    limit = error * math.sqrt(1 + multiple(len(ratio)) * math.sqrt(2 / shifts[0].numel()))
+    row, column = place(at, grid)
+    words = (
+        f"changed by {value:.2f} times the noise{spot(row, column)}: the picture itself is smoothed there; use other "
+        "weights, or train on such pictures (--start-from)"
+    )
+    return Check("distance", value, limit, words, row, column)
+
+
+def place(block: int, grid: Grid | None) -> tuple[int | None, int | None]:
+    """Row and column of a block's first pixel; None for the whole picture."""
+    if grid is None:
+        return None, None
+    width, high, wide = grid
+    return block // (width // wide) * high, block % (width // wide) * wide
+
+
+def spot(row: int | None, column: int | None) -> str:
+    return "" if row is None else f" at row {row}, column {column}"
+
+
+def check_neighbours(y: Tensor) -> list[Check]:
+    """Correlation of the noise of neighbouring pixels of y (C,H,W), in the flattest blocks.
+
+    No checks where too few blocks are left.
+
+    A block's residual r = P y is what a surface of second degree leaves. Independent noise has E r r^T = level^2 P, so
+
+        correlation = <r_i r_j> / <r_i^2> - <P_ij> / <P_ii>,   j = i + offset
+
+    is zero in the mean. Over n pairs its standard error is 1 / sqrt(n). Blocks with clipped pixels do not count. Where
+    few are left their flattest FEWEST are a larger share of them, in which pictures leave as much more.
+    """
+    blocks = in_blocks(y, FLAT, FLAT)  # B,C,h,w
+    clipped = ((blocks == y.min()) | (blocks == y.max())).double().mean((1, 2, 3))
+    projection = beside_surface(FLAT)
+    r = (blocks.flatten(2) @ projection).view_as(blocks)
+    energy = r.square().mean((1, 2, 3))
+    usable = (clipped <= CLIPPED) & (energy > 1e-12)
+    number = max(FEWEST, round(FLAT_SHARE * int(usable.sum())))
+    if usable.sum() < number:
+        return []
+    share = number / int(usable.sum())
+    flattest = energy.masked_fill(~usable, torch.inf).topk(number, largest=False).indices
+    r, square = r[flattest], projection.view(FLAT, FLAT, FLAT, FLAT)
+    found = {}
+    for name, (down, right) in OFFSETS.items():
+        here, there = r[:, :, down:, right:], r[:, :, : FLAT - down, : FLAT - right]
+        i, j = torch.meshgrid(torch.arange(FLAT - down), torch.arange(FLAT - right), indexing="ij")
+        own = square[i, j, i + down, j + right].mean() / projection.diagonal().mean()
+        found[name] = float((here * there).mean() / r.square().mean() - own)
+    error = 1 / math.sqrt(number * FLAT * (FLAT - 1))  # one channel: channels may share their noise
+    sides = (found["rows"] + found["columns"]) / 2
+    more = share - FLAT_SHARE + 3 * error
+    checks = [shared("rows and columns", sides, SIDES + share - FLAT_SHARE + 3 * error / math.sqrt(2))]
+    checks += [shared(name, found[name], ONE_SIDE + more) for name in ("rows", "columns")]
+    checks += [shared(name, found[name], OTHERS + more) for name in list(found)[2:]]
+    return checks
+
+
+def shared(where: str, value: float, limit: float) -> Check:
+    words = (
+        f"neighbouring pixels share their noise (correlation {value:.2f} in flat parts, {where}), and the networks "
+        "keep such noise: denoise the camera's raw values, before demosaicking, resizing or JPEG, or halve the "
+        "picture's size first"
+    )
+    return Check(f"neighbours, {where}", value, limit, words)
+
+
+def check_stripes(y: Tensor, lines: str) -> Check:
+    """The standard deviation of noise that a whole row of y (C,H,W) shares, in units of the pixels' own noise.
+
+    d are HIGH_PASS differences between rows, clipped at three standard deviations. Their means over parts a and b of
+    each row have the covariance sigma_row^2, whatever the pixels' own noise is:
+
+        (sigma_row / sigma)^2 = min over a, b of  mean_rows d_a d_b
+    """
+    scale = detail_scale(y)
+    norm = math.sqrt(sum(c * c for c in HIGH_PASS))
+    length = y.shape[1] - len(HIGH_PASS) + 1
+    d = sum(c * y[:, k : k + length] for k, c in enumerate(HIGH_PASS)) / norm
+    d = (d / scale).clamp(-3, 3)
+    parts = [part.mean(2) for part in d.tensor_split(PARTS, 2)]
+    least = min(float((a * b).mean()) for k, a in enumerate(parts) for b in parts[:k])
+    value = math.sqrt(max(0.0, least))
+    words = (
+        f"{lines} have noise of their own ({value:.2f} times the pixels'), and the networks keep such noise: subtract "
+        f"a dark frame, or each {lines[:-1]}'s offset measured on a covered part, first"
+    )
+    return Check(f"stripes, {lines}", value, STRIPES + 3 * PARTS / (y.shape[2] * math.sqrt(length)), words)
+
+
+def detail_scale(y: Tensor) -> Tensor:
+    """Noise scale of each channel of y (C,H,W), (C,1,1): the mean of the lower half of |diagonal Haar details|.
+
+    Unlike their median it does not jump where values are rounded to 8 bits. Of |z| of a standard normal z it is 0.3246.
+    """
+    size = details(y[None])[0].abs().flatten(1).sort(1).values
+    return (size[:, : size.shape[1] // 2].mean(1) / 0.3246).clamp_min(1e-6).view(-1, 1, 1)
+
+
+def in_blocks(t: Tensor, height: int, width: int) -> Tensor:
+    """(C,H,W) -> (B,C,height,width): the blocks that fit, in the order of rows. What is left at the end is left out."""
+    blocks = F.unfold(t[None], (height, width), stride=(height, width))[0]  # C h w,B
+    return blocks.T.reshape(-1, t.shape[0], height, width)
+
+
+def beside_surface(side: int) -> Tensor:
+    """The projection (side^2,side^2) of a block on what no polynomial of second degree explains."""
+    at = torch.arange(side, dtype=torch.float64)
+    r, c = (t.flatten() for t in torch.meshgrid(at, at, indexing="ij"))
+    q = torch.linalg.qr(torch.stack([torch.ones_like(r), r, c, r * r, r * c, c * c], 1)).Q
+    return torch.eye(side * side, dtype=torch.float64) - q @ q.T
+
+
+def multiple(number: int) -> float:
+    """How many standard errors the largest of so many normal values may have."""
+    return NormalDist().inv_cdf(1 - FALSE_ALARMS / (2 * number))
+
+
+def doubts(checks: list[Check]) -> list[str]:
+    """The words of the failed checks, of each kind those of the one furthest beyond its limit."""
+    worst: dict[str, Check] = {}
+    for check in checks:
+        kind = check.name.split(",")[0]
+        if check.failed and (kind not in worst or check.value / check.limit > worst[kind].value / worst[kind].limit):
+            worst[kind] = check
+    return [check.words for check in worst.values()]
