@@ -11,6 +11,7 @@ The third measures the noisy input alone. The fourth measures classical denoiser
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 
@@ -23,6 +24,7 @@ from data.pictures import put_stacks_together, save_pictures, shown_range
 from models import load_model
 from models.inference import denoise_batch, filled, outlying
 from models.noise import NoiseModel
+from models.noise.correlation import Shared, shared_noise, stride_for
 from models.units import USUAL_NOISE
 from options.base import noise_of
 from options.test import TestOptions
@@ -72,6 +74,8 @@ def evaluate(opt, world: World, argv: list[str]) -> int:
     if opt.save and models:
         put_stacks_together(opt.save, inputs, bad={inputs[row.index].path for row in bad})
     print_table(table)
+    strides = [f"{row.shown}: every {max(row.strides.values())}" if row.strides else None for row in rows]
+    note("noise that neighbours share: pixels were taken apart (--stride)", strides)
     kept = "; the images are written as they were" if opt.on_doubt == "keep" and opt.save else ""
     note(f"results that may be worse than the images, for their noise{kept}", [row.unknown for row in rows])
     doubts = [f"{row.shown}: {'; '.join(row.doubts)}" if row.doubts else None for row in rows]
@@ -112,18 +116,26 @@ def test_image(k: int, source: Input, opt, models: list, white_level: float | No
     low, high = shown_range(seen.numpy())  # checks are in 255 parts of it
     if models:
         row.checks["input"] = check_noise((seen[0] - low) / (high - low))
+        if any(check.failed and check.name.startswith("neighbours") for check in row.checks["input"]):
+            row.shared = shared_noise(seen[0])
     for model in models:
         started = time.perf_counter()
+        model.stride = opt.stride or stride_of(model, row.shared, opt)
         result = denoise_batch(model, y, opt.tile, opt.self_ensemble, progress=True)
         file = str(model.file)
         row.seconds[file] = row.seconds.get(file, 0.0) + time.perf_counter() - started
         if result.tiled:
             row.tiled.add(file)
         changed = torch.where(y.isnan(), seen, result.image - beyond)
+        together = 1.0
+        if row.shared:  # a Gaussian blur: the sum of its autocorrelation
+            together = max(1.0, 4 * math.pi * (row.shared.reach + row.shared.chroma_reach) ** 2)
         noise_map = None if result.noise_level is None else result.noise_level[0] / (high - low)
         row.checks[model.name] = check_result(
-            (seen[0] - low) / (high - low), (changed[0] - low) / (high - low), noise_map
+            (seen[0] - low) / (high - low), (changed[0] - low) / (high - low), noise_map, together
         )
+        if model.stride > 1:
+            row.strides[model.name] = model.stride
         if model.stage == 2:
             images[method_name("distilled", model, models)] = as_image(result.image)
             continue
@@ -135,6 +147,8 @@ def test_image(k: int, source: Input, opt, models: list, white_level: float | No
             row.unknown = f"{source.name}: {words}"
         if std is None:  # of several, the first one's maps and level
             std, level, row.estimated = as_image(result.std), as_image(result.noise_level), found
+
+    row.known = all(model.shared_noise or row.strides.get(model.name, 1) > 1 for model in models)
 
     # how near they come to the clean one
     row.level = sample.level
@@ -151,6 +165,13 @@ def test_image(k: int, source: Input, opt, models: list, white_level: float | No
             images["kept"] = sample.noisy  # the last one is what is written
         save_pictures(opt.save, source, sample, images, std, level, opt.depth)
     return row
+
+
+def stride_of(model, shared: Shared | None, opt) -> int:
+    """The stride with which a picture is denoised, see --stride. shared: how its noise is, None where it is not."""
+    if opt.protocol == "published" or model.shared_noise or shared is None:
+        return model.config.get("stride", 1)
+    return max(2, stride_for(shared.reach))
 
 
 def seen_as_one(model, seen: torch.Tensor) -> float:

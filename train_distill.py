@@ -214,9 +214,10 @@ def of_one_brightness(clean: ImagePool | DiskPool, noisy: ImagePool | DiskPool) 
 
 def starting_student(opt, teacher: BlindSpotDenoiser) -> MWCNN:
     """MWCNN from scratch, or --student, whose size then counts."""
+    shared = teacher.shared_noise or (opt.pairs == "drawn" and NOISES[opt.noise].shared)
     if opt.student is None:
         seed_weights(opt.seed)
-        return MWCNN(teacher.channels, opt.student_width, teacher.units)
+        return MWCNN(teacher.channels, opt.student_width, teacher.units, shared)
     student = load_model(opt.student, "cpu", opt.checkpoints_dir)
     if student.stage != 2 or student.channels != teacher.channels:
         raise UsageError(
@@ -225,6 +226,8 @@ def starting_student(opt, teacher: BlindSpotDenoiser) -> MWCNN:
         )
     if teacher.units == "noise" and student.units == "white":
         student.take_up_units_of_noise()
+    student.config.pop("shared_noise", None)
+    student.config |= {"shared_noise": True} if shared else {}
     return student.train().requires_grad_(True)
 
 

@@ -150,6 +150,11 @@ class BlindSpotDenoiser(nn.Module):
         self.path, self.dtype, self.units, self.stride = "auto", torch.float32, units, stride
 
     @property
+    def shared_noise(self) -> bool:
+        """Whether it knows noise that neighbours share."""
+        return NOISES[self.noise].shared
+
+    @property
     def receptive_radius(self) -> int:
         """How far D-BSN sees, in pixels of the image."""
         return self.dbsn.receptive_radius * self.stride
@@ -189,7 +194,10 @@ class BlindSpotDenoiser(nn.Module):
 
     def scale(self, y: Tensor) -> Scale | None:
         """What `context` needs to know of a whole image y (N,C,H,W) to work on parts of it."""
-        return scale_of(y, WIDEST if self.config["units"] == "white" else None) if self.units == "noise" else None
+        if self.units == "white":
+            return None
+        apart = y[:, :, :: self.stride, :: self.stride]  # neighbours that share noise differ too little
+        return scale_of(apart, WIDEST if self.config["units"] == "white" else None)
 
     def context(self, y: Tensor, scale: Scale | None = None) -> tuple[Tensor, Covariance]:
         """What the pixels around each pixel say of it: mu (N,C,H,W) and the head's covariance, float32.

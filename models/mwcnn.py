@@ -110,9 +110,12 @@ class MWCNN(nn.Module):
 
     stage = 2
 
-    def __init__(self, channels: int, width: int = 160, units: str = "white"):
+    def __init__(self, channels: int, width: int = 160, units: str = "white", shared_noise: bool = False):
+        """shared_noise: whether it is trained on noise that neighbours share."""
         super().__init__()
         self.config = dict(channels=channels, width=width, units=units)
+        if shared_noise:  # older versions read what has none
+            self.config["shared_noise"] = True
         self.channels, self.dtype, self.units, self.stride = channels, torch.float32, units, 1
         f1, f2, f3 = width, round(1.6 * width), round(1.6 * width)
         bands = 4 * channels
@@ -146,6 +149,11 @@ class MWCNN(nn.Module):
         self.units = self.config["units"] = "noise"
 
     @property
+    def shared_noise(self) -> bool:
+        """Whether it knows noise that neighbours share."""
+        return self.config.get("shared_noise", False)
+
+    @property
     def receptive_radius(self) -> int:
         """How far the network sees, in pixels of the image: 2 (8 1) + 4 (8 1) + 8 (8 1), and what the wavelets add."""
         return 120 * self.stride
@@ -157,7 +165,10 @@ class MWCNN(nn.Module):
 
     def scale(self, y: Tensor) -> Scale | None:
         """What `forward` needs to know of a whole image y (N,C,H,W) to work on parts of it."""
-        return scale_of(y, WIDEST if self.config["units"] == "white" else None) if self.units == "noise" else None
+        if self.units == "white":
+            return None
+        apart = y[:, :, :: self.stride, :: self.stride]  # neighbours that share noise differ too little
+        return scale_of(apart, WIDEST if self.config["units"] == "white" else None)
 
     def forward(self, y: Tensor, scale: Scale | None = None) -> Tensor:
         """Noisy images (N,C,H,W), float32, 0..1, any size -> denoised ones."""

@@ -6,6 +6,11 @@ from pathlib import Path
 from options.base import BaseOptions, noise_levels, number
 
 
+def stride(text: str) -> int | None:
+    """An argparse type: 1..8, or None for "auto"."""
+    return None if text == "auto" else number(int, 1, 8)(text)
+
+
 class TestOptions(BaseOptions):
     __test__ = False  # not a pytest class
     prog = "test.py"
@@ -83,6 +88,15 @@ class TestOptions(BaseOptions):
             "--self-ensemble",
             action="store_true",
             help="average over the eight flips and rotations: a little better, eight times slower",
+        )
+        model.add_argument(
+            "--stride",
+            type=stride,
+            default=None,
+            metavar="auto|N",
+            help="denoise every N-th pixel by itself, for noise that neighbours share. auto, the default with "
+            "--protocol none: N follows from each picture's noise, 1 where neighbours share none. Networks that were "
+            "trained on such noise keep the stride of their training",
         )
         model.add_argument(
             "--tile",

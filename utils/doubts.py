@@ -8,13 +8,14 @@ from what pictures themselves were measured to add (see each constant).
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import NormalDist
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from models.noise.correlation import beside_surface, in_blocks
 from models.units import details, scale_of
 
 FALSE_ALARMS = 1e-5  # chance that independent noise fails a check of one picture
@@ -84,11 +85,12 @@ def check_noise(y: Tensor) -> list[Check]:
     return [*check_neighbours(y), check_stripes(y, "rows"), check_stripes(y.transpose(1, 2), "columns")]
 
 
-def check_result(y: Tensor, result: Tensor, level: Tensor | None = None) -> list[Check]:
+def check_result(y: Tensor, result: Tensor, level: Tensor | None = None, together: float = 1.0) -> list[Check]:
     """Whether a result (C,H,W) is as near to its picture y (C,H,W), 0..1, as the noise allows.
 
     level: the noise's standard deviation, (1,H,W) or (1,1,1). None where the model gives none: each block's own noise
     scale stands for it, that of models/units.py or, where it is larger, the root mean square of the same details.
+    together: how many neighbouring pixels share their noise.
     """
     channels, height, width = y.shape
     size = min(BLOCK, height), min(BLOCK, width)
@@ -105,13 +107,15 @@ def check_result(y: Tensor, result: Tensor, level: Tensor | None = None) -> list
         variance = in_blocks(level.square(), *size).mean((2, 3)).expand(-1, channels)
     shifts = in_blocks(shift, *size)
     return [
-        check_brightness("brightness", shift.mean((1, 2))[None], variance.mean(0)[None], height * width),
-        check_brightness("brightness, blocks", shifts.mean((2, 3)), variance, size[0] * size[1], (width, *size)),
-        check_distance(shifts, variance, SCALE_ERROR if level is None else LEVEL_ERROR, (width, *size)),
+        check_brightness("brightness", shift.mean((1, 2))[None], variance.mean(0)[None], height * width / together),
+        check_brightness(
+            "brightness, blocks", shifts.mean((2, 3)), variance, size[0] * size[1] / together, (width, *size)
+        ),
+        check_distance(shifts, variance, SCALE_ERROR if level is None else LEVEL_ERROR, together, (width, *size)),
     ]
 
 
-def check_brightness(name: str, shift: Tensor, variance: Tensor, pixels: int, grid: Grid | None = None) -> Check:
+def check_brightness(name: str, shift: Tensor, variance: Tensor, pixels: float, grid: Grid | None = None) -> Check:
     """Whether the mean of result - y, shift (B,C) of B blocks, is within the noise's standard error; variance (B,C).
 
     Over n pixels the noise's mean has the variance level^2 / n. The limit is Bonferroni's for B C means.
@@ -129,7 +133,7 @@ def check_brightness(name: str, shift: Tensor, variance: Tensor, pixels: int, gr
     return Check(name, float(z.max()), multiple(z.numel()), words, row, column, amount)
 
 
-def check_distance(shifts: Tensor, variance: Tensor, error: float, grid: Grid) -> Check:
+def check_distance(shifts: Tensor, variance: Tensor, error: float, together: float, grid: Grid) -> Check:
     """Whether result - y (B,C,h,w) is larger than the noise somewhere; variance: the noise's, (B,C).
 
     error: how many times too low the level may be. A result removes no more than the noise. Over n values its mean
@@ -139,7 +143,7 @@ def check_distance(shifts: Tensor, variance: Tensor, error: float, grid: Grid) -
     """
     ratio = (shifts.square().mean((1, 2, 3)) / variance.mean(1).clamp_min(1e-12)).sqrt()
     at, value = int(ratio.argmax()), float(ratio.max())
-    limit = error * math.sqrt(1 + multiple(len(ratio)) * math.sqrt(2 / shifts[0].numel()))
+    limit = error * math.sqrt(1 + multiple(len(ratio)) * math.sqrt(2 * together / shifts[0].numel()))
     row, column = place(at, grid)
     words = (
         f"changed by {value:.2f} times the noise{spot(row, column)}: the picture itself is smoothed there; use other "
@@ -201,9 +205,9 @@ def check_neighbours(y: Tensor) -> list[Check]:
 
 def shared(where: str, value: float, limit: float) -> Check:
     words = (
-        f"neighbouring pixels share their noise (correlation {value:.2f} in flat parts, {where}), and the networks "
-        "keep such noise: denoise the camera's raw values, before demosaicking, resizing or JPEG, or halve the "
-        "picture's size first"
+        f"neighbouring pixels share their noise (correlation {value:.2f} in flat parts, {where}), and these networks "
+        "keep such noise: use weights for photographs, leave --stride to its default, or denoise the camera's raw "
+        "values"
     )
     return Check(f"neighbours, {where}", value, limit, words)
 
@@ -240,26 +244,12 @@ def detail_scale(y: Tensor) -> Tensor:
     return (size[:, : size.shape[1] // 2].mean(1) / 0.3246).clamp_min(1e-6).view(-1, 1, 1)
 
 
-def in_blocks(t: Tensor, height: int, width: int) -> Tensor:
-    """(C,H,W) -> (B,C,height,width): the blocks that fit, in the order of rows. What is left at the end is left out."""
-    blocks = F.unfold(t[None], (height, width), stride=(height, width))[0]  # C h w,B
-    return blocks.T.reshape(-1, t.shape[0], height, width)
-
-
-def beside_surface(side: int) -> Tensor:
-    """The projection (side^2,side^2) of a block on what no polynomial of second degree explains."""
-    at = torch.arange(side, dtype=torch.float64)
-    r, c = (t.flatten() for t in torch.meshgrid(at, at, indexing="ij"))
-    q = torch.linalg.qr(torch.stack([torch.ones_like(r), r, c, r * r, r * c, c * c], 1)).Q
-    return torch.eye(side * side, dtype=torch.float64) - q @ q.T
-
-
 def multiple(number: int) -> float:
     """How many standard errors the largest of so many normal values may have."""
     return NormalDist().inv_cdf(1 - FALSE_ALARMS / (2 * number))
 
 
-def doubts(checks: list[Check]) -> list[str]:
+def doubts(checks: Iterable[Check]) -> list[str]:
     """The words of the failed checks, of each kind those of the one furthest beyond its limit."""
     worst: dict[str, Check] = {}
     for check in checks:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from models.noise import NOISES
+from models.noise.correlation import Shared
 from utils.baselines import describe_baseline
 from utils.device import device_name
 from utils.doubts import Check, doubts
@@ -34,6 +35,9 @@ class Row:
     tiled: set[str] = field(default_factory=set)  # the checkpoints that took the image in tiles
     peak: list[float] | None = None  # of PSNR: the ends of the clean image's range; None: white
     unknown: str | None = None  # a word on noise that a checkpoint was not trained on
+    strides: dict[str, int] = field(default_factory=dict)  # of each checkpoint, where above 1
+    shared: Shared | None = None  # how its noise is shared, where neighbours share it
+    known: bool = False  # whether every checkpoint knows such noise, or takes pixels apart
     checks: dict[str, list[Check]] = field(default_factory=dict)  # of the "input" and of each checkpoint's result
 
     @property
@@ -43,7 +47,7 @@ class Row:
         return [
             f"{name}: {words}" if several and name != "input" else words
             for name, checks in self.checks.items()
-            for words in doubts(checks)
+            for words in doubts(c for c in checks if not (self.known and c.name.startswith("neighbours")))
         ]
 
     def record(self) -> dict:
@@ -53,6 +57,7 @@ class Row:
             "noise_level": {"true": self.level, "estimated": self.estimated},
             **self.figures,
             **({"peak": self.peak} if self.peak else {}),
+            **({"strides": self.strides} if self.strides else {}),
             "doubts": [*filter(None, [self.unknown]), *self.doubts],
             "checks": checks,
         }

@@ -56,6 +56,7 @@ class NoiseModel:
     title: ClassVar[str]
     levels: ClassVar[tuple[Level, ...]]
     needs_color: ClassVar[bool] = False
+    shared: ClassVar[bool] = False  # whether neighbouring pixels share it
     image_wide: ClassVar[bool]  # Sigma_n is one matrix for the image; else it is one for each pixel
     hidden: ClassVar[int] = 32  # channels of CNN_est and of the covariance head
 

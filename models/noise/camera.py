@@ -54,6 +54,7 @@ class Camera(NoiseModel):
         Level("chroma_reach", "camera: pixels by which colour reaches further (0)", 1.0, 0.0, 2.0, 0.0),
     )
     image_wide = False
+    shared = True
     draws = 6
 
     def drawn(self, position: Tensor, x: Tensor) -> list[Tensor]:

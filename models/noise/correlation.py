@@ -10,6 +10,7 @@ surface.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -25,6 +26,7 @@ OPPONENT /= OPPONENT.norm(dim=1, keepdim=True)
 SIDE, SHARE, FEWEST = 16, 0.04, 16  # side of the blocks; share and least number of the flattest ones
 CLIPPED = 0.02  # share of clipped pixels above which a block does not count
 DISTANCES = (1, 2, 3, 4)  # pixels
+LITTLE, MOST = 0.2, 4  # a correlation that does little harm; the greatest stride
 REACHES = tuple(0.05 * k for k in range(61))
 
 
@@ -58,6 +60,11 @@ def shared_noise(y: Tensor) -> Shared | None:
     further, of_colors = fit(torch.cat(colors))
     chroma, mean = (of_colors / variance) ** 0.5, (variance + 2 * of_colors) / 3
     return Shared(reach, chroma, max(0.0, further - reach), mean, intensity)
+
+
+def stride_for(reach: float) -> int:
+    """The least distance in pixels at which noise of a reach is shared by LITTLE or less; MOST at most."""
+    return next((s for s in range(1, MOST) if s * s >= -4 * reach**2 * math.log(LITTLE)), MOST)
 
 
 def flattest(y: Tensor) -> Tensor | None:
