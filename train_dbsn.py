@@ -92,6 +92,9 @@ def train(opt, options: Stage1Options, world: World) -> int:
     if before and "units" not in before:
         opt.units = "white"  # a run of an older version, which knew no others
 
+    model = starting_model(opt, channels={"gray": 1, "color": 3}[opt.mode])
+    opt.units = model.units
+
     # Images. Everything that can be wrong with them is found before anything is written.
     noise = noise_of(opt) if opt.clean else None
     redraw = noise is not None and opt.noise_draw == "fresh"
@@ -106,8 +109,7 @@ def train(opt, options: Stage1Options, world: World) -> int:
     keys = crop_keys(opt.seed, Stream.CROPS, opt.streams)
     source = crop_source(pool, opt.patch_size, keys, opt.batch_size, world.local_size)
 
-    # Model and run.
-    model = starting_model(opt, channels={"gray": 1, "color": 3}[opt.mode])
+    # Run.
     total = opt.mu_steps + opt.sigma_steps + opt.steps
     best = {"best_held_out_nll": None}
     training = Training(opt, world, started, device, dtype, "stage1", total, model, model.dbsn, opt.white_level, best)

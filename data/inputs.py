@@ -18,6 +18,7 @@ from data.images import (
     read_image,
     to_float,
 )
+from data.raw import RAW_SUFFIXES
 from data.sets import find_images
 from models.noise import NOISES, NoiseModel
 from utils.baselines import SMALLEST_SIDE
@@ -202,7 +203,7 @@ def read_sample(source: Input, mode: str | None, white_level: float | None, nois
 
 def with_alpha(sample: Sample, path: Path, mode: str | None) -> Sample:
     """The sample with the alpha channel of its file and what is in the transparent parts."""
-    if file_and_page(path)[0].suffix.lower() in (".jpg", ".jpeg", ".bmp", ".npy"):
+    if file_and_page(path)[0].suffix.lower() in (".jpg", ".jpeg", ".bmp", ".npy", *RAW_SUFFIXES):
         return sample
     pixels = decoded(path)
     if pixels.shape[2] not in (2, 4) or (pixels[..., -1] == full_scale(pixels.dtype)).all():

@@ -20,9 +20,33 @@ LEVELS = {
     "mg": dict(noise="mg", sigma=[75]),
     "poisson30": dict(noise="poisson", lam=[30]),
     "poisson-blind": dict(noise="poisson", lam=[5, 50]),
+    "photo": dict(
+        noise="camera",
+        sigma=[1, 25],
+        dark=[0.2, 1.5],
+        reach=[0, 1.1],
+        coarse=[0, 0.4],
+        chroma=[0.2, 1.5],
+        chroma_reach=[0, 2],
+    ),
 }
 
 PAPER = ("awgn15", "awgn25", "awgn50", "hg", "mg")  # the rows of its tables: its noise estimator learns one level
+
+# Noise that neighbours share: stage 1 sees every second pixel. Clean pictures are as soft as a camera's. Stage 2 has
+# pairs alone, with the noise that is trained on: what stage 1 makes of noisy pictures is no better than the student.
+PHOTO = {
+    "stage1": dict(clean=["bsd432", "general100"], stride=2, enlarge=[1.2, 3], tones=True),
+    "stage2": dict(
+        clean=["bsd432", "general100"],
+        noise_draw="fixed",
+        pairs="drawn",
+        pairs_loss="log",
+        noisy_share=0,
+        enlarge=[1.2, 3],
+        tones=True,
+    ),
+}
 
 # What the flavours share, except where one says otherwise: sizes of the networks and crops, fresh noise, the make-up
 # of stage 2's batches.
@@ -145,6 +169,10 @@ RELEASED = {
         "stage1": dict(start_from="color-awgn-blind", steps=2_500, lr=2e-3, warmup=100),
         "stage2": dict(student="color-awgn-blind-full", steps=2_000, lr=1e-3, warmup=200),
     },
+    "color-photo": {
+        "stage1": dict(start_from="color-hg-blind", steps=500, lr=2e-3, warmup=50),
+        "stage2": dict(student="color-hg-blind-full", steps=3_500, lr=1.5e-3, warmup=100),
+    },
 }
 
 
@@ -154,6 +182,8 @@ def recipe(mode: str, row: str, flavour: str) -> dict[str, dict]:
     stage1["mode"] = mode  # the student's is its teacher's
     if flavour == "paper" and mode == "gray" and row == "hg":
         stage1["lr_decay"] = 0.5
+    if row == "photo":
+        stage1, stage2 = stage1 | PHOTO["stage1"], stage2 | PHOTO["stage2"]
     if flavour == "small":
         stage1 |= RELEASED[f"{mode}-{row}"]["stage1"]
         stage2 |= RELEASED[f"{mode}-{row}"]["stage2"]
@@ -192,9 +222,15 @@ def arguments(name: str, stage: str, really_noisy: bool = False, optimizer: str 
             values["lr"] = FLAVOURS["fast"][stage]["lr"]
     if really_noisy:
         levels = [level.name for level in NOISES[values["noise"]].levels]
-        for option in (*levels, "noise_draw", *(("clean",) if stage == "stage1" else ("synthetic_noisy", "noise"))):
+        for option in (
+            *levels,
+            "noise_draw",
+            "pairs",
+            *(("clean",) if stage == "stage1" else ("synthetic_noisy", "noise")),
+        ):
             values.pop(option, None)
     line = []
     for option, value in values.items():
-        line += [f"--{option.replace('_', '-')}", *map(str, value if isinstance(value, list) else [value])]
+        given = [] if value is True else value if isinstance(value, list) else [value]  # a switch stands alone
+        line += [f"--{option.replace('_', '-')}", *map(str, given)]
     return line

@@ -32,6 +32,7 @@ LEVELS = {
     "hg": "--noise hg --alpha 40 --delta 10",
     "mg": "--noise mg",
     "poisson": "--noise poisson --lam 30",
+    "camera": "--noise camera --sigma 10",
 }
 TINY = "--width 4 --blocks 1 --patch-size 16 --batch-size 2 --log-every 1 --warmup 2 --amp off"
 TINY2 = "--student-width 4 --patch-size 16 --batch-size 8 --log-every 1 --warmup 2 --amp off"

@@ -19,7 +19,15 @@ from utils.checkpoint import load_checkpoint
 
 @pytest.mark.parametrize(
     ("mode", "noise"),
-    [("gray", "awgn"), ("gray", "hg"), ("color", "awgn"), ("color", "hg"), ("color", "mg"), ("gray", "poisson")],
+    [
+        ("gray", "awgn"),
+        ("gray", "hg"),
+        ("color", "awgn"),
+        ("color", "hg"),
+        ("color", "mg"),
+        ("gray", "poisson"),
+        ("color", "camera"),
+    ],
 )
 def test_both_stages_and_the_test(mode, noise, run, pictures, tmp_path):
     images, levels = pictures / mode, LEVELS[noise]

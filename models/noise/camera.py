@@ -13,6 +13,7 @@ of a JPEG file are.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -115,6 +116,15 @@ class Camera(NoiseModel):
     def sigma_n(cls, theta: Tensor, image: Tensor) -> Diagonal | Full:
         polynomial, _, chroma, _ = theta.split([theta.shape[1] - 3, 1, 1, 1], 1)
         return of_channels(polynomial_at(polynomial, image, POWERS).variance, chroma)
+
+    @classmethod
+    def estimator(cls, ranges: bool, noisy: bool) -> str:
+        return "residual"
+
+    @classmethod
+    def trained_range(cls, levels: Mapping[str, Range]) -> Range:
+        (low, high), (least, most) = levels["sigma"], levels["dark"]
+        return low * min(1.0, least), high * max(1.0, most)
 
     @classmethod
     def draw(cls, theta: Tensor, cov_n: Covariance, x: Tensor, random: list[torch.Generator]) -> Tensor:
