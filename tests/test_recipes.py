@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from data.sets import SETS
+from options.base import noise_levels
 from options.recipes import DEFAULT, LEVELS, PAPER, RECIPES, RELEASED, arguments
 from options.stage1 import Stage1Options
 from options.stage2 import Stage2Options
@@ -53,7 +54,7 @@ def test_a_recipe_parses_and_gives_what_it_says(name):
     for parse, stage in ((stage1, "stage1"), (stage2, "stage2")):
         values, opt = RECIPES[name][stage], vars(parse(f"--recipe {name}"))
         for option, value in values.items():
-            level = option in ("sigma", "alpha", "delta", "lam")
+            level = option in noise_levels()
             assert opt[option] == ((value[0], value[-1]) if level else value), option
         images = {*values["clean"], *values.get("synthetic_noisy", [])}
         assert images <= set(SETS) and not images & TEST_SETS

@@ -59,16 +59,17 @@ class NoiseModel:
     shared: ClassVar[bool] = False  # whether neighbouring pixels share it
     image_wide: ClassVar[bool]  # Sigma_n is one matrix for the image; else it is one for each pixel
     hidden: ClassVar[int] = 32  # channels of CNN_est and of the covariance head
+    draws: ClassVar[int] = 2  # how many uniform values decide where the levels are within their ranges
 
     # --------------------------------------------------------------------------------------------- noise that is made
 
     def covariance(self, x: Tensor, position: Tensor) -> Covariance:
-        """Sigma_n at clean images x (N,C,H,W). position (N,2), 0..1: where the levels are within their ranges."""
+        """Sigma_n at clean images x (N,C,H,W). position (N,draws), 0..1: where the levels are within their ranges."""
         raise NotImplementedError
 
     def add(self, x: Tensor, random: list[torch.Generator]) -> Tensor:
         """Clean images x (N,C,H,W) -> noisy ones. Generator k, on x's device, draws image k's levels and noise."""
-        return x + self.covariance(x, uniform(2, x, random)).sample(normal(x, random))
+        return x + self.covariance(x, uniform(self.draws, x, random)).sample(normal(x, random))
 
     def published(self, x: np.ndarray) -> np.ndarray:
         """Makes one clean image x (C,H,W), float, noisy by the published protocol.
@@ -79,7 +80,7 @@ class NoiseModel:
 
     def rms(self, x: np.ndarray) -> float:
         """Root mean square of the noise over a clean image x (C,H,W), 0..1 units. Levels must be fixed."""
-        cov = self.covariance(torch.from_numpy(np.ascontiguousarray(x))[None].double(), torch.zeros(1, 2))
+        cov = self.covariance(torch.from_numpy(np.ascontiguousarray(x))[None].double(), torch.zeros(1, self.draws))
         return float(cov.variance.mean().sqrt())
 
     # ---------------------------------------------------------------------------------- noise that CNN_est has learned
@@ -149,7 +150,7 @@ def within(bounds: Range, position: Tensor) -> Tensor:
 
 
 def fraction(position: Tensor, k: int, x: Tensor) -> Tensor:
-    """Column k of the positions (N,2), as (N,1,1,1) of x's device and dtype."""
+    """Column k of the positions (N,draws), as (N,1,1,1) of x's device and dtype."""
     return position[:, k].view(-1, 1, 1, 1).to(x)
 
 
