@@ -127,12 +127,13 @@ def test_image(k: int, source: Input, opt, models: list, white_level: float | No
         if result.tiled:
             row.tiled.add(file)
         changed = torch.where(y.isnan(), seen, result.image - beyond)
-        together = 1.0
+        together, least = 1.0, 0.0
         if row.shared:  # a Gaussian blur: the sum of its autocorrelation
             together = max(1.0, 4 * math.pi * (row.shared.reach + row.shared.chroma_reach) ** 2)
+            least = row.shared.variance / (high - low) ** 2
         noise_map = None if result.noise_level is None else result.noise_level[0] / (high - low)
         row.checks[model.name] = check_result(
-            (seen[0] - low) / (high - low), (changed[0] - low) / (high - low), noise_map, together
+            (seen[0] - low) / (high - low), (changed[0] - low) / (high - low), noise_map, together, least
         )
         if model.stride > 1:
             row.strides[model.name] = model.stride

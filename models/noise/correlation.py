@@ -44,6 +44,11 @@ class Shared:
     variance: float
     intensity: Tensor
 
+    @property
+    def pixels(self) -> float:
+        """How many pixels share their noise: the sum of a Gaussian blur's autocorrelation, 1 or more."""
+        return max(1.0, 4 * math.pi * (self.reach + self.chroma_reach) ** 2)
+
 
 def shared_noise(y: Tensor) -> Shared | None:
     """How the noise of a picture y (C,H,W), any units, is shared; None where too few blocks of it are usable."""
