@@ -11,7 +11,6 @@ The third measures the noisy input alone. The fourth measures classical denoiser
 from __future__ import annotations
 
 import json
-import math
 import sys
 import time
 
@@ -113,11 +112,12 @@ def test_image(k: int, source: Input, opt, models: list, white_level: float | No
     # what the checkpoints make of it, which are not
     y = torch.from_numpy(np.ascontiguousarray(sample.noisy.transpose(2, 0, 1)))[None]  # 1,C,H,W
     seen, beyond = outlying(filled(y))
-    low, high = shown_range(seen.numpy())  # checks are in 255 parts of it
+    low, high = shown_range(seen.numpy())
+    shown = (seen[0] - low) / (high - low)  # checks are in 255 parts of this range
     if models:
-        row.checks["input"] = check_noise((seen[0] - low) / (high - low))
+        row.checks["input"] = check_noise(shown)
         if any(check.failed and check.name.startswith("neighbours") for check in row.checks["input"]):
-            row.shared = shared_noise(seen[0])
+            row.shared = shared_noise(shown)
     for model in models:
         started = time.perf_counter()
         model.stride = opt.stride or stride_of(model, row.shared, opt)
@@ -126,15 +126,9 @@ def test_image(k: int, source: Input, opt, models: list, white_level: float | No
         row.seconds[file] = row.seconds.get(file, 0.0) + time.perf_counter() - started
         if result.tiled:
             row.tiled.add(file)
-        changed = torch.where(y.isnan(), seen, result.image - beyond)
-        together, least = 1.0, 0.0
-        if row.shared:  # a Gaussian blur: the sum of its autocorrelation
-            together = max(1.0, 4 * math.pi * (row.shared.reach + row.shared.chroma_reach) ** 2)
-            least = row.shared.variance / (high - low) ** 2
+        image = torch.where(y.isnan(), seen, result.image - beyond)
         noise_map = None if result.noise_level is None else result.noise_level[0] / (high - low)
-        row.checks[model.name] = check_result(
-            (seen[0] - low) / (high - low), (changed[0] - low) / (high - low), noise_map, together, least
-        )
+        row.checks[model.name] = check_result(shown, (image[0] - low) / (high - low), noise_map, row.shared)
         if model.stride > 1:
             row.strides[model.name] = model.stride
         if model.stage == 2:

@@ -142,7 +142,7 @@ def two(tmp_path, rng):
 @pytest.mark.parametrize("on_doubt", ["warn", "keep"])
 def test_doubts_are_told_recorded_and_kept(on_doubt, two, models, run, tmp_path):
     line = f"--checkpoint {models}/s1/last.safetensors {models}/s2/last.safetensors --data {two}"
-    code, _, err = run("test", f"{line} --save {tmp_path}/out --json {tmp_path}/r.json --on-doubt {on_doubt}")
+    code, _, err = run("test", f"{line} --save {tmp_path}/out --json {tmp_path}/r.json --on-doubt {on_doubt} --stride 1")
     assert code == 0
     assert "shared.png: neighbouring pixels share" in err and ("written as they were" in err) == (on_doubt == "keep")
     fine, shared = json.loads((tmp_path / "r.json").read_text())["images"]
@@ -157,3 +157,13 @@ def test_doubts_are_told_recorded_and_kept(on_doubt, two, models, run, tmp_path)
         *(np.array(Image.open(f)) for f in (two / "shared.png", tmp_path / "out/shared_denoised.png"))
     )
     assert same == (on_doubt == "keep")
+
+
+def test_pixels_are_taken_apart_where_neighbours_share_their_noise(two, models, run, tmp_path):
+    code, _, err = run(
+        "test", f"--checkpoint {models}/s2/last.safetensors --data {two} --save {tmp_path}/out --json {tmp_path}/r.json"
+    )
+    fine, shared = json.loads((tmp_path / "r.json").read_text())["images"]
+    assert code == 0 and "strides" not in fine and list(shared["strides"].values()) in ([3], [4])
+    assert "shared.png: every" in err and "neighbouring pixels share" not in err
+    assert not any("neighbouring" in words for words in shared["doubts"])

@@ -15,7 +15,7 @@ from statistics import NormalDist
 import torch
 from torch import Tensor
 
-from models.noise.correlation import beside_surface, in_blocks
+from models.noise.correlation import Shared, beside_surface, in_blocks
 from models.units import details, scale_of
 
 FALSE_ALARMS = 1e-5  # chance that independent noise fails a check of one picture
@@ -85,14 +85,12 @@ def check_noise(y: Tensor) -> list[Check]:
     return [*check_neighbours(y), check_stripes(y, "rows"), check_stripes(y.transpose(1, 2), "columns")]
 
 
-def check_result(
-    y: Tensor, result: Tensor, level: Tensor | None = None, together: float = 1.0, least: float = 0.0
-) -> list[Check]:
+def check_result(y: Tensor, result: Tensor, level: Tensor | None = None, shared: Shared | None = None) -> list[Check]:
     """Whether a result (C,H,W) is as near to its picture y (C,H,W), 0..1, as the noise allows.
 
     level: the noise's standard deviation, (1,H,W) or (1,1,1). None where the model gives none: each block's own noise
     scale stands for it, that of models/units.py or, where it is larger, the root mean square of the same details.
-    together: how many neighbouring pixels share their noise. least: the variance that it has at least.
+    shared: how its noise is, where neighbours share it.
     """
     channels, height, width = y.shape
     size = min(BLOCK, height), min(BLOCK, width)
@@ -107,7 +105,9 @@ def check_result(
     else:
         level = level.double().expand(1, height, width)
         variance = in_blocks(level.square(), *size).mean((2, 3)).expand(-1, channels)
-    variance = variance.clamp_min(least)
+    together = 1.0
+    if shared:  # neighbours differ too little, so a block's own scale is too small
+        together, variance = shared.pixels, variance.clamp_min(shared.variance)
     shifts = in_blocks(shift, *size)
     return [
         check_brightness("brightness", shift.mean((1, 2))[None], variance.mean(0)[None], height * width / together),
