@@ -23,7 +23,8 @@ from data.pictures import put_stacks_together, save_pictures, shown_range
 from models import load_model
 from models.inference import denoise_batch, filled, outlying
 from models.noise import NoiseModel
-from models.noise.correlation import Shared, shared_noise, stride_for
+from models.noise.correlation import shared_noise
+from models.stride import best_stride
 from models.units import USUAL_NOISE
 from options.base import noise_of
 from options.test import TestOptions
@@ -116,11 +117,10 @@ def test_image(k: int, source: Input, opt, models: list, white_level: float | No
     shown = (seen[0] - low) / (high - low)  # checks are in 255 parts of this range
     if models:
         row.checks["input"] = check_noise(shown)
-        if any(check.failed and check.name.startswith("neighbours") for check in row.checks["input"]):
-            row.shared = shared_noise(shown)
+        row.shared = shared_noise(shown) if row.neighbours_share_noise else None
     for model in models:
         started = time.perf_counter()
-        model.stride = opt.stride or stride_of(model, row.shared, opt)
+        model.stride = opt.stride or stride_of(model, shown[None], row, opt)
         result = denoise_batch(model, y, opt.tile, opt.self_ensemble, progress=True)
         file = str(model.file)
         row.seconds[file] = row.seconds.get(file, 0.0) + time.perf_counter() - started
@@ -162,11 +162,11 @@ def test_image(k: int, source: Input, opt, models: list, white_level: float | No
     return row
 
 
-def stride_of(model, shared: Shared | None, opt) -> int:
-    """The stride with which a picture is denoised, see --stride. shared: how its noise is, None where it is not."""
-    if opt.protocol == "published" or model.shared_noise or shared is None:
+def stride_of(model, shown: torch.Tensor, row: Row, opt) -> int:
+    """The stride with which an image (1,C,H,W), as its checks see it, is denoised: see --stride."""
+    if opt.protocol == "published" or row.shared is None:
         return model.config.get("stride", 1)
-    return max(2, stride_for(shared.reach))
+    return best_stride(model, shown, row.shared)
 
 
 def seen_as_one(model, seen: torch.Tensor) -> float:

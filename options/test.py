@@ -95,8 +95,8 @@ class TestOptions(BaseOptions):
             default=None,
             metavar="auto|N",
             help="denoise every N-th pixel by itself, for noise that neighbours share. auto, the default with "
-            "--protocol none: N follows from each picture's noise, 1 where neighbours share none. Networks that were "
-            "trained on such noise keep the stride of their training",
+            "--protocol none: N follows from each picture's noise, and is that of the training, mostly 1, where "
+            "neighbours share none",
         )
         model.add_argument(
             "--tile",

@@ -27,7 +27,7 @@ def test_of_a_photograph(reach, chroma, chroma_reach, rng):
     assert found.reach < 0.4 if reach == 0 else found.reach == pytest.approx(reach, abs=0.11 if reach < 1 else 0.25)
     assert found.chroma == pytest.approx(chroma, rel=0.12)
     assert found.reach + found.chroma_reach == pytest.approx(reach + chroma_reach, abs=0.5)
-    assert found.variance == pytest.approx((6 / 255) ** 2, rel=0.3)
+    assert found.variance == pytest.approx((6 / 255) ** 2, rel=0.5)  # blocks of a photograph are not flat
 
 
 def test_of_a_gray_picture_and_of_any_scale(rng):

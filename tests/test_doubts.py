@@ -142,7 +142,8 @@ def two(tmp_path, rng):
 @pytest.mark.parametrize("on_doubt", ["warn", "keep"])
 def test_doubts_are_told_recorded_and_kept(on_doubt, two, models, run, tmp_path):
     line = f"--checkpoint {models}/s1/last.safetensors {models}/s2/last.safetensors --data {two}"
-    code, _, err = run("test", f"{line} --save {tmp_path}/out --json {tmp_path}/r.json --on-doubt {on_doubt} --stride 1")
+    line = f"{line} --stride 1 --on-doubt {on_doubt}"
+    code, _, err = run("test", f"{line} --save {tmp_path}/out --json {tmp_path}/r.json")
     assert code == 0
     assert "shared.png: neighbouring pixels share" in err and ("written as they were" in err) == (on_doubt == "keep")
     fine, shared = json.loads((tmp_path / "r.json").read_text())["images"]
@@ -164,6 +165,6 @@ def test_pixels_are_taken_apart_where_neighbours_share_their_noise(two, models, 
         "test", f"--checkpoint {models}/s2/last.safetensors --data {two} --save {tmp_path}/out --json {tmp_path}/r.json"
     )
     fine, shared = json.loads((tmp_path / "r.json").read_text())["images"]
-    assert code == 0 and "strides" not in fine and list(shared["strides"].values()) in ([3], [4])
+    assert code == 0 and "strides" not in fine and list(shared["strides"].values()) in ([2], [3], [4])
     assert "shared.png: every" in err and "neighbouring pixels share" not in err
     assert not any("neighbouring" in words for words in shared["doubts"])

@@ -41,6 +41,11 @@ class Row:
     checks: dict[str, list[Check]] = field(default_factory=dict)  # of the "input" and of each checkpoint's result
 
     @property
+    def neighbours_share_noise(self) -> bool:
+        """Whether a check of the input says so."""
+        return any(check.failed and check.name.startswith("neighbours") for check in self.checks.get("input", []))
+
+    @property
     def doubts(self) -> list[str]:
         """Why the results may be wrong, in words."""
         several = len(self.checks) > 2

@@ -24,9 +24,9 @@ OPPONENT = torch.tensor(
 OPPONENT /= OPPONENT.norm(dim=1, keepdim=True)
 
 SIDE, SHARE, FEWEST = 16, 0.04, 16  # side of the blocks; share and least number of the flattest ones
+LOWEST = 2.154  # of normal values the lowest SHARE are so many standard deviations low in the mean
 CLIPPED = 0.02  # share of clipped pixels above which a block does not count
 DISTANCES = (1, 2, 3, 4)  # pixels
-LITTLE, MOST = 0.2, 4  # a correlation that does little harm; the greatest stride
 REACHES = tuple(0.05 * k for k in range(61))
 
 
@@ -34,8 +34,8 @@ REACHES = tuple(0.05 * k for k in range(61))
 class Shared:
     """What neighbours and channels share.
 
-    reach, chroma, chroma_reach: levels of camera noise, see there. variance: the noise's in the flattest blocks, the
-    mean over the channels. intensity: mean of these blocks, (C,).
+    reach, chroma, chroma_reach: levels of camera noise, see there. variance: the noise's where the flattest blocks
+    are, the mean over the channels. intensity: mean of these blocks, (C,).
     """
 
     reach: float
@@ -46,8 +46,8 @@ class Shared:
 
     @property
     def pixels(self) -> float:
-        """How many pixels share their noise: the sum of a Gaussian blur's autocorrelation, 1 or more."""
-        return max(1.0, 4 * math.pi * (self.reach + self.chroma_reach) ** 2)
+        """How many pixels share their noise."""
+        return pixels(self.reach + self.chroma_reach)
 
 
 def shared_noise(y: Tensor) -> Shared | None:
@@ -59,17 +59,32 @@ def shared_noise(y: Tensor) -> Shared | None:
     r = r.view_as(blocks)
     if y.shape[0] == 1:
         reach, variance = fit(r[:, 0])
-        return Shared(reach, 1.0, 0.0, variance, intensity)
+        return Shared(reach, 1.0, 0.0, variance / share_left([(1.0, reach)]), intensity)
     bright, *colors = torch.einsum("kc,bcij->kbij", OPPONENT.to(r), r)
     reach, variance = fit(bright)
     further, of_colors = fit(torch.cat(colors))
-    chroma, mean = (of_colors / variance) ** 0.5, (variance + 2 * of_colors) / 3
-    return Shared(reach, chroma, max(0.0, further - reach), mean, intensity)
+    chroma, further = (of_colors / variance) ** 0.5, max(reach, further)
+    mean = (variance + 2 * of_colors) / 3
+    left = share_left([(variance / (3 * mean), reach)] + 2 * [(of_colors / (3 * mean), further)])
+    return Shared(reach, chroma, further - reach, mean / left, intensity)
 
 
-def stride_for(reach: float) -> int:
-    """The least distance in pixels at which noise of a reach is shared by LITTLE or less; MOST at most."""
-    return next((s for s in range(1, MOST) if s * s >= -4 * reach**2 * math.log(LITTLE)), MOST)
+def share_left(planes: list[tuple[float, float]]) -> float:
+    """The share of the noise's variance that the flattest blocks have, since they are flat by chance as well.
+
+    planes: of each channel its share of the variance and its reach. A block's energy E has the relative variance
+
+        Var(E) / E^2 = sum_k share_k^2 2 p_k / n,    p_k pixels that share their noise, of n
+
+    and the lowest SHARE of such values have E (1 - LOWEST sqrt(Var(E)) / E) in the mean.
+    """
+    relative = sum(share**2 * 2 * pixels(reach) / SIDE**2 for share, reach in planes)
+    return max(0.3, 1 - LOWEST * math.sqrt(relative))
+
+
+def pixels(reach: float) -> float:
+    """How many pixels share their noise: the sum of a Gaussian blur's autocorrelation, 1 or more."""
+    return max(1.0, 4 * math.pi * reach**2)
 
 
 def flattest(y: Tensor) -> Tensor | None:

@@ -1,0 +1,40 @@
+"""The stride that suits a picture's shared noise."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from skimage.data import camera as picture
+
+from models import load_model
+from models.noise.camera import Camera
+from models.noise.correlation import shared_noise
+from models.stride import STRIDES, best_stride
+
+
+@pytest.fixture(scope="module")
+def student():
+    return load_model("gray-hg-blind-full")
+
+
+def noisy(x, sigma, reach, rng):
+    levels = (sigma / 255, 1.0, reach, 0.0, 1.0, 0.0)
+    return Camera(*((level, level) for level in levels)).add(x, [rng])
+
+
+@pytest.mark.parametrize("sigma", [5, 20])
+def test_the_choice_is_nearly_the_best(student, sigma, rng):
+    x = torch.from_numpy(picture()[100:356, 150:406] / 255).float()[None, None]
+    y = noisy(x, sigma, 0.7, rng)
+    errors = {}
+    for stride in STRIDES:
+        student.stride = stride
+        errors[stride] = (student(y) - x).square().mean().item()
+    student.stride = 1
+    chosen = best_stride(student, y, shared_noise(y[0]))
+    assert errors[chosen] <= 1.1 * min(errors.values()) and student.stride == 1
+
+
+def test_more_noise_takes_pixels_farther_apart(student, rng):
+    x = torch.linspace(0.3, 0.7, 256).expand(1, 1, 256, 256)
+    assert best_stride(student, noisy(x, 20, 1.0, rng), shared_noise(noisy(x, 20, 1.0, rng)[0])) > 2
