@@ -92,8 +92,16 @@ def test_stage1_from_a_checkpoint(run, pictures, tmp_path):
 STAGE1 = "--name {} --clean {}/gray --noise {} {} --steps 9 --save-every 2 --val-every 4 --noise-draw {}"
 
 
-@pytest.mark.parametrize("noise", ["awgn --sigma 5 55", "poisson --lam 30 60"])
-@pytest.mark.parametrize("draw", ["fixed", "fresh"])
+@pytest.mark.parametrize(
+    ("noise", "draw"),
+    [
+        ("awgn --sigma 5 55", "fixed"),
+        ("awgn --sigma 5 55", "fresh"),
+        ("poisson --lam 30 60", "fixed"),
+        ("poisson --lam 30 60", "fresh"),
+        ("camera --sigma 2 20 --reach 0 1 --stride 2 --enlarge 1.2 3 --tones", "fresh"),
+    ],
+)
 def test_stopped_and_resumed_is_never_stopped(noise, draw, run, pictures, tmp_path):
     line = f"{STAGE1.format('{}', pictures, noise, TINY, draw)} --val {pictures}/gray/0.png"
     ok(run("train_dbsn", line.format("whole")))

@@ -69,6 +69,24 @@ def test_student_from_a_checkpoint(run, pictures, tmp_path):
         torch.testing.assert_close(a[k], b[k], atol=1e-6, rtol=0)
 
 
+def test_students_of_shared_noise_know_it(run, pictures, tmp_path):
+    """Of a teacher that knows it, or of drawn pairs; a student that goes on with other noise does not."""
+    common = f"--clean {pictures}/color --synthetic-noisy {pictures}/color"
+    ok(
+        run(
+            "train_dbsn",
+            f"--name t --mode color --clean {pictures}/color {LEVELS['camera']} --stride 2 {TINY} --steps 1",
+        )
+    )
+    ok(run("train_distill", f"--name a --teacher t {common} {LEVELS['camera']} {TINY2} --steps 1"))
+    drawn = "--pairs drawn --noisy-share 0"
+    ok(run("train_dbsn", f"--name u {line} {LEVELS['hg']}"))
+    ok(run("train_distill", f"--name b --teacher u {common} {LEVELS['camera']} {drawn} {TINY2} --steps 1"))
+    ok(run("train_distill", f"--name c --teacher u --student b {common} {LEVELS['hg']} {TINY2} --steps 1"))
+    assert [load_model(name, "cpu", tmp_path).shared_noise for name in "tabc"] == [True, True, True, False]
+    assert load_model("t", "cpu", tmp_path).stride == 2
+
+
 def test_clean_images_of_stage_2_have_a_white_level_of_their_own(run, pictures, models, tmp_path):
     """12 bits in 16-bit files and 8 bits: the same pictures, so the same course."""
     (tmp_path / "deep").mkdir()
@@ -130,13 +148,16 @@ def test_auto_takes_memory_where_the_images_fit(free, place, run, pictures, mode
     assert json.loads((tmp_path / "s2" / "options.json").read_text())["images"] == place
 
 
-@pytest.mark.parametrize("draw", ["fixed", "fresh"])
-def test_stopped_and_resumed_is_never_stopped(draw, run, pictures, tmp_path):
+PHOTO = "--pairs drawn --pairs-loss log --enlarge 1.2 3 --tones --noisy-share 0"
+
+
+@pytest.mark.parametrize(("draw", "flags"), [("fixed", ""), ("fresh", ""), ("fixed", PHOTO)])
+def test_stopped_and_resumed_is_never_stopped(draw, flags, run, pictures, tmp_path):
     """The teacher reads each image's noise, of which the pairs are made."""
     ok(run("train_dbsn", f"--name t --clean {pictures}/gray --noise awgn --sigma 5 55 {TINY} --steps 2"))
     line = (
         f"--teacher t --clean {pictures}/gray --synthetic-noisy {pictures}/gray {LEVELS['awgn']} {TINY2} --steps 5 "
-        f"--save-every 2 --noise-draw {draw}"
+        f"--save-every 2 --noise-draw {draw} {flags}"
     )
     ok(run("train_distill", f"--name whole {line}"))
     for step in range(1, 6):  # each start is given no time: it makes one step, saves and ends in good order
@@ -156,6 +177,8 @@ def test_stopped_and_resumed_is_never_stopped(draw, run, pictures, tmp_path):
             "--name a --teacher s1 --clean P/gray --synthetic-noisy P/gray --noise awgn --sigma 25 --white-level 9",
             "--clean-white-level",
         ),
+        ("--name a --teacher s1 --clean P/gray --noisy P/gray --pairs drawn", "--pairs drawn needs --synthetic-noisy"),
+        ("--name a --teacher s1 --clean P/gray --noisy P/gray --enlarge 3 2", "low end first"),
         ("--name a --teacher s1 --clean P/gray/0.png --noisy P/gray/0.png --patch-size 16", "same single picture"),
         ("--name a --teacher s1 --clean P/gray --noisy P/gray --student s1 --patch-size 16", "--student"),
     ],
