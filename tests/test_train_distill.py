@@ -72,12 +72,8 @@ def test_student_from_a_checkpoint(run, pictures, tmp_path):
 def test_students_of_shared_noise_know_it(run, pictures, tmp_path):
     """Of a teacher that knows it, or of drawn pairs; a student that goes on with other noise does not."""
     common = f"--clean {pictures}/color --synthetic-noisy {pictures}/color"
-    ok(
-        run(
-            "train_dbsn",
-            f"--name t --mode color --clean {pictures}/color {LEVELS['camera']} --stride 2 {TINY} --steps 1",
-        )
-    )
+    line = f"--mode color --clean {pictures}/color {TINY} --steps 1"
+    ok(run("train_dbsn", f"--name t {line} {LEVELS['camera']} --stride 2"))
     ok(run("train_distill", f"--name a --teacher t {common} {LEVELS['camera']} {TINY2} --steps 1"))
     drawn = "--pairs drawn --noisy-share 0"
     ok(run("train_dbsn", f"--name u {line} {LEVELS['hg']}"))
