@@ -77,3 +77,13 @@ def color_mg(device="cpu"):
 def color_mg_full(device="cpu"):
     """Stage 2, RGB images, Gaussian noise of one covariance. Gives the image itself."""
     return _released(color_mg_full, device)
+
+
+def color_photo(device="cpu"):
+    """Stage 1, RGB images, noise of photographs, which neighbouring pixels share."""
+    return _released(color_photo, device)
+
+
+def color_photo_full(device="cpu"):
+    """Stage 2, RGB images, noise of photographs, which neighbouring pixels share. Gives the image itself."""
+    return _released(color_photo_full, device)

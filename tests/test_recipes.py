@@ -117,6 +117,14 @@ SMALL2 = (
 )
 HG, MG = "--noise hg --alpha 10 60 --delta 2 20", "--noise mg --sigma 75"
 SIZE1 = "--clean bsd432 --noise-draw fresh --width 64 --blocks 3 --mdc residual --units white"
+PHOTO = (
+    "--clean bsd432 general100 --noise camera --sigma 1 25 --dark 0.2 1.5 --chroma 0.2 1.5 --chroma-reach 0 2 "
+    "--enlarge 1.2 3 --tones"
+)
+PAIRS = (
+    "--synthetic-noisy bsd432 --noise-draw fixed --student-width 96 --patch-size 96 --batch-size 8 --optimizer muon "
+    "--pairs drawn --pairs-loss log --noisy-share 0"
+)
 CARDS = {
     "gray-awgn-blind": [
         f"--name blind2 --mode gray {BLIND1} {SMALL1} --steps 10000 --lr 4e-3 --warmup 200",
@@ -165,6 +173,21 @@ CARDS = {
         (
             f"--name mg-full2 --teacher color-mg --student color-awgn-blind-full {SMALL2} {MG} --steps 2000 --lr 1e-3 "
             "--warmup 200"
+        ),
+    ],
+    "color-photo": [
+        (
+            f"--name color-photo --mode color --start-from color-hg-blind {PHOTO} --units white --width 64 --blocks 3 "
+            f"--mdc residual --stride 2 --noise-draw fresh {SMALL1} --reach 0 1.1 --coarse 0 0.4 --steps 500 --lr 2e-3 "
+            "--warmup 50"
+        ),
+        (
+            f"--name part1 --teacher color-hg-blind --student color-hg-blind-full {PHOTO} {PAIRS} --reach 0 1.1 "
+            "--coarse 0 0.4 --steps 3500 --lr 1.5e-3 --warmup 100"
+        ),
+        (
+            f"--name part2 --teacher color-hg-blind --student part1 {PHOTO} {PAIRS} --reach 0.2 1.6 --coarse 0 0.5 "
+            "--steps 1100 --lr 1e-3 --warmup 50"
         ),
     ],
 }
@@ -406,6 +429,24 @@ def test_a_range_of_ones_own_is_tested_at_its_ends(script, levels, name, tests, 
     first, _, *calls = (tmp_path / "calls").read_text().splitlines()
     assert Stage1Options().parse(first.split()[1:]).name == name
     assert len(calls) == len(tests) and all(levels in call for levels, call in zip(tests, calls))
+
+
+@pytest.mark.parametrize("noisy", ["", "a b"])
+def test_script_of_photographs_gives_command_lines_that_parse(noisy, tmp_path):
+    fake = tmp_path / "python"
+    fake.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\n')
+    fake.chmod(0o755)
+    environment = {"PATH": "/usr/bin:/bin", "DBSN_PYTHON": str(fake), "NOISY": noisy}
+    assert subprocess.run(["bash", str(ROOT / "scripts" / "color_photo.sh")], env=environment).returncode == 0
+    calls = [line.split() for line in (tmp_path / "calls").read_text().splitlines()]
+    options = {"train_dbsn.py": Stage1Options, "train_distill.py": Stage2Options, "test.py": TestOptions}
+    parsed = [options[script]().parse(argv) for script, *argv in calls]
+    if noisy:
+        assert [script for script, *_ in calls] == ["train_distill.py"] and parsed[0].noisy == ["a", "b"]
+        assert (parsed[0].teacher, parsed[0].student) == ("color-photo", "color-photo-full")
+    else:
+        assert [script for script, *_ in calls] == ["train_dbsn.py", "train_distill.py", "test.py"]
+        assert parsed[2].checkpoint == [parsed[0].name, parsed[1].name] and parsed[0].stride == 2
 
 
 def test_scripts_refuse_what_they_would_ignore():
