@@ -67,6 +67,8 @@ drawn with seed 0, and the output is clamped but not rounded.
 NOTES = """The paper's HG noise is taken to be two independent draws, which fits its figures. Its MG covariance
 is not published, so that row is for other noise (`--mg-seed`). The measured figures depend on the
 code and on the weights named below."""
+REAL = """PSNR in dB / SSIM. The noise is the camera's or the microscope's. Where neighbours share it, pixels
+were taken apart. Each file has the strides."""
 NOT_MEASURED = """- **The published size.** The released weights are small and were trained on a CPU. No network of
   the published size has been trained with this code. The recipes for one GPU are `fast`, the
   paper's own settings are `paper` ([recipes.md](recipes.md)). Their learning rates are scaled from
@@ -78,7 +80,7 @@ NOT_MEASURED = """- **The published size.** The released weights are small and w
 - **Several machines.** Two processes on one CPU were tested
   ([performance.md](performance.md#many-processes)).
 - **The self-ensemble** at AWGN 15 and 50.
-- **DND and SIDD**, the benchmarks of camera noise.
+- **DND and SIDD**, the benchmarks of camera noise, and PolyU.
 
 On a machine with a GPU:
 
@@ -406,7 +408,7 @@ def render_document(root: Path, results: list[Result], published: dict) -> str:
         parts += [f"## {others.title}", others.render(brief=True)]
     parts += [
         f"## {real.title}",
-        "PSNR in dB / SSIM; the noise is the camera's." if real.rows else MISSING,
+        REAL if real.rows else MISSING,
         real.render(brief=True, ssim=True) if real.rows else "",
     ]
     parts += ["## Models", models_table(root, results)]
