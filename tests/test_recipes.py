@@ -182,12 +182,8 @@ CARDS = {
             "--warmup 50"
         ),
         (
-            f"--name part1 --teacher color-hg-blind --student color-hg-blind-full {PHOTO} {PAIRS} --reach 0 1.1 "
-            "--coarse 0 0.4 --steps 3500 --lr 1.5e-3 --warmup 100"
-        ),
-        (
-            f"--name part2 --teacher color-hg-blind --student part1 {PHOTO} {PAIRS} --reach 0.2 1.6 --coarse 0 0.5 "
-            "--steps 1100 --lr 1e-3 --warmup 50"
+            f"--name color-photo-full --teacher color-hg-blind --student color-hg-blind-full {PHOTO} {PAIRS} "
+            "--reach 0 1.1 --coarse 0 0.4 --steps 3500 --lr 1.5e-3 --warmup 100"
         ),
     ],
 }
