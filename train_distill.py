@@ -269,7 +269,8 @@ class Lessons:
         random = generators(x.device, seed, Stream.SYNTHESIS, samples)
         scale = 1 + self.opt.level_jitter * (2 * uniform(1, x, random) - 1)
         noise = estimator.noise
-        return noise.recorded(x + scale.view(-1, 1, 1, 1) * noise.draw(theta, cov_n, x, random))
+        y = x + scale.view(-1, 1, 1, 1) * noise.draw(theta, cov_n, x, random)
+        return noise.recorded(y) if self.teacher.units == "white" else y  # in other units nothing is known of files
 
     @torch.no_grad()
     def targets(self, y: Tensor, where: Crops) -> Tensor:

@@ -6,6 +6,8 @@ import pytest
 import torch
 from skimage.data import astronaut
 
+from models import BlindSpotDenoiser
+from models.inference import denoise_batch
 from models.noise.camera import Camera
 from models.noise.correlation import shared_noise
 
@@ -40,3 +42,12 @@ def test_of_a_gray_picture_and_of_any_scale(rng):
 def test_not_of_small_or_constant_pictures(rng):
     assert shared_noise(torch.rand(1, 60, 60, generator=rng)) is None
     assert shared_noise(torch.full((3, 200, 200), 0.5)) is None
+
+
+def test_of_a_gray_picture_in_three_channels(rng):
+    """Its channels share all of their noise. Sigma_n must not be singular."""
+    y = camera(reach=0.7).add(picture().mean(1, keepdim=True), [rng]).expand(-1, 3, -1, -1)
+    found = shared_noise(y[0])
+    assert found.chroma == pytest.approx(0.1) and found.reach == pytest.approx(0.7, abs=0.11)
+    model = BlindSpotDenoiser(3, "camera", width=4, blocks=1, estimator="residual", stride=2).eval()
+    assert denoise_batch(model, y[..., :128, :128]).image.isfinite().all()

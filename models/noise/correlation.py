@@ -18,15 +18,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-OPPONENT = torch.tensor(
-    [[1.0, 1.0, 1.0], [1.0, 0.0, -1.0], [-0.5, 1.0, -0.5]]
-)  # brightness, red - blue, green - magenta
+# brightness, red - blue, green - magenta
+OPPONENT = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, -1.0], [-0.5, 1.0, -0.5]])
 OPPONENT /= OPPONENT.norm(dim=1, keepdim=True)
 
 SIDE, SHARE, FEWEST = 16, 0.04, 16  # side of the blocks; share and least number of the flattest ones
 LOWEST = 2.154  # of normal values the lowest SHARE are so many standard deviations low in the mean
 CLIPPED = 0.02  # share of clipped pixels above which a block does not count
 DISTANCES = (1, 2, 3, 4)  # pixels
+LEAST_CHROMA = 0.1  # with less, the channels' covariance is singular
 REACHES = tuple(0.05 * k for k in range(61))
 
 
@@ -63,8 +63,8 @@ def shared_noise(y: Tensor) -> Shared | None:
     bright, *colors = torch.einsum("kc,bcij->kbij", OPPONENT.to(r), r)
     reach, variance = fit(bright)
     further, of_colors = fit(torch.cat(colors))
-    chroma, further = (of_colors / variance) ** 0.5, max(reach, further)
-    mean = (variance + 2 * of_colors) / 3
+    mean, further = (variance + 2 * of_colors) / 3, max(reach, further)
+    chroma = min(max((of_colors / max(variance, 1e-6 * mean)) ** 0.5, LEAST_CHROMA), 1 / LEAST_CHROMA)
     left = share_left([(variance / (3 * mean), reach)] + 2 * [(of_colors / (3 * mean), further)])
     return Shared(reach, chroma, further - reach, mean / left, intensity)
 
@@ -105,6 +105,8 @@ def flattest(y: Tensor) -> Tensor | None:
 def fit(r: Tensor) -> tuple[float, float]:
     """Reach in pixels and variance of the noise with residuals r (B,SIDE,SIDE)."""
     energy = r.square().mean()
+    if energy == 0:  # the colours of a gray picture
+        return 0.0, 0.0
     measured = torch.stack([along(r, r, d) for d in DISTANCES]) / energy
     known = curves()
     best = int((known[:, 1:] / known[:, :1] - measured).square().sum(1).argmin())
