@@ -277,6 +277,7 @@ def test_manifest_of_the_project():
         "cbsd68": 68,
         "cc15": 30,
         "fmd24": 48,
+        "general100": 100,
         "kodak24": 24,
         "mcmaster": 18,
         "polyu": 200,

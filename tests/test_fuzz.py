@@ -579,7 +579,7 @@ LEVEL = st.tuples(st.floats(0, 1, width=32), st.floats(0, 1, width=32)).map(lamb
 @budget(100)
 @given(
     model=st.sampled_from(list(NOISES)),
-    levels=st.tuples(LEVEL, LEVEL, LEVEL),
+    levels=st.tuples(*[LEVEL] * max(len(kind.levels) for kind in NOISES.values())),
     mg_seed=st.integers(0, 2**32 - 1),
     shape=st.tuples(st.integers(1, 3), st.sampled_from([1, 3]), st.integers(1, 9), st.integers(1, 9)),
     keys=st.tuples(st.integers(0, 2**31 - 1), st.integers(0, 6), st.integers(0, 10**6)),
@@ -599,7 +599,7 @@ def test_noise_is_finite_and_a_function_of_its_keys(model, levels, mg_seed, shap
     assert y.shape == x.shape and y.dtype == x.dtype and torch.isfinite(y).all()
     assert torch.equal(y, noise.add(x, [generator("cpu", *keys)] * len(x)))
     other = noise.add(x, [generator("cpu", *keys[:2], keys[2] + 1)] * len(x))
-    assert not torch.equal(y, other) or max(levels[0]) < 1e-3 or model in ("hg", "poisson")
+    assert not torch.equal(y, other) or max(levels[0]) < 1e-3 or model in ("hg", "poisson", "camera")
 
 
 # --------------------------------------------------------------------------------------- ------ phases

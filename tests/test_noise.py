@@ -86,7 +86,7 @@ LEVELS = {
     "hg": Hg(alpha=(40 / 255,) * 2, delta=(10 / 255,) * 2),
     "mg": Mg(sigma=(75 / 255,) * 2),
     "poisson": Poisson(lam=(30.0, 30.0)),
-    "camera": Camera(*((level, level) for level in (10 / 255, 0.5, 0.0, 0.2, 0.6, 0.0))),
+    "camera": Camera(*((level, level) for level in (10 / 255, 0.5, 0.0, 0.0, 0.6, 0.0))),
 }
 
 
