@@ -221,13 +221,9 @@ def arguments(name: str, stage: str, really_noisy: bool = False, optimizer: str 
         if optimizer == "muon":
             values["lr"] = FLAVOURS["fast"][stage]["lr"]
     if really_noisy:
-        levels = [level.name for level in NOISES[values["noise"]].levels]
-        for option in (
-            *levels,
-            "noise_draw",
-            "pairs",
-            *(("clean",) if stage == "stage1" else ("synthetic_noisy", "noise")),
-        ):
+        left_out = [level.name for level in NOISES[values["noise"]].levels] + ["noise_draw", "pairs"]
+        left_out += ["clean", "enlarge", "tones"] if stage == "stage1" else ["synthetic_noisy", "noise"]
+        for option in left_out:
             values.pop(option, None)
     line = []
     for option, value in values.items():

@@ -279,6 +279,9 @@ def test_a_recipe_for_really_noisy_pictures():
         None,
         RECIPES["gray-hg-fast"]["stage1"]["mdc"],
     )
+    photo = stage1("--recipe color-photo-small --noisy mine")
+    assert (photo.noise, photo.stride, photo.enlarge, photo.tones) == ("camera", 2, [1, 1], False)
+    assert stage2("--recipe color-photo-small --noisy mine").pairs == "learned"
     opt = stage2("--recipe gray-hg-fast --noisy=mine")
     assert (opt.noisy, opt.synthetic_noisy, opt.noise, opt.clean) == (["mine"], None, None, ["bsd432"])
 
