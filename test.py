@@ -36,7 +36,7 @@ from utils.errors import EXIT_FAILURE, RunError, UsageError, run_script
 from utils.files import atomic_write_text
 from utils.metrics import measure
 from utils.provenance import code_version
-from utils.report import Row, method_name, noise_not_trained_on, note, print_table, test_record
+from utils.report import Row, independent, method_name, noise_not_trained_on, note, print_table, test_record
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -131,6 +131,8 @@ def test_image(k: int, source: Input, opt, models: list, white_level: float | No
         row.checks[model.name] = check_result(shown, (image[0] - low) / (high - low), noise_map, row.shared)
         if model.stride > 1:
             row.strides[model.name] = model.stride
+        if opt.protocol == "none" and model.shared_noise and row.neighbours_share_noise is False:
+            row.unknown = f"{source.name}: {independent(model)}"
         if model.stage == 2:
             images[method_name("distilled", model, models)] = as_image(result.image)
             continue

@@ -168,3 +168,11 @@ def test_pixels_are_taken_apart_where_neighbours_share_their_noise(two, models, 
     assert code == 0 and "strides" not in fine and list(shared["strides"].values()) in ([2], [3], [4])
     assert "shared.png: every" in err and "neighbouring pixels share" not in err
     assert not any("neighbouring" in words for words in shared["doubts"])
+
+
+def test_weights_for_shared_noise_are_told_of_independent_noise(run, tmp_path, rng):
+    Image.fromarray((255 * rounded(noisy(COLOR, "5", rng))).permute(1, 2, 0).numpy().round().astype(np.uint8)).save(
+        tmp_path / "a.png"
+    )
+    code, _, err = run("test", f"--checkpoint color-photo-full --data {tmp_path}/a.png --save {tmp_path}/out")
+    assert code == 0 and "a: the noise of neighbouring pixels is independent" in err and "color-hg-blind" in err

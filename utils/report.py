@@ -41,9 +41,10 @@ class Row:
     checks: dict[str, list[Check]] = field(default_factory=dict)  # of the "input" and of each checkpoint's result
 
     @property
-    def neighbours_share_noise(self) -> bool:
-        """Whether a check of the input says so."""
-        return any(check.failed and check.name.startswith("neighbours") for check in self.checks.get("input", []))
+    def neighbours_share_noise(self) -> bool | None:
+        """Whether a check of the input says so; None where none could be made."""
+        found = [check.failed for check in self.checks.get("input", []) if check.name.startswith("neighbours")]
+        return any(found) if found else None
 
     @property
     def doubts(self) -> list[str]:
@@ -151,6 +152,15 @@ def noise_not_trained_on(model, level: float, spread: float) -> str | None:
     remedy = "; a --white-level nearer to the brightest value raises it" if raised else ""
     trained = f"{low:g} to {high:g}" if low < high else f"{low:g}"
     return f"noise of {level:.2g}, {model.name} was trained on {trained} (of 255, white){remedy}"
+
+
+def independent(model) -> str:
+    """A word on independent noise, for a model that was trained on noise that neighbours share."""
+    kind = "gray" if model.channels == 1 else "color"
+    return (
+        f"the noise of neighbouring pixels is independent, and {model.name} smooths fine detail as noise that they "
+        f"share: use {kind}-hg-blind or {kind}-hg-blind-full"
+    )
 
 
 def means(rows: list[dict[str, dict]]) -> dict[str, dict[str, float | None]]:
