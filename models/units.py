@@ -29,14 +29,14 @@ Scale = tuple[Tensor, Tensor]  # m and s, (N,1,1,1) each
 
 
 @torch.no_grad()
-def scale_of(y: Tensor, widest: float | None = None) -> Scale:
+def scale_of(y: Tensor, white: bool = False) -> Scale:
     """Mean and noise scale of images y (N,C,H,W), any size, on any device.
 
     s is the median of the absolute diagonal Haar details over 0.6745: the noise's standard deviation where the image is
     smooth (Donoho and Johnstone 1994). Where that is zero s is the image's standard deviation; 1 in a constant image.
     Blocks of one value, such as black surroundings, have no noise and count for neither m nor s.
 
-    widest: for networks that were trained in white units, see `fitting`.
+    white: whether it is for a network that was trained in white units, see `fitting`.
     """
     blocks = [F.max_pool2d(t, BLOCK, ceil_mode=True) for t in (y, -y)]
     counts = (blocks[0] + blocks[1] > 0).any(1, keepdim=True)  # the greatest value less the least, N,1,h,w
@@ -50,17 +50,18 @@ def scale_of(y: Tensor, widest: float | None = None) -> Scale:
     s = d[:, :: max(1, -(-d.shape[1] // SAMPLE))].nanmedian(1).values / MAD if d.shape[1] else torch.zeros_like(m)
     s = torch.where(s > 0, s, deviation)
     scale = tuple(t.view(-1, 1, 1, 1) for t in (m, torch.where(s > 0, s, torch.ones_like(s))))
-    return scale if widest is None else fitting(y, *scale, widest)
+    return fitting(y, *scale) if white else scale
 
 
-def fitting(y: Tensor, m: Tensor, s: Tensor, widest: float) -> Scale:
+def fitting(y: Tensor, m: Tensor, s: Tensor) -> Scale:
     """m and s with which a network of white units sees images y (N,C,H,W) as USUAL_MEAN + USUAL_NOISE (y - m) / s.
 
-    They have the usual mean and the usual noise. Where that would take more than `widest` times the range of 0..1, they
-    have the range `widest` instead. The mean gives way where values would be outside of 0..1.
+    They have the usual mean and the usual noise. Where that would take more than 0..1, they have this range instead:
+    a network that sees values beyond those of its training can be wrong by far more than the noise. The mean gives way
+    where values would be outside of 0..1.
     """
     low, high = y.amin((1, 2, 3), keepdim=True), y.amax((1, 2, 3), keepdim=True)
-    white = torch.maximum(s / USUAL_NOISE, (high - low) / widest)  # what is 1 to the network
+    white = torch.maximum(s / USUAL_NOISE, high - low)  # what is 1 to the network
     mean = torch.maximum((m - low) / white, (1 - (high - m) / white).clamp_max(USUAL_MEAN))
     return m - (mean - USUAL_MEAN) * white, white * USUAL_NOISE
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import skimage.data
 import torch
 
 from models import MWCNN, BlindSpotDenoiser, load_model
@@ -119,3 +120,26 @@ def test_start_from_keeps_the_units_of_its_network(run, pictures, tmp_path):
         assert load_model(f"from-{units}", "cpu", tmp_path).config["units"] == units
     code, _, err = run("train_dbsn", f"--name back {line} --start-from from-noise --units white")
     assert code == 2 and "has units of noise, so leave --units out" in err
+
+
+@pytest.mark.parametrize(
+    ("name", "picture", "sigma"),
+    [
+        ("gray-awgn-blind", "camera", 5),
+        ("gray-awgn-blind", "moon", 5),
+        ("gray-awgn-blind", "coins", 5),
+        ("gray-hg-blind", "camera", 2),
+        ("gray-awgn-blind-full", "camera", 2),
+        ("gray-awgn-blind", "camera", 25),
+    ],
+)
+def test_an_unknown_white_costs_little(name, picture, sigma, rng):
+    """Pictures of a wide range with little noise too, where the usual noise would take values far beyond 0..1."""
+    x = torch.from_numpy(getattr(skimage.data, picture)()[:128, :128] / 255.0).float()[None, None]
+    y = x + sigma / 255 * torch.randn(x.shape, generator=rng)
+    errors = []
+    for units in UNITS:
+        network = load_model(name)
+        network.units = units
+        errors.append((denoise_batch(network, y).image - x).square().mean().item())
+    assert errors[1] < 1.3 * errors[0]
