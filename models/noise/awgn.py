@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from models.gaussian import Diagonal
 from models.noise.base import Level, NoiseModel, Range, fraction, within
-from models.noise.residual import FITTED, Seen, line_at_lowest
+from models.noise.residual import Seen, read_level
 
 
 @dataclass(frozen=True)
@@ -37,11 +36,7 @@ class Awgn(NoiseModel):
     @classmethod
     def read(cls, seen: Seen, gain: Tensor | float) -> Tensor:
         """theta = sigma^2, K = 1: the mean of r^2 over the channels, where V is lowest."""
-        uncertainty, quiet = seen.quietest(FITTED)
-        squares = (sum(e * e for e in seen.residuals) / seen.channels).gather(3, quiet)
-        variance = seen.v.variance.mean(1, keepdim=True).gather(3, quiet)
-        found = line_at_lowest(squares, variance, uncertainty).float() / (1 + gain)
-        return torch.maximum(found, seen.floor)
+        return read_level(seen, gain)[0]
 
     @classmethod
     def sigma_n(cls, theta: Tensor, image: Tensor) -> Diagonal:

@@ -14,6 +14,7 @@ docs/estimator.md measures all of it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -31,6 +32,7 @@ LOWEST = 0.02  # share of the pixels where the line is read off: those with the 
 FITTED = 0.3  # share of the pixels through which the line is laid
 STEEPEST = 2.0  # the greatest slope of the line; the slope is 1 where V is right
 BINS = 16  # ranges of intensity
+PART_SQUARES = 3  # a part of an image, for standard errors, has the square of it as many squares of pixels
 BLOCK = 16  # side of the blocks in which clipped pixels are counted
 AVOID = 30  # what a share of clipped pixels adds to log V: a share of 3% counts as a V 2.5 times larger
 CLEAR = 0.02  # share of clipped pixels that takes no more than a few hundredths off the noise's variance
@@ -89,6 +91,18 @@ class Seen:
         """log|V| / C, and what clipped surroundings add, (N,1,1,n)."""
         return self.v.log_det() / self.channels + AVOID * self.clipped
 
+    @property
+    def floor_of_channels(self) -> Tensor:
+        """The floor of each channel, (N C,1)."""
+        return self.floor.expand(-1, self.channels, -1, -1).reshape(-1, 1)
+
+    def parts(self, groups: int) -> Tensor:
+        """In which of so many parts of the image each sampled pixel is, (n,): squares, dealt out in turn."""
+        height, width = self.image.shape[2:]
+        side = max(1, int((height * width / groups) ** 0.5 / PART_SQUARES))
+        pixel = torch.arange(0, height * width, spacing(self.image), device=self.image.device)
+        return (pixel // width // side * -(-width // side) + pixel % width // side) % groups
+
     def quietest(self, share: float) -> tuple[Tensor, Tensor]:
         """The share of the pixels with the lowest uncertainty: their uncertainty and index, (N,1,1,k), lowest first."""
         return lowest(self.uncertainty, share)
@@ -132,13 +146,56 @@ def count_lowest(t: Tensor) -> int:
     return max(1, round(LOWEST / FITTED * t.shape[-1]))
 
 
-def read_polynomial(seen: Seen, gain: Tensor | float, powers: tuple[int, ...]) -> Tensor:
-    """theta (N,(P+2) C,1,1): for each channel the coefficients of sigma^2(x) = sum_p k_p x^p.
+def read_level(seen: Seen, gain: Tensor | float, groups: int = 0) -> tuple[Tensor, Tensor | None]:
+    """sigma^2 of noise that is the same everywhere, and its standard error, (N,1,1,1) each.
 
-    None of them is negative. With them come the intensities beyond which sigma is constant.
+    It is the mean of r^2 over the channels, where V is lowest. groups: see read_curve.
+    """
+    uncertainty, quiet = seen.quietest(FITTED)
+    squares = (sum(e * e for e in seen.residuals) / seen.channels).gather(3, quiet)
+    v = seen.v.variance.mean(1, keepdim=True).gather(3, quiet)
 
-    sigma^2 is read in each of BINS ranges of intensity. The coefficients are the least squares solution through the
-    ranges, weighted by the inverse variance. Ranges with many clipped pixels are left out.
+    def variance(uncertainty: Tensor) -> Tensor:
+        return torch.maximum(line_at_lowest(squares, v, uncertainty).float() / (1 + gain), seen.floor)
+
+    error = jackknife(variance, uncertainty, seen.parts(groups)[quiet], groups) if groups else None
+    return variance(uncertainty), error
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The noise's variance against intensity of images with C channels, in ranges of intensity: (N C,bins), float64.
+
+    intensity, variance: where V is lowest in each range. error: the variance's standard error, None where not asked
+    for. clear: whether the range counts, since few of its pixels are clipped. ends: least and greatest intensity of
+    each range, (N C,bins,2).
+    """
+
+    intensity: Tensor
+    variance: Tensor
+    error: Tensor | None
+    clear: Tensor
+    ends: Tensor
+
+    def polynomial(self, powers: tuple[int, ...], floor: Tensor) -> Tensor:
+        """Coefficients (N C,P) of sigma^2(x) = sum_p k_p x^p, none of them negative.
+
+        They are the least squares solution through the ranges, weighted by the inverse variance. floor (N C,1): the
+        least variance.
+        """
+        # in units of the brightest range and the floor, so that brightness does not matter to rounding
+        largest = self.intensity.abs().amax(1, keepdim=True).clamp_min(1e-100)  # not 0 in a black image
+        powers_of_x = torch.stack([(self.intensity / largest) ** p for p in powers], 2)  # NC,bins,P
+        s = self.variance / floor
+        found = non_negative_least_squares(powers_of_x, s, self.clear / s.square())
+        return found * floor / torch.cat([largest**p for p in powers], 1)
+
+
+def read_curve(seen: Seen, gain: Tensor | float, groups: int = 0) -> Curve:
+    """The noise's variance in each of BINS ranges of intensity.
+
+    groups: parts of the image for the standard errors, which are the jackknife's (each part left out in turn); 0 for
+    none.
     """
     squares = torch.cat(seen.residuals, 1).square() / (1 + gain)
     images, channels, _, n = seen.mu.shape
@@ -150,21 +207,43 @@ def read_polynomial(seen: Seen, gain: Tensor | float, powers: tuple[int, ...]) -
     order = mu.argsort(1)[:, : n // bins * bins].unflatten(1, (bins, -1))  # NC,bins,pixels
     uncertainty, chosen = lowest(at(v.log() + AVOID * clipped, order), FITTED)
     quiet = order.gather(2, chosen)  # NC,bins,k
-    floor = seen.floor.expand(-1, channels, -1, -1).reshape(-1, 1)  # NC,1
-    s = torch.maximum(line_at_lowest(at(squares, quiet), at(v, quiet), uncertainty)[..., 0], floor)  # NC,bins
+    floor = seen.floor_of_channels
+    squares, v = at(squares, quiet), at(v, quiet)
+
+    def variance(uncertainty: Tensor) -> Tensor:
+        return torch.maximum(line_at_lowest(squares, v, uncertainty)[..., 0], floor)
+
+    error = jackknife(variance, uncertainty, seen.parts(groups)[quiet], groups) if groups else None
     quietest = quiet[..., : count_lowest(quiet)]
     x, share = at(mu, quietest).double().mean(2), at(clipped, quietest).mean(2)  # NC,bins
     clear = share <= share.amin(1, keepdim=True).clamp_min(CLEAR)
-    # in units of the brightest range and the floor, so that brightness does not matter to rounding
-    largest = x.abs().amax(1, keepdim=True).clamp_min(1e-100)  # NC,1; not 0 in a black image
-    powers_of_x = torch.stack([(x / largest) ** p for p in powers], 2)  # NC,bins,P
-    coefficients = non_negative_least_squares(powers_of_x, s / floor, clear / (s / floor).square())
-    coefficients = coefficients * floor / torch.cat([largest**p for p in powers], 1)
+    return Curve(x, variance(uncertainty), error, clear, at(mu, order[..., [0, -1]]).double())
+
+
+def jackknife(f: Callable[[Tensor], Tensor], uncertainty: Tensor, part: Tensor, groups: int) -> Tensor:
+    """Standard error of a statistic f(uncertainty) of pixels (..,k), each in one of so many parts, (..,k).
+
+    With f_g the statistic without part g (its pixels' weight is zero) and f' the mean of all:
+
+        error^2 = (groups - 1) / groups  sum_g (f_g - f')^2
+    """
+    without = torch.stack([f(uncertainty.masked_fill(part == g, torch.inf)) for g in range(groups)])
+    return ((groups - 1) * without.var(0, correction=0)).sqrt()
+
+
+def read_polynomial(seen: Seen, gain: Tensor | float, powers: tuple[int, ...]) -> Tensor:
+    """theta (N,(P+2) C,1,1): for each channel the coefficients of sigma^2(x) = sum_p k_p x^p.
+
+    None of them is negative. With them come the intensities beyond which sigma is constant.
+
+    Ranges of intensity with many clipped pixels are left out.
+    """
+    curve, floor = read_curve(seen, gain), seen.floor_of_channels
+    coefficients = curve.polynomial(powers, floor)
     coefficients[:, 0] = torch.maximum(coefficients[:, 0], floor[:, 0])
-    ends = at(mu, order[..., [0, -1]]).double()
-    low = ends[..., 0].masked_fill(~clear, torch.inf).amin(1, keepdim=True)
-    high = ends[..., 1].masked_fill(~clear, -torch.inf).amax(1, keepdim=True)
-    return torch.cat([coefficients, low, high], 1).float().view(images, -1, 1, 1)
+    low = curve.ends[..., 0].masked_fill(~curve.clear, torch.inf).amin(1, keepdim=True)
+    high = curve.ends[..., 1].masked_fill(~curve.clear, -torch.inf).amax(1, keepdim=True)
+    return torch.cat([coefficients, low, high], 1).float().view(len(seen.image), -1, 1, 1)
 
 
 def polynomial_at(theta: Tensor, image: Tensor, powers: tuple[int, ...]) -> Diagonal:

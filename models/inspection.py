@@ -1,0 +1,217 @@
+"""What a picture says of its noise, before anything is denoised.
+
+Two things are measured. How neighbours and channels share the noise comes from the flattest blocks, no network asked
+(models/noise/correlation.py). How large the noise is at each intensity comes from the residual of a stage-1 network
+(models/noise/residual.py), with standard errors of the jackknife.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.denoiser import BlindSpotDenoiser
+from models.gaussian import Full
+from models.inference import automatic_tile, filled, in_tiles, outlying
+from models.noise.base import FLOOR
+from models.noise.correlation import DISTANCES, SIDE, Shared, beside_surface, flattest, shared_noise
+from models.noise.residual import Seen, read_curve, read_level
+from models.stride import best_stride
+
+PART = 1024  # side in pixels of the part of a picture that is looked at, its middle
+GROUPS = 20  # parts of a picture for the standard errors
+NORMAL_95 = 1.96  # standard errors of a 95% interval
+GROWS = 1.15  # ratio of the noise in bright and in dark parts above which it depends on the signal
+CORRELATED = 0.25  # correlation of channels above which they share their noise
+
+
+@dataclass(frozen=True)
+class ChannelCurve:
+    """The noise of one channel: standard deviation at each intensity, and its 95% interval, from dark to bright.
+
+    clear: which of them count: the others have too many clipped pixels. coefficients: sigma^2 = a + b x + c x^2 through
+    those that count.
+    """
+
+    intensity: np.ndarray
+    std: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    clear: np.ndarray
+    coefficients: tuple[float, float, float]
+
+    def fitted(self, x: np.ndarray) -> np.ndarray:
+        """Standard deviation at intensities x by the coefficients."""
+        a, b, c = self.coefficients
+        return np.sqrt(np.maximum(a + b * x + c * x * x, 0))
+
+    @property
+    def counted(self) -> np.ndarray:
+        """Intensities that count."""
+        return self.intensity[self.clear]
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """The noise of a picture. All values have the picture's units.
+
+    level, interval: standard deviation over the picture where it is the same everywhere, else its root mean square
+    along the curve; 95% interval.
+    curves: one for each channel.
+    grows: whether the noise depends on the signal. falls: whether it is less in bright parts, as gamma makes it.
+    gain, read_noise: sigma^2 = read_noise^2 + gain x, the mean over the channels; None where the noise does not grow.
+    shared: whether neighbouring pixels share it. reach: by how many pixels it is blurred, 0 where independent.
+    autocorrelation: along "rows" and "columns" at 1, 2, 3 and 4 pixels; None where too few blocks are flat.
+    channels: correlation of the channels (C,C); None as before.
+    stripes: noise that whole "rows" and "columns" share, in parts of the pixels' own.
+    clipped: the shares of pixels with the picture's least and greatest value.
+    """
+
+    level: float
+    interval: tuple[float, float]
+    curves: tuple[ChannelCurve, ...]
+    grows: bool
+    falls: bool
+    gain: float | None
+    read_noise: float | None
+    shared: bool
+    reach: float
+    autocorrelation: dict[str, list[float]] | None
+    channels: np.ndarray | None
+    stripes: dict[str, float]
+    clipped: tuple[float, float]
+
+    @property
+    def channels_share(self) -> bool:
+        """Whether the channels share their noise."""
+        if self.channels is None or len(self.channels) == 1:
+            return False
+        return bool(np.abs(self.channels - np.eye(len(self.channels))).max() > CORRELATED)
+
+
+@torch.no_grad()
+def inspect_noise(
+    model: BlindSpotDenoiser, y: Tensor, neighbours_share: bool, stripes: dict[str, float] | None = None
+) -> Inspection:
+    """The noise of a picture y (C,H,W), any units; NaN where there is none. Of a large one its middle is looked at.
+
+    model: a network of stage 1 with the residual estimator, such as gray-awgn-blind or color-awgn-blind.
+    neighbours_share: what utils/doubts.py finds. stripes: likewise.
+    """
+    clipped = share_at_ends(y)
+    top, left = (max(0, (length - PART) // 2) for length in y.shape[1:])
+    y = outlying(filled(y[:, top : top + PART, left : left + PART][None]))[0]
+    low, high = y.amin(), y.amax()
+    unit = (high - low).clamp_min(1e-30)
+    shown = (y - low) / unit
+    shared = shared_noise(shown[0])
+    before = model.stride, model.units
+    model.units = "noise"
+    try:
+        model.stride = best_stride(model, shown, shared) if neighbours_share and shared else 1
+        seen, gain = residuals_of(model, shown)
+    finally:
+        model.stride, model.units = before
+    curve = read_curve(seen, gain, GROUPS)
+    variance, error = (float(t) for t in read_level(seen, gain, GROUPS))
+    coefficients = curve.polynomial((0, 1, 2), seen.floor_of_channels)
+    photons = curve.polynomial((0, 1), seen.floor_of_channels)
+    more = larger_in_flattest(shared, coefficients) if neighbours_share and shared else 1.0
+    low, unit = float(low), float(unit)
+    channels = []
+    for k in range(len(y[0])):
+        intensity, s, e = (t[k].cpu().numpy() for t in (curve.intensity, curve.variance * more, curve.error * more))
+        ends = (np.sqrt(np.maximum(s + z * e, 0)) * unit for z in (-NORMAL_95, NORMAL_95))
+        # a + b x + c x^2 of shown values x, in the picture's own
+        a, b, c = (float(t) * more for t in coefficients[k])
+        own = unit**2 * a - unit * b * low + c * low**2, unit * b - 2 * c * low, c
+        channels.append(
+            ChannelCurve(low + unit * intensity, np.sqrt(s) * unit, *ends, curve.clear[k].cpu().numpy(), own)
+        )
+    ratio = brightness_ratio(channels)
+    grows = ratio > GROWS
+    level = (variance * more) ** 0.5
+    if grows or ratio < 1 / GROWS:  # no one level: over the ranges of intensity, which have as many pixels each
+        level = float((curve.variance * more).mean()) ** 0.5
+        error = float(curve.error.square().sum()) ** 0.5 / curve.error.numel()
+    spread = NORMAL_95 * error * more / (2 * level)
+    b = float(photons[:, 1].mean()) * more * unit
+    a = float(photons[:, 0].mean()) * more * unit**2 - b * low
+    return Inspection(
+        level=level * unit,
+        interval=(max(0.0, level - spread) * unit, (level + spread) * unit),
+        curves=tuple(channels),
+        grows=grows,
+        falls=ratio < 1 / GROWS,
+        gain=b if grows else None,
+        read_noise=max(0.0, a) ** 0.5 if grows else None,
+        shared=neighbours_share,
+        reach=shared.reach if neighbours_share and shared else 0.0,
+        **of_flattest(shown[0]),
+        stripes=stripes or {},
+        clipped=clipped,
+    )
+
+
+def residuals_of(model: BlindSpotDenoiser, y: Tensor) -> tuple[Seen, Tensor]:
+    """The residuals of y (1,C,H,W) and mu's gain."""
+    scale = model.scale(y)
+
+    def context(part: Tensor) -> tuple[Tensor, Tensor]:
+        mu, cov = model.context(part, scale)
+        return mu, cov.factor
+
+    mu, factor = in_tiles(context, model, y, automatic_tile(model, y), progress=False)
+    y, v = y.to(mu), Full(factor)
+    floor = (FLOOR * model.unit(y) * torch.ones_like(y[:, :1, :1, :1])).square()
+    return Seen.of(y, mu, v, floor), model.gain(y, mu, v)
+
+
+def larger_in_flattest(shared: Shared, coefficients: Tensor) -> float:
+    """How many times larger than the curve the variance of shared noise is: mu carries a share of it (Camera.read)."""
+    x = shared.intensity.to(coefficients)
+    found = float((coefficients * torch.stack([torch.ones_like(x), x, x * x], 1)).sum(1).mean())
+    return max(1.0, shared.variance / max(found, 1e-12))
+
+
+def brightness_ratio(channels: list[ChannelCurve]) -> float:
+    """The noise at the brightest intensities that count over that at the darkest, by the mean of three ranges each."""
+    ratios = [c.std[c.clear][-3:].mean() / c.std[c.clear][:3].mean() for c in channels if c.clear.sum() >= 6]
+    return float(np.mean(ratios)) if ratios else 1.0
+
+
+def of_flattest(y: Tensor) -> dict:
+    """Autocorrelation and correlation of channels of a picture y (C,H,W), from its flattest blocks.
+
+    What the surface takes away from independent noise is added again, see utils/doubts.py.
+    """
+    blocks = flattest(y.double())
+    if blocks is None:
+        return {"autocorrelation": None, "channels": None}
+    projection = beside_surface(SIDE)
+    r = (blocks.flatten(2) @ projection).view_as(blocks)
+    square = projection.view(SIDE, SIDE, SIDE, SIDE)
+    own = projection.diagonal().mean()
+    energy = r.square().mean()
+    found: dict[str, list[float]] = {"rows": [], "columns": []}
+    for distance in DISTANCES:
+        i, j = torch.meshgrid(torch.arange(SIDE), torch.arange(SIDE - distance), indexing="ij")
+        white = float(square[i, j, i, j + distance].mean() / own)
+        along = (r[..., distance:] * r[..., :-distance]).mean(), (r[..., distance:, :] * r[..., :-distance, :]).mean()
+        for name, product in zip(found, along):
+            found[name].append(float(product / energy) - white)
+    products = torch.einsum("bcij,bdij->cd", r, r)
+    root = products.diagonal().sqrt().clamp_min(1e-30)
+    return {"autocorrelation": found, "channels": (products / root / root[:, None]).numpy()}
+
+
+def share_at_ends(y: Tensor) -> tuple[float, float]:
+    """The shares of pixels of y (C,H,W) with its least and greatest value; 0 where a single pixel has it."""
+    known = y[~y.isnan()]
+    if not len(known):
+        return 0.0, 0.0
+    counts = [int((known == end).sum()) for end in (known.min(), known.max())]
+    return tuple(count / len(known) if count > 1 else 0.0 for count in counts)
