@@ -18,13 +18,14 @@ from models.gaussian import Full
 from models.inference import automatic_tile, filled, in_tiles, outlying
 from models.noise.base import FLOOR
 from models.noise.correlation import DISTANCES, SIDE, Shared, beside_surface, flattest, shared_noise
-from models.noise.residual import Seen, read_curve, read_level
+from models.noise.residual import Curve, Seen, read_curve, read_level
 from models.stride import best_stride
 
-PART = 1024  # side in pixels of the part of a picture that is looked at, its middle
+PART = 512  # side in pixels of the part of a picture that is looked at, its middle
 GROUPS = 20  # parts of a picture for the standard errors
 NORMAL_95 = 1.96  # standard errors of a 95% interval
 GROWS = 1.15  # ratio of the noise in bright and in dark parts above which it depends on the signal
+TEXTURE = 0.0012  # of a picture's range: a standard deviation of the error that pictures add, measured on Set12
 CORRELATED = 0.25  # correlation of channels above which they share their noise
 
 
@@ -32,8 +33,8 @@ CORRELATED = 0.25  # correlation of channels above which they share their noise
 class ChannelCurve:
     """The noise of one channel: standard deviation at each intensity, and its 95% interval, from dark to bright.
 
-    clear: which of them count: the others have too many clipped pixels. coefficients: sigma^2 = a + b x + c x^2 through
-    those that count.
+    clear: which of them count: the others have too many clipped pixels. darkest: least intensity of those that count.
+    coefficients: sigma^2 = a + b t + c t^2 through those that count, t = x - darkest.
     """
 
     intensity: np.ndarray
@@ -41,12 +42,14 @@ class ChannelCurve:
     low: np.ndarray
     high: np.ndarray
     clear: np.ndarray
+    darkest: float
     coefficients: tuple[float, float, float]
 
     def fitted(self, x: np.ndarray) -> np.ndarray:
         """Standard deviation at intensities x by the coefficients."""
         a, b, c = self.coefficients
-        return np.sqrt(np.maximum(a + b * x + c * x * x, 0))
+        t = np.maximum(x - self.darkest, 0)
+        return np.sqrt(a + b * t + c * t * t)
 
     @property
     def counted(self) -> np.ndarray:
@@ -62,11 +65,13 @@ class Inspection:
     along the curve; 95% interval.
     curves: one for each channel.
     grows: whether the noise depends on the signal. falls: whether it is less in bright parts, as gamma makes it.
-    gain, read_noise: sigma^2 = read_noise^2 + gain x, the mean over the channels; None where the noise does not grow.
+    gain, read_noise, black: sigma^2 = read_noise^2 + gain (x - black), the mean over the channels. black is 0 where
+    that is possible; else the noise is zero there, as photon noise is at a sensor's black level. All are None where the
+    noise does not grow.
     shared: whether neighbouring pixels share it. reach: by how many pixels it is blurred, 0 where independent.
     autocorrelation: along "rows" and "columns" at 1, 2, 3 and 4 pixels; None where too few blocks are flat.
     channels: correlation of the channels (C,C); None as before.
-    stripes: noise that whole "rows" and "columns" share, in parts of the pixels' own.
+    stripes: noise that whole "rows" or "columns" share, in parts of the pixels' own, where there is such.
     clipped: the shares of pixels with the picture's least and greatest value.
     """
 
@@ -77,6 +82,7 @@ class Inspection:
     falls: bool
     gain: float | None
     read_noise: float | None
+    black: float | None
     shared: bool
     reach: float
     autocorrelation: dict[str, list[float]] | None
@@ -119,35 +125,35 @@ def inspect_noise(
     variance, error = (float(t) for t in read_level(seen, gain, GROUPS))
     coefficients = curve.polynomial((0, 1, 2), seen.floor_of_channels)
     photons = curve.polynomial((0, 1), seen.floor_of_channels)
-    more = larger_in_flattest(shared, coefficients) if neighbours_share and shared else 1.0
+    more = larger_in_flattest(shared, curve, coefficients) if neighbours_share and shared else 1.0
     low, unit = float(low), float(unit)
     channels = []
     for k in range(len(y[0])):
         intensity, s, e = (t[k].cpu().numpy() for t in (curve.intensity, curve.variance * more, curve.error * more))
-        ends = (np.sqrt(np.maximum(s + z * e, 0)) * unit for z in (-NORMAL_95, NORMAL_95))
-        # a + b x + c x^2 of shown values x, in the picture's own
+        std = np.sqrt(s)
+        of_std = np.hypot(e / (2 * std), TEXTURE)
+        ends = (np.maximum(std + z * of_std, 0) * unit for z in (-NORMAL_95, NORMAL_95))
         a, b, c = (float(t) * more for t in coefficients[k])
-        own = unit**2 * a - unit * b * low + c * low**2, unit * b - 2 * c * low, c
-        channels.append(
-            ChannelCurve(low + unit * intensity, np.sqrt(s) * unit, *ends, curve.clear[k].cpu().numpy(), own)
-        )
-    ratio = brightness_ratio(channels)
-    grows = ratio > GROWS
+        clear, darkest = curve.clear[k].cpu().numpy(), low + unit * float(curve.darkest[k])
+        own = unit**2 * a, unit * b, c  # of the picture's values, not of the shown ones
+        channels.append(ChannelCurve(low + unit * intensity, std * unit, *ends, clear, darkest, own))
+    grows, falls = trend(channels)
     level = (variance * more) ** 0.5
-    if grows or ratio < 1 / GROWS:  # no one level: over the ranges of intensity, which have as many pixels each
+    if grows or falls:  # no one level: over the ranges of intensity, which have as many pixels each
         level = float((curve.variance * more).mean()) ** 0.5
         error = float(curve.error.square().sum()) ** 0.5 / curve.error.numel()
-    spread = NORMAL_95 * error * more / (2 * level)
-    b = float(photons[:, 1].mean()) * more * unit
-    a = float(photons[:, 0].mean()) * more * unit**2 - b * low
+    spread = NORMAL_95 * float(np.hypot(error * more / (2 * level), TEXTURE))
+    slope = float(photons[:, 1].mean()) * more * unit
+    at_zero = float(photons[:, 0].mean()) * more * unit**2 - slope * (low + unit * float(curve.darkest.mean()))
     return Inspection(
         level=level * unit,
         interval=(max(0.0, level - spread) * unit, (level + spread) * unit),
         curves=tuple(channels),
         grows=grows,
-        falls=ratio < 1 / GROWS,
-        gain=b if grows else None,
-        read_noise=max(0.0, a) ** 0.5 if grows else None,
+        falls=falls,
+        gain=slope if grows else None,
+        read_noise=max(0.0, at_zero) ** 0.5 if grows else None,
+        black=max(0.0, -at_zero) / max(slope, 1e-30) if grows else None,
         shared=neighbours_share,
         reach=shared.reach if neighbours_share and shared else 0.0,
         **of_flattest(shown[0]),
@@ -170,17 +176,30 @@ def residuals_of(model: BlindSpotDenoiser, y: Tensor) -> tuple[Seen, Tensor]:
     return Seen.of(y, mu, v, floor), model.gain(y, mu, v)
 
 
-def larger_in_flattest(shared: Shared, coefficients: Tensor) -> float:
+def larger_in_flattest(shared: Shared, curve: Curve, coefficients: Tensor) -> float:
     """How many times larger than the curve the variance of shared noise is: mu carries a share of it (Camera.read)."""
-    x = shared.intensity.to(coefficients)
+    x = (shared.intensity.to(coefficients) - curve.darkest[:, 0]).clamp_min(0)
     found = float((coefficients * torch.stack([torch.ones_like(x), x, x * x], 1)).sum(1).mean())
     return max(1.0, shared.variance / max(found, 1e-12))
 
 
-def brightness_ratio(channels: list[ChannelCurve]) -> float:
-    """The noise at the brightest intensities that count over that at the darkest, by the mean of three ranges each."""
-    ratios = [c.std[c.clear][-3:].mean() / c.std[c.clear][:3].mean() for c in channels if c.clear.sum() >= 6]
-    return float(np.mean(ratios)) if ratios else 1.0
+def trend(channels: list[ChannelCurve]) -> tuple[bool, bool]:
+    """Whether the noise grows with the signal, and whether it falls: the brightest intensities beside the darkest.
+
+    The means over three ranges of intensity each, and over the channels, differ by more than GROWS and by more than
+    their intervals.
+    """
+    dark, bright, apart = [], [], []
+    for channel in channels:
+        std, half = channel.std[channel.clear], (channel.high - channel.low)[channel.clear] / 2
+        if len(std) >= 6:
+            dark.append(std[:3].mean())
+            bright.append(std[-3:].mean())
+            apart.append(np.hypot(half[:3].mean(), half[-3:].mean()))
+    if not dark:
+        return False, False
+    low, high, least = (float(np.mean(t)) for t in (dark, bright, apart))
+    return high > max(GROWS * low, low + least), low > max(GROWS * high, high + least)
 
 
 def of_flattest(y: Tensor) -> dict:

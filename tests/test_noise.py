@@ -75,10 +75,23 @@ def test_poisson_level_of_a_smooth_picture_is_read_from_its_residual(picture, la
     theta = estimator.estimate(y, mu, Diagonal(torch.full_like(x, v * v)))
     constant, slope, low, high = theta.view(x.shape[1], 4).unbind(1)
     torch.testing.assert_close(1 / slope, torch.full_like(slope, lam), rtol=0.05, atol=0)
-    assert (constant < 0.02 / lam).all() and (low < 0.1).all() and (high > 0.9 * x.amax()).all()
+    assert (constant - slope * low < 0.02 / lam).all()  # at x = 0
+    assert (low < 0.15).all() and (high > 0.9 * x.amax()).all()
     inside = (x > low.view(1, -1, 1, 1)) & (x < high.view(1, -1, 1, 1)) & (x > 0.1)
     found = estimator.covariance(theta, x).variance
     torch.testing.assert_close(found[inside], (x / lam)[inside], rtol=0.1, atol=0)
+
+
+@pytest.mark.parametrize("black", [-2.0, 0.5, 10.0])
+def test_photon_noise_of_pictures_with_an_offset(black, rng):
+    """Of a sensor's black level nothing is known: the noise is read as it is without one."""
+    x = torch.from_numpy(gaussian(camera() / 255, 3).astype(np.float32))[None, None]
+    y = Poisson(lam=(30.0, 30.0)).add(x, [rng])
+    mu, v = x + 0.005 * torch.randn(x.shape, generator=rng), Diagonal(torch.full_like(x, 0.005**2))
+    estimator = Residual(1, Poisson)
+    found, moved = (estimator.covariance(estimator.estimate(y + b, mu + b, v), mu + b) for b in (0, black))
+    torch.testing.assert_close(moved.variance, found.variance, rtol=0.01, atol=0)
+    torch.testing.assert_close(moved.variance.mean(), x.mean() / 30, rtol=0.03, atol=0)
 
 
 LEVELS = {

@@ -90,8 +90,8 @@ class Camera(NoiseModel):
 
     @classmethod
     def read(cls, seen: Seen, gain: Tensor | float) -> Tensor:
-        """theta, K = 5 C + 3: sigma_c^2 = a + b x + c x^2 of each channel, as of Poisson-Gaussian noise, and the levels
-        reach, chroma and chroma_reach.
+        """theta, K = 5 C + 3: the function sigma_c^2 = a + b (x - low) + c (x - low)^2 of each channel, as of
+        Poisson-Gaussian noise, and the levels reach, chroma and chroma_reach.
 
         mu carries a share of shared noise, so residuals are too small. sigma^2 is therefore scaled to be what the
         flattest blocks have, where those have more. A picture without enough of them counts as one whose noise is not

@@ -36,9 +36,9 @@ class Hg(NoiseModel):
 
     @classmethod
     def read(cls, seen: Seen, gain: Tensor | float) -> Tensor:
-        """theta, K = 5 C: the function sigma_c^2 = a + b x + c x^2 of each channel.
+        """theta, K = 5 C: the function sigma_c^2 = a + b (x - low) + c (x - low)^2 of each channel.
 
-        With it come the intensities beyond which it is constant.
+        With it come the intensities low and high, beyond which it is constant.
         """
         return read_polynomial(seen, gain, powers=(0, 1, 2))
 

@@ -38,10 +38,9 @@ class Poisson(NoiseModel):
 
     @classmethod
     def read(cls, seen: Seen, gain: Tensor | float) -> Tensor:
-        """theta, K = 4 C: the function sigma_c^2 = a + b x of each channel.
+        """theta, K = 4 C: the function sigma_c^2 = a + b (x - low) of each channel.
 
-        With it come the intensities beyond which it is constant. a is zero for photons alone. It takes in a camera's
-        own noise.
+        With it come the intensities low and high, beyond which it is constant. It takes in a camera's own noise.
         """
         return read_polynomial(seen, gain, powers=(0, 1))
 

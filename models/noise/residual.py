@@ -167,25 +167,33 @@ class Curve:
     """The noise's variance against intensity of images with C channels, in ranges of intensity: (N C,bins), float64.
 
     intensity, variance: where V is lowest in each range. error: the variance's standard error, None where not asked
-    for. clear: whether the range counts, since few of its pixels are clipped. ends: least and greatest intensity of
-    each range, (N C,bins,2).
+    for. clear: whether the range counts, since few of its pixels are clipped. brightest: greatest intensity of each
+    range.
     """
 
     intensity: Tensor
     variance: Tensor
     error: Tensor | None
     clear: Tensor
-    ends: Tensor
+    brightest: Tensor
+
+    @property
+    def darkest(self) -> Tensor:
+        """The least intensity of a range that counts, (N C,1)."""
+        return self.intensity.masked_fill(~self.clear, torch.inf).amin(1, keepdim=True)
 
     def polynomial(self, powers: tuple[int, ...], floor: Tensor) -> Tensor:
-        """Coefficients (N C,P) of sigma^2(x) = sum_p k_p x^p, none of them negative.
+        """Coefficients (N C,P) of sigma^2(x) = sum_p k_p (x - darkest)^p, none of them negative.
 
+        So the noise does not fall where it gets brighter, and the value that is black in the picture does not matter.
         They are the least squares solution through the ranges, weighted by the inverse variance. floor (N C,1): the
         least variance.
         """
+        x = (self.intensity - self.darkest).clamp_min(0)  # ranges that do not count may be darker
         # in units of the brightest range and the floor, so that brightness does not matter to rounding
-        largest = self.intensity.abs().amax(1, keepdim=True).clamp_min(1e-100)  # not 0 in a black image
-        powers_of_x = torch.stack([(self.intensity / largest) ** p for p in powers], 2)  # NC,bins,P
+        largest = x.amax(1, keepdim=True)
+        largest = torch.where(largest > 0, largest, 1.0)
+        powers_of_x = torch.stack([(x / largest) ** p for p in powers], 2)  # NC,bins,P
         s = self.variance / floor
         found = non_negative_least_squares(powers_of_x, s, self.clear / s.square())
         return found * floor / torch.cat([largest**p for p in powers], 1)
@@ -217,7 +225,7 @@ def read_curve(seen: Seen, gain: Tensor | float, groups: int = 0) -> Curve:
     quietest = quiet[..., : count_lowest(quiet)]
     x, share = at(mu, quietest).double().mean(2), at(clipped, quietest).mean(2)  # NC,bins
     clear = share <= share.amin(1, keepdim=True).clamp_min(CLEAR)
-    return Curve(x, variance(uncertainty), error, clear, at(mu, order[..., [0, -1]]).double())
+    return Curve(x, variance(uncertainty), error, clear, at(mu, order[..., -1:])[..., 0].double())
 
 
 def jackknife(f: Callable[[Tensor], Tensor], uncertainty: Tensor, part: Tensor, groups: int) -> Tensor:
@@ -232,25 +240,24 @@ def jackknife(f: Callable[[Tensor], Tensor], uncertainty: Tensor, part: Tensor, 
 
 
 def read_polynomial(seen: Seen, gain: Tensor | float, powers: tuple[int, ...]) -> Tensor:
-    """theta (N,(P+2) C,1,1): for each channel the coefficients of sigma^2(x) = sum_p k_p x^p.
+    """theta (N,(P+2) C,1,1): for each channel the coefficients of sigma^2(x) = sum_p k_p (x - low)^p.
 
-    None of them is negative. With them come the intensities beyond which sigma is constant.
+    None of them is negative. With them come the intensities low and high, beyond which sigma is constant.
 
     Ranges of intensity with many clipped pixels are left out.
     """
     curve, floor = read_curve(seen, gain), seen.floor_of_channels
     coefficients = curve.polynomial(powers, floor)
     coefficients[:, 0] = torch.maximum(coefficients[:, 0], floor[:, 0])
-    low = curve.ends[..., 0].masked_fill(~curve.clear, torch.inf).amin(1, keepdim=True)
-    high = curve.ends[..., 1].masked_fill(~curve.clear, -torch.inf).amax(1, keepdim=True)
-    return torch.cat([coefficients, low, high], 1).float().view(len(seen.image), -1, 1, 1)
+    high = curve.brightest.masked_fill(~curve.clear, -torch.inf).amax(1, keepdim=True)
+    return torch.cat([coefficients, curve.darkest, high], 1).float().view(len(seen.image), -1, 1, 1)
 
 
 def polynomial_at(theta: Tensor, image: Tensor, powers: tuple[int, ...]) -> Diagonal:
     """sigma^2(x) of read_polynomial's theta at an image (N,C,H,W). It is never below the constant coefficient."""
     constant, *coefficients, low, high = theta.unflatten(1, (image.shape[1], -1)).unbind(2)  # N,C,1,1 each
-    x = image.clamp(low, high)
-    return Diagonal(constant + sum(k * x**p for k, p in zip(coefficients, powers[1:])).clamp_min(0))
+    x = image.clamp(low, high) - low
+    return Diagonal(constant + sum(k * x**p for k, p in zip(coefficients, powers[1:])))
 
 
 def at(t: Tensor, index: Tensor) -> Tensor:

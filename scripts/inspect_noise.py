@@ -1,0 +1,170 @@
+"""Says how much noise is in pictures, what kind it is, and what to do about it. Nothing is denoised or trained.
+
+    python scripts/inspect_noise.py my_pictures/
+    python scripts/inspect_noise.py frames/*.tif --json noise.json --plot noise.png
+
+All levels are in the files' own values. Of large pictures the middle is looked at, 512 pixels wide and high.
+
+    noise       standard deviation: one number, its root mean square where it depends on the intensity
+    interval    where the true level is in 95 of 100 pictures
+    gain, read, black
+                noise that grows: its variance is read^2 + gain (x - black) at the intensity x
+    shared      by how many pixels the noise is blurred, if neighbouring pixels share it
+    channels    greatest correlation of the noise of two colour channels
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from data.inputs import Input, find_inputs, read_sample
+from models import load_model
+from models.inspection import PART, Inspection
+from options.inspection import InspectionOptions
+from utils.advice import LOOKERS, Advice, advise, as_record, look_at
+from utils.device import choose_device, choose_dtype
+from utils.errors import EXIT_FAILURE, RunError, UsageError, run_script
+from utils.figures import noise_figure, write_figure
+from utils.files import atomic_write_text
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A picture that was looked at. channels, span: of its pixels."""
+
+    source: Input
+    channels: int
+    span: float
+    found: Inspection
+
+    @property
+    def advice(self) -> Advice:
+        return advise(self.found, self.channels, self.span)
+
+
+def main(argv: list[str] | None = None) -> int:
+    opt = InspectionOptions().parse(argv)
+    seen, bad = inspect(opt)
+    print_table(seen)
+    print_advice(seen, opt.data)
+    if opt.json:
+        atomic_write_text(opt.json, json.dumps(record(seen, bad), indent=1) + "\n")
+    if opt.plot:
+        write_figure(opt.plot, noise_figure([(one.source.shown, one.found) for one in seen]))
+    if bad:
+        print(f"{len(bad)} pictures were skipped:", *bad.values(), sep="\n  ", file=sys.stderr)
+    return EXIT_FAILURE if bad else 0
+
+
+def inspect(opt) -> tuple[list[Seen], dict[str, str]]:
+    """The pictures of opt.data, each looked at, and what is wrong with those that cannot be.
+
+    Raises RunError where none can be used, and UsageError as find_inputs does.
+    """
+    device = choose_device(opt.device, 0, opt.deterministic)
+
+    @cache
+    def looker(channels: int):
+        model = load_model(LOOKERS[channels], device, opt.checkpoints_dir)
+        model.dtype = choose_dtype(opt.amp, device)
+        return model
+
+    inputs, _ = find_inputs(opt, [])
+    if opt.most and len(inputs) > opt.most:
+        inputs = [inputs[k] for k in np.linspace(0, len(inputs) - 1, opt.most).round().astype(int)]
+    seen, bad = [], {}
+    for source in tqdm(inputs, desc="pictures", disable=None):
+        try:
+            if source.problem:
+                raise UsageError(source.problem)
+            sample = read_sample(source, opt.mode, None, None)
+            image = sample.noisy * sample.unit
+            span = float(np.nanmax(image) - np.nanmin(image)) if np.isfinite(image).any() else 0.0
+            if span == 0:
+                raise UsageError(f"{source.path} has one value everywhere: there is no noise to look at")
+            channels = image.shape[2]
+            seen.append(Seen(source, channels, span, look_at(looker(channels), image)))
+        except UsageError as error:
+            if opt.on_bad == "stop":
+                raise
+            bad[str(source.path)] = str(error)
+    if not seen:
+        raise RunError(f"none of the {len(inputs)} pictures could be used; the first: {next(iter(bad.values()))}")
+    return seen, bad
+
+
+def print_table(seen: list[Seen]) -> None:
+    titles = ("picture", "noise", "interval", "gain", "read", "black", "shared", "channels", "at ends")
+    rows = [titles, *(cells(one) for one in seen)]
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    for name, *others in rows:
+        print("  ".join([f"{name:{widths[0]}}", *(f"{cell:>{width}}" for cell, width in zip(others, widths[1:]))]))
+    if large := [one for one in seen if max(one.source.header.height, one.source.header.width) > PART]:
+        print(f"the middle of {len(large)} large pictures was looked at, {PART} pixels wide and high")
+
+
+def cells(one: Seen) -> tuple[str, ...]:
+    """The row of a picture."""
+    found = one.found
+    return (
+        one.source.shown,
+        f"{found.level:.4g}",
+        f"{found.interval[0]:.4g} to {found.interval[1]:.4g}",
+        *("-" if value is None else f"{value:.3g}" for value in (found.gain, found.read_noise, found.black)),
+        f"{found.reach:.1f} px" if found.shared else "no",
+        correlation(found),
+        f"{sum(found.clipped):.1%}",
+    )
+
+
+def correlation(found: Inspection) -> str:
+    if found.channels is None or len(found.channels) == 1:
+        return "-"
+    apart = found.channels - np.diag(found.channels.diagonal())
+    return f"{apart.flat[np.abs(apart).argmax()]:.2f}"
+
+
+def print_advice(seen: list[Seen], data: list[str]) -> None:
+    """One paragraph for each kind of noise, the most frequent first."""
+    groups: dict[tuple[str, str], list[Seen]] = {}
+    for one in seen:
+        groups.setdefault((one.advice.reasons.split(",")[0].split(";")[0], one.advice.weights), []).append(one)
+    for members in sorted(groups.values(), key=len, reverse=True):
+        advice = members[0].advice
+        names = ", ".join(one.source.shown for one in members[:3]) + (", .." if len(members) > 3 else "")
+        print(f"\n{len(members)} of {len(seen)} pictures ({names}): the noise is {advice.reasons}.")
+        for remark in dict.fromkeys(remark for one in members for remark in one.advice.remarks):
+            print(f"  note: {remark}")
+        files = data if len(members) == len(seen) else [str(one.source.path) for one in members]
+        if len(files) > 5:
+            files = [*files[:3], ".."]
+        print(f"  to denoise them:      {advice.denoising(files)}")
+        print(f"  to train on them:     {advice.training(files)}")
+
+
+def record(seen: list[Seen], bad: dict[str, str]) -> dict:
+    """All that --json holds."""
+    images = [
+        {
+            "name": one.source.shown,
+            "path": str(one.source.path),
+            "channels_number": one.channels,
+            **as_record(one.found),
+            "advice": vars(one.advice) | {"remarks": list(one.advice.remarks)},
+        }
+        for one in seen
+    ]
+    return {"images": images, "skipped": bad}
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,105 @@
+"""The noise of a picture as people want to know it: measured, in words, and as the commands to run."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+
+from data.pictures import shown_range
+from models.denoiser import BlindSpotDenoiser
+from models.inference import filled, outlying
+from models.inspection import Inspection, inspect_noise
+from utils.doubts import check_noise
+
+LITTLE = 0.01  # of the picture's range: the noise of fewer than 2.5 of 255, below all that the weights know
+LOOKERS = {1: "gray-awgn-blind", 3: "color-awgn-blind"}  # released weights that measure the noise of so many channels
+CLIPPED = 0.05  # share of the pixels
+
+
+@dataclass(frozen=True)
+class Advice:
+    """noise: the noise model to train with. start: released weights of stage 1 to begin with. weights: the student to
+    denoise with. reasons: what was found, in words. remarks: what else is to be known, in words.
+    """
+
+    noise: str
+    start: str
+    weights: str
+    reasons: str
+    remarks: tuple[str, ...] = ()
+
+    def denoising(self, data: list[str]) -> str:
+        """The command that denoises images."""
+        return f"python test.py --checkpoint {self.weights} --data {shlex.join(data)} --save denoised/"
+
+    def training(self, data: list[str]) -> str:
+        """The command that trains stage 1 on images."""
+        mode = self.start.split("-")[0]
+        stride = " --stride 2" if self.noise == "camera" else ""
+        return (
+            f"python train_dbsn.py --name mine --noisy {shlex.join(data)} --noise {self.noise} --mode {mode}{stride} "
+            f"--start-from {self.start} --steps 1000"
+        )
+
+
+def advise(found: Inspection, channels: int, span: float) -> Advice:
+    """found: in a picture of so many channels, whose values span so much."""
+    mode = "gray" if channels == 1 else "color"
+    constant, growing, shared = "the same at all intensities", "grows with the signal", "shared by neighbouring pixels"
+    varying = growing if found.grows else "less in bright parts, as gamma leaves it" if found.falls else constant
+    remarks = []
+    if found.shared:
+        reasons = f"{shared}, which blurs it by {found.reach:.1f} pixels; {varying}"
+        start = "color-photo" if mode == "color" else "gray-hg-blind"
+        noise, weights = "camera", f"{start}-full"
+    else:
+        reasons = f"independent from pixel to pixel; {varying}"
+        kind = "hg" if found.grows or found.falls else "awgn"
+        noise, start = kind, f"{mode}-{kind}-blind"
+        weights = f"{start}-full"
+        if found.channels_share:
+            noise = "mg"
+            remarks.append(
+                f"channels share their noise, which {weights} does not know: training on the pictures (below) does"
+            )
+    if found.level < LITTLE * span:
+        remarks.append(
+            f"the noise is {found.level / span:.2%} of the range of the picture: little can be gained, and what looks "
+            "like noise may be fine texture"
+        )
+    for lines, amount in found.stripes.items():
+        remarks.append(
+            f"{lines} have noise of their own, {amount:.2f} times the pixels', which all weights keep: subtract a "
+            "dark frame first"
+        )
+    low, high = found.clipped
+    if low > CLIPPED:
+        remarks.append(f"{low:.0%} of the pixels have the least value: noise is cut off there, and less was found")
+    if high > CLIPPED:
+        remarks.append(f"{high:.0%} of the pixels have the greatest value: noise is cut off there, and less was found")
+    return Advice(noise, start, weights, reasons, tuple(remarks))
+
+
+def look_at(model: BlindSpotDenoiser, image: np.ndarray) -> Inspection:
+    """The noise of an image (H,W,C), any units; NaN where there is none. model: that of LOOKERS."""
+    y = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+    seen, _ = outlying(filled(y[None]))
+    low, high = shown_range(seen.numpy())
+    checks = check_noise((seen[0] - low) / (high - low))
+    failed = {check.name: check.value for check in checks if check.failed}
+    stripes = {name.split(", ")[1]: value for name, value in failed.items() if name.startswith("stripes")}
+    return inspect_noise(model, y, any(name.startswith("neighbours") for name in failed), stripes)
+
+
+def as_record(found: Inspection) -> dict:
+    """What was found, as JSON holds it."""
+    record = asdict(found) | {"curves": [curve_record(curve) for curve in found.curves]}
+    return record | {"channels": None if found.channels is None else found.channels.tolist()}
+
+
+def curve_record(curve) -> dict:
+    arrays = {key: value.tolist() for key, value in vars(curve).items() if key != "coefficients"}
+    return arrays | {"coefficients": list(curve.coefficients)}
