@@ -146,7 +146,10 @@ def read_block(path: Path) -> Block:
 
 
 def write_mat(path: Path, values: dict) -> None:
-    """A MATLAB file of version 5. Arrays of objects become cells, dicts structs. RunError where it cannot be written."""
+    """A MATLAB file of version 5: arrays of objects become cells, dicts structs.
+
+    Raises RunError where it cannot be written.
+    """
     with atomic_path(path) as temporary:
         scipy.io.savemat(temporary, values, appendmat=False)
 

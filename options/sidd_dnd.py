@@ -63,7 +63,7 @@ class BenchmarkOptions(BlockOptions):
         self.add_out(True, "the submission and the denoised blocks")
         about = self.parser.add_argument_group("OptionalData of SubmitSrgb.mat")
         about.add_argument("--method-name", default="D-BSN", metavar="TEXT", help="name of the method")
-        about.add_argument("--authors", default="", metavar="TEXT", help="who submits")
+        about.add_argument("--authors", default=None, metavar="TEXT", help="who submits")
         about.add_argument(
             "--paper-title", default="Unpaired Learning of Deep Image Denoising", metavar="TEXT", help="its paper"
         )

@@ -1,9 +1,7 @@
 """Denoises the blocks of the benchmarks SIDD and DND, measures them or writes their submissions.
 
-    python scripts/sidd_dnd.py sidd-validation --checkpoint color-photo-full --noisy ValidationNoisyBlocksSrgb.mat \
-        --clean ValidationGtBlocksSrgb.mat --json r.json
-    python scripts/sidd_dnd.py sidd-benchmark --checkpoint color-photo-full --noisy BenchmarkNoisyBlocksSrgb.mat \
-        --out sidd/
+    python scripts/sidd_dnd.py sidd-validation --checkpoint color-photo-full --noisy N.mat --clean C.mat --json r.json
+    python scripts/sidd_dnd.py sidd-benchmark --checkpoint color-photo-full --noisy N.mat --out sidd/
     python scripts/sidd_dnd.py dnd --checkpoint color-photo-full --data dnd_2017/ --out dnd/
 
 Every block is denoised by itself, as test.py denoises a picture. With --out the same command goes on where it stopped.
@@ -88,7 +86,9 @@ def sidd_validation(opt: Namespace, argv: list[str]) -> int:
         picture, place = divmod(k, noisy.shape[1])
         truth = clean[picture, place]
         figures = {"noisy": compare(truth, noisy[picture, place]), method: compare(truth, block.pixels)}
-        rows.append({"picture": picture, "block": place, "stride": block.stride, "seconds": block.seconds, **figures})
+        rows.append(
+            {"picture": picture + 1, "block": place + 1, "stride": block.stride, "seconds": block.seconds, **figures}
+        )
     mean = means([{name: row[name] for name in ("noisy", method)} for row in rows])
     print(f"PSNR in dB after rounding to 8 bits, SSIM: means of {len(rows)} blocks")
     for name, figures in mean.items():
@@ -121,7 +121,7 @@ def sidd_benchmark(opt: Namespace, argv: list[str]) -> int:
     write_sidd_csv(opt.out / "SubmitSrgb.csv", (block.pixels for blocks in pictures for block in blocks))
     about = {
         "MethodName": opt.method_name,
-        "Authors": opt.authors,
+        "Authors": opt.authors or "",
         "PaperTitle": opt.paper_title,
         "Venue": opt.venue,
     }
@@ -239,7 +239,6 @@ def begin(opt: Namespace, model, file: Path) -> None:
         "file": hashlib.sha256(file.read_bytes()).hexdigest(),
         "checkpoint": hashlib.sha256(model.file.read_bytes()).hexdigest(),
         "stride": opt.stride or "auto",
-        "tile": opt.tile or "auto",
         "self_ensemble": opt.self_ensemble,
         "precision": str(model.dtype).removeprefix("torch."),
     }
