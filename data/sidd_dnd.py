@@ -49,10 +49,8 @@ def read_blocks(path: Path, key: str, what: str = "--noisy") -> np.ndarray:
         try:
             found = scipy.io.loadmat(path, variable_names=[key], appendmat=False)
             names = [name for name, _, _ in scipy.io.whosmat(path, appendmat=False)]
-        except UNREADABLE as error:
+        except (OSError, *UNREADABLE) as error:
             raise not_readable(named) from error
-        except OSError as error:
-            raise RunError(f"cannot read {shown(path)}: {error.strerror or error}; copy the file again") from error
         if key not in found:
             raise without(named, key, names)
         array = found[key]

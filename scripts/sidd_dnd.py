@@ -59,7 +59,8 @@ SIDD, DND = (40, 32), (50, 20)  # pictures, and blocks of each
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     parser = Parser(prog="scripts/sidd_dnd.py", description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=tuple(COMMANDS), help="--help after it lists its flags")
+    names = f"{{{','.join(COMMANDS)}}}"
+    parser.add_argument("command", metavar=names, choices=tuple(COMMANDS), help="--help after it lists its flags")
     options, command = COMMANDS[parser.parse_args(argv[:1]).command]
     return command(options().parse(argv[1:]), argv)
 
