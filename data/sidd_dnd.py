@@ -32,9 +32,6 @@ MEGAPIXEL = 1024 * 1024  # pixels, as the submission kit of SIDD counts
 Box = tuple[int, int, int, int]  # top, left, bottom, right: the first row and column, and those after the last
 
 
-# ------------------------------------------------------------------------------------------------------- what is given
-
-
 def read_blocks(path: Path, key: str, what: str = "--noisy") -> np.ndarray:
     """The blocks of SIDD in a MATLAB file of version 5 or 7.3: uint8, (pictures, blocks, H, W, 3), RGB.
 
@@ -113,9 +110,6 @@ def read_crop(path: Path, box: Box, what: str = "--data") -> np.ndarray:
     if not np.isfinite(crop).all():
         raise UsageError(f"{named} has values that are not finite: download the file again")
     return crop
-
-
-# ----------------------------------------------------------------------------------------------------- what is written
 
 
 @dataclass(frozen=True)
@@ -199,9 +193,6 @@ def bundle_dnd(folder: Path, picture: int, boxes: int) -> None:
     write_mat(
         folder / "bundled" / f"{picture + 1:04d}.mat", {"Idenoised": cells, "israw": False, "eval_version": "1.0"}
     )
-
-
-# ------------------------------------------------------------------------------------------------- files of version 7.3
 
 
 def is_hdf5(path: Path, what: str) -> bool:

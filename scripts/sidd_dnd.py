@@ -65,9 +65,6 @@ def main(argv: list[str] | None = None) -> int:
     return command(options().parse(argv[1:]), argv)
 
 
-# ------------------------------------------------------------------------------------------------------------ commands
-
-
 def sidd_validation(opt: Namespace, argv: list[str]) -> int:
     code = code_version()  # now: files may be edited while this works
     noisy = read_blocks(opt.noisy, "ValidationNoisyBlocksSrgb", "--noisy")  # P,B,H,W,3
@@ -163,9 +160,6 @@ COMMANDS: dict[str, tuple[type, Callable[[Namespace, list[str]], int]]] = {
 }
 
 
-# ----------------------------------------------------------------------------------------------------------- denoising
-
-
 def model_for(opt: Namespace):
     """The model of --checkpoint, ready for colour pictures of any brightness."""
     device = choose_device(opt.device, deterministic=opt.deterministic)
@@ -223,9 +217,6 @@ def compare(clean: np.ndarray, image: np.ndarray) -> dict[str, float | None]:
     """psnr in dB and ssim of two uint8 blocks (H,W,3)."""
     figures = measure(clean / 255, image / 255)
     return {"psnr": figures["psnr_uint8"], "ssim": figures["ssim"]}
-
-
-# -------------------------------------------------------------------------------------------------------------- folders
 
 
 def begin(opt: Namespace, model, file: Path) -> None:

@@ -111,9 +111,6 @@ def written(folder):
     return {f.relative_to(folder).as_posix(): f.stat().st_mtime_ns for f in folder.rglob("*") if f.is_file()}
 
 
-# --------------------------------------------------------------------------------------------------------- the formats
-
-
 @pytest.mark.parametrize("write", [write_v5, write_hdf5])
 def test_blocks_of_both_versions(write, tmp_path):
     blocks = np.random.default_rng(0).integers(0, 256, (2, 3, 5, 7, 3), np.uint8)
@@ -213,9 +210,6 @@ def test_seconds_are_those_of_a_megapixel(tmp_path):
     blocks = [[Block(np.zeros((256, 512, 3), np.uint8), seconds, 1) for seconds in (1.0, 3.0)]]
     write_sidd_mat(tmp_path / "a.mat", blocks, {"MethodName": "x"})
     assert scipy.io.loadmat(tmp_path / "a.mat")["TimeMPSrgb"].item() == 16
-
-
-# -------------------------------------------------------------------------------------------------------- the commands
 
 
 def test_sidd_validation(sidd, call):
