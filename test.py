@@ -24,7 +24,7 @@ from models import load_model
 from models.inference import denoise_batch, filled, outlying
 from models.noise import NoiseModel
 from models.noise.correlation import shared_noise
-from models.stride import best_stride
+from models.stride import stride_for
 from models.units import USUAL_NOISE
 from options.base import noise_of
 from options.test import TestOptions
@@ -118,9 +118,10 @@ def test_image(k: int, source: Input, opt, models: list, white_level: float | No
     if models:
         row.checks["input"] = check_noise(shown)
         row.shared = shared_noise(shown) if row.neighbours_share_noise else None
+    shared = row.shared if opt.protocol == "none" else None  # published noise is independent
     for model in models:
         started = time.perf_counter()
-        model.stride = opt.stride or stride_of(model, shown[None], row, opt)
+        model.stride = opt.stride or stride_for(model, shown[None], shared)
         result = denoise_batch(model, y, opt.tile, opt.self_ensemble, progress=True)
         file = str(model.file)
         row.seconds[file] = row.seconds.get(file, 0.0) + time.perf_counter() - started
@@ -162,13 +163,6 @@ def test_image(k: int, source: Input, opt, models: list, white_level: float | No
             images["kept"] = sample.noisy  # the last one is what is written
         save_pictures(opt.save, source, sample, images, std, level, opt.depth)
     return row
-
-
-def stride_of(model, shown: torch.Tensor, row: Row, opt) -> int:
-    """The stride with which an image (1,C,H,W), as its checks see it, is denoised: see --stride."""
-    if opt.protocol == "published" or row.shared is None:
-        return model.config.get("stride", 1)
-    return best_stride(model, shown, row.shared)
 
 
 def seen_as_one(model, seen: torch.Tensor) -> float:

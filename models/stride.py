@@ -25,6 +25,15 @@ PART = 256  # side in pixels of the part of a picture that decides, its middle
 STEP = 0.25  # e
 
 
+def stride_for(model: BlindSpotDenoiser | MWCNN, y: Tensor, shared: Shared | None) -> int:
+    """The stride with which a picture is denoised where none is asked for.
+
+    y: the picture (1,C,H,W), 0..1. shared: how neighbours share its noise; None where they do not, and the stride is
+    then that of the model's training.
+    """
+    return best_stride(model, y, shared) if shared else model.config.get("stride", 1)
+
+
 @torch.no_grad()
 def best_stride(model: BlindSpotDenoiser | MWCNN, y: Tensor, shared: Shared) -> int:
     """The stride with the least estimated error on a picture y (1,C,H,W) whose noise is shared.

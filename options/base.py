@@ -75,6 +75,11 @@ def number(kind: type, low: float | None = None, high: float | None = None, abov
     return convert
 
 
+def stride(text: str) -> int | None:
+    """An argparse type: 1..8, or None for "auto"."""
+    return None if text == "auto" else number(int, 1, 8)(text)
+
+
 def noise_levels() -> dict[str, list[Level]]:
     """Flag -> what it means in each noise model that has it."""
     found: dict[str, list[Level]] = {}
@@ -108,6 +113,7 @@ class BaseOptions:
     prog = ""
     description = ""
     stage = None  # which part of a --recipe is meant; scripts that do not train have none
+    named_sets = True  # whether the script takes image sets by name
 
     may_change = MAY_CHANGE
 
@@ -129,12 +135,13 @@ class BaseOptions:
         run.add_argument(
             "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: CUDA where there is one"
         )
-        run.add_argument(
-            "--data-root",
-            type=Path,
-            default=None,
-            help="folder of the named image sets; default: $DBSN_DATA, then datasets/",
-        )
+        if self.named_sets:
+            run.add_argument(
+                "--data-root",
+                type=Path,
+                default=None,
+                help="folder of the named image sets; default: $DBSN_DATA, then datasets/",
+            )
         run.add_argument(
             "--amp",
             choices=("auto", "bf16", "off"),
@@ -189,6 +196,31 @@ class BaseOptions:
         return {a.dest: a.default for a in self.parser._actions if a.dest != "help"}
 
     # ------------------------------------------------------------------------------------- flags that scripts share
+
+    def add_inference(self, group: argparse._ArgumentGroup, auto: str = "auto, the default") -> None:
+        """How a model denoises. --device and --amp are among those of every script.
+
+        auto: when --stride is found for each picture, in words.
+        """
+        group.add_argument(
+            "--self-ensemble",
+            action="store_true",
+            help="average over the eight flips and rotations: a little better, eight times slower",
+        )
+        group.add_argument(
+            "--stride",
+            type=stride,
+            default=None,
+            metavar="auto|N",
+            help=f"denoise every N-th pixel by itself, for noise that neighbours share. {auto}: N follows from each "
+            "picture's noise, and is that of the training, mostly 1, where neighbours share none",
+        )
+        group.add_argument(
+            "--tile",
+            type=number(int, 16),
+            default=None,
+            help="denoise in tiles of this side, which bounds memory; default: where the image is large",
+        )
 
     def add_noise(self, required: bool) -> None:
         noise = self.parser.add_argument_group("noise", "levels in units of 0..255; two values are a range")

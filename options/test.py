@@ -6,11 +6,6 @@ from pathlib import Path
 from options.base import BaseOptions, noise_levels, number
 
 
-def stride(text: str) -> int | None:
-    """An argparse type: 1..8, or None for "auto"."""
-    return None if text == "auto" else number(int, 1, 8)(text)
-
-
 class TestOptions(BaseOptions):
     __test__ = False  # not a pytest class
     prog = "test.py"
@@ -84,26 +79,7 @@ class TestOptions(BaseOptions):
                 "its root mean square over the image)"
             ),
         )
-        model.add_argument(
-            "--self-ensemble",
-            action="store_true",
-            help="average over the eight flips and rotations: a little better, eight times slower",
-        )
-        model.add_argument(
-            "--stride",
-            type=stride,
-            default=None,
-            metavar="auto|N",
-            help="denoise every N-th pixel by itself, for noise that neighbours share. auto, the default with "
-            "--protocol none: N follows from each picture's noise, and is that of the training, mostly 1, where "
-            "neighbours share none",
-        )
-        model.add_argument(
-            "--tile",
-            type=number(int, 16),
-            default=None,
-            help="denoise in tiles of this side, which bounds memory; default: where the image is large",
-        )
+        self.add_inference(model, auto="auto, the default with --protocol none")
         out = self.parser.add_argument_group("output")
         out.add_argument("--json", type=Path, default=None, metavar="FILE", help="write the table in full")
         out.add_argument("--save", type=Path, default=None, metavar="DIR", help="write pictures")

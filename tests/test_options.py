@@ -8,12 +8,20 @@ import re
 import pytest
 
 from options.base import number
+from options.sidd_dnd import BenchmarkOptions, DndOptions, ValidationOptions
 from options.stage1 import Stage1Options
 from options.stage2 import Stage2Options
 from options.test import TestOptions
 from tests.helpers import SCRIPTS
 
-CLASSES = {"stage1": Stage1Options, "stage2": Stage2Options, "test": TestOptions}
+CLASSES = {
+    "stage1": Stage1Options,
+    "stage2": Stage2Options,
+    "test": TestOptions,
+    "sidd-validation": ValidationOptions,
+    "sidd-benchmark": BenchmarkOptions,
+    "dnd": DndOptions,
+}
 
 
 @pytest.mark.parametrize("stage", CLASSES)

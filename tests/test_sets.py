@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from data.images import image_header
+from data.inputs import matching
 from data.sets import SETS, SKIMAGE_SETS, SKIMAGE_TEST, SKIMAGE_TRAIN, content_hash, find_images
 from tests.helpers import ok
 from utils.errors import UsageError
@@ -75,6 +76,20 @@ def test_noisy_and_clean_halves(tmp_path):
     touch(tmp_path, *(f"polyu/{scene}_{kind}.JPG" for scene in ("x_1", "x_11", "x_2") for kind in ("real", "mean")))
     assert names("polyu", tmp_path) == ["x_11_real.JPG", "x_1_real.JPG", "x_2_real.JPG"]
     assert names("polyu_clean", tmp_path) == ["x_11_mean.JPG", "x_1_mean.JPG", "x_2_mean.JPG"]  # in the same order
+
+
+@pytest.mark.parametrize(
+    ("noisy", "clean"), [("_real.JPG", "_mean.JPG"), ("_Real.JPG", "_mean.JPG"), ("_Real.JPG", "mean.JPG")]
+)
+def test_both_namings_of_polyu_pair_up(noisy, clean, tmp_path):
+    scenes = ("Canon5D2_bag_1", "Canon5D2_bag_10", "Canon5D2_bag_2", "Nikon_D800_desk")
+    touch(tmp_path, *(f"polyu/{scene}{end}" for scene in scenes for end in (noisy, clean)), "polyu/notes.txt")
+    files = find_images("polyu", tmp_path)
+    found = {
+        file.name: reference.name
+        for file, reference in zip(files, matching(files, find_images("polyu_clean", tmp_path)))
+    }
+    assert found == {f"{scene}{noisy}": f"{scene}{clean}" for scene in scenes}
 
 
 @pytest.mark.parametrize(("name", "noisy", "clean"), [("cc15", "real", "mean"), ("fmd24", "noisy", "clean")])

@@ -215,6 +215,12 @@ def shared(where: str, value: float, limit: float) -> Check:
     return Check(f"neighbours, {where}", value, limit, words)
 
 
+def neighbours_share_noise(checks: Iterable[Check]) -> bool | None:
+    """Whether checks of a picture say that neighbouring pixels share their noise; None where none looked for it."""
+    found = [check.failed for check in checks if check.name.startswith("neighbours")]
+    return any(found) if found else None
+
+
 def check_stripes(y: Tensor, lines: str) -> Check:
     """The standard deviation of noise that a whole row of y (C,H,W) shares, in units of the pixels' own noise.
 

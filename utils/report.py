@@ -13,7 +13,7 @@ from models.noise import NOISES
 from models.noise.correlation import Shared
 from utils.baselines import describe_baseline
 from utils.device import device_name
-from utils.doubts import Check, doubts
+from utils.doubts import Check, doubts, neighbours_share_noise
 from utils.provenance import training_facts
 
 SPREADS = 0.084, 0.307  # standard deviations of photographs: the middle 96% of bsd432
@@ -43,8 +43,7 @@ class Row:
     @property
     def neighbours_share_noise(self) -> bool | None:
         """Whether a check of the input says so; None where none could be made."""
-        found = [check.failed for check in self.checks.get("input", []) if check.name.startswith("neighbours")]
-        return any(found) if found else None
+        return neighbours_share_noise(self.checks.get("input", []))
 
     @property
     def doubts(self) -> list[str]:
