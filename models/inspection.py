@@ -17,7 +17,15 @@ from models.denoiser import BlindSpotDenoiser
 from models.gaussian import Full
 from models.inference import automatic_tile, filled, in_tiles, outlying
 from models.noise.base import FLOOR
-from models.noise.correlation import DISTANCES, SIDE, Shared, beside_surface, flattest, shared_noise
+from models.noise.correlation import (
+    DISTANCES,
+    SIDE,
+    Shared,
+    beside_surface,
+    in_blocks,
+    places_of_flattest,
+    shared_noise,
+)
 from models.noise.residual import Curve, Seen, read_curve, read_level
 from models.stride import best_stride
 
@@ -202,19 +210,25 @@ def trend(channels: list[ChannelCurve]) -> tuple[bool, bool]:
     return high > max(GROWS * low, low + least), low > max(GROWS * high, high + least)
 
 
-def of_flattest(y: Tensor) -> dict:
-    """Autocorrelation and correlation of channels of a picture y (C,H,W), from its flattest blocks.
+def of_flattest(y: Tensor, removed: Tensor | None = None) -> dict:
+    """Autocorrelation and correlation of channels of the noise of a picture y (C,H,W), from its flattest blocks.
 
-    What the surface takes away from independent noise is added again, see utils/doubts.py.
+    removed: y less its result. Then it is of what was removed in these blocks. What the surface takes away from
+    independent noise is added again, see models/noise/correlation.py. None each where too few blocks are flat, or
+    nothing was removed.
     """
-    blocks = flattest(y.double())
-    if blocks is None:
+    y = y.double()
+    chosen = places_of_flattest(y)
+    if chosen is None:
         return {"autocorrelation": None, "channels": None}
+    blocks = in_blocks(y if removed is None else removed.double(), SIDE, SIDE)[chosen]
     projection = beside_surface(SIDE)
     r = (blocks.flatten(2) @ projection).view_as(blocks)
+    energy = r.square().mean()
+    if energy == 0:
+        return {"autocorrelation": None, "channels": None}
     square = projection.view(SIDE, SIDE, SIDE, SIDE)
     own = projection.diagonal().mean()
-    energy = r.square().mean()
     found: dict[str, list[float]] = {"rows": [], "columns": []}
     for distance in DISTANCES:
         i, j = torch.meshgrid(torch.arange(SIDE), torch.arange(SIDE - distance), indexing="ij")

@@ -31,6 +31,19 @@ def noise_figure(pictures: list[tuple[str, Inspection]]):
     return figure
 
 
+def page_figure(found: Inspection, removed: dict[str, list[float]] | None):
+    """The same of one picture, beside the autocorrelation of what was removed from it."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    draw_curves(left, found)
+    left.set_title("noise at each intensity", fontsize=10)
+    draw_autocorrelation(right, {"noise": found.autocorrelation, "removed": removed})
+    right.set_title("what neighbours share, in flat parts", fontsize=10)
+    return figure
+
+
 def draw_curves(axes, found: Inspection) -> None:
     top = 0.0
     for curve, color in zip(found.curves, COLORS[len(found.curves)]):

@@ -30,6 +30,7 @@ from utils.random import normal, uniform
 COARSE = 2.0  # pixels by which the coarse part reaches further
 POWERS = (0, 1, 2)
 MARGIN = 12  # pixels around an image that its noise is drawn for: three times the longest reach
+INDEPENDENT = 0.4  # reach up to which noise counts as independent: pictures themselves look as if they had so much
 COARSEST = 0.4  # greatest share of the coarse part in pairs: pictures do not tell how large it is
 
 
@@ -94,15 +95,15 @@ class Camera(NoiseModel):
         Poisson-Gaussian noise, and the levels reach, chroma and chroma_reach.
 
         mu carries a share of shared noise, so residuals are too small. sigma^2 is therefore scaled to be what the
-        flattest blocks have, where those have more. A picture without enough of them counts as one whose noise is not
-        shared.
+        flattest blocks have, where those have more. A picture without enough of them, or with a reach that is not above
+        INDEPENDENT, counts as one whose pixels do not share their noise.
         """
         polynomial = read_polynomial(seen, gain, POWERS)
         rows = []
         for k, y in enumerate(seen.image):
-            found, more = shared_noise(y), 1.0
-            if found is None:
-                rows.append((1.0, 0.0, 1.0, 0.0))
+            found = shared_noise(y)
+            if found is None or found.reach + found.chroma_reach <= INDEPENDENT:
+                rows.append((1.0, 0.0, 1.0 if found is None else found.chroma, 0.0))
                 continue
             at = found.intensity.to(polynomial).view(1, -1, 1, 1)
             more = found.variance / float(polynomial_at(polynomial[k : k + 1], at, POWERS).variance.mean())
@@ -128,9 +129,11 @@ class Camera(NoiseModel):
 
     @classmethod
     def draw(cls, theta: Tensor, cov_n: Covariance, x: Tensor, random: list[torch.Generator]) -> Tensor:
-        """What is not known of the picture is drawn: the share of the coarse part, within COARSEST."""
+        """What is not known of the picture is drawn: the share of the coarse part, within COARSEST, where neighbours
+        share noise.
+        """
         _, reach, chroma, chroma_reach = theta.split([theta.shape[1] - 3, 1, 1, 1], 1)
-        coarse = COARSEST * fraction(uniform(1, x, random), 0, x)
+        coarse = COARSEST * fraction(uniform(1, x, random), 0, x) * (reach + chroma_reach > 0)
         n = spread(normal(with_margin(x), random), reach, coarse, chroma, chroma_reach)
         return cov_n.variance.sqrt() * n
 

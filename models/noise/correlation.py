@@ -92,6 +92,12 @@ def flattest(y: Tensor) -> Tensor | None:
 
     None where fewer than FEWEST blocks are left.
     """
+    chosen = places_of_flattest(y)
+    return None if chosen is None else in_blocks(y, SIDE, SIDE)[chosen]
+
+
+def places_of_flattest(y: Tensor) -> Tensor | None:
+    """Which of in_blocks(y, SIDE, SIDE) are the flattest, (B,); None as in `flattest`."""
     blocks = in_blocks(y, SIDE, SIDE)  # B,C,h,w
     clipped = ((blocks == y.min()) | (blocks == y.max())).double().mean((1, 2, 3))
     energy = (blocks.flatten(2) @ beside_surface(SIDE)).square().mean((1, 2))
@@ -99,7 +105,7 @@ def flattest(y: Tensor) -> Tensor | None:
     number = max(FEWEST, round(SHARE * int(usable.sum())))
     if usable.sum() < number:
         return None
-    return blocks[energy.masked_fill(~usable, torch.inf).topk(number, largest=False).indices]
+    return energy.masked_fill(~usable, torch.inf).topk(number, largest=False).indices
 
 
 def fit(r: Tensor) -> tuple[float, float]:
