@@ -19,6 +19,9 @@ from models.mwcnn import MULTIPLE, MWCNN
 from models.noise import lower_factor
 from models.units import BLOCK, MAD, USUAL_MEAN, USUAL_NOISE, Scale, details, fitting, spread
 
+# LL, LH, HL, HH of 2x2 pixels, (4,1,2,2)
+HAAR = torch.tensor([[[1, 1], [1, 1]], [[-1, 1], [-1, 1]], [[-1, -1], [1, 1]], [[1, -1], [-1, 1]]])[:, None] / 2
+
 
 class StudentGraph(nn.Module):
     """A stage-2 model as a graph: noisy images (N,C,H,W), float32 -> denoised ones.
@@ -63,12 +66,8 @@ class ContextGraph(nn.Module):
 
     def __init__(self, model: BlindSpotDenoiser):
         super().__init__()
-        self.model, self.units, self.trained_units, self.stride = (
-            model,
-            model.units,
-            model.config["units"],
-            model.stride,
-        )
+        self.model, self.units, self.trained_units = model, model.units, model.config["units"]
+        self.stride = model.stride
 
     def forward(self, noisy: Tensor) -> tuple[Tensor, Tensor]:
         channels = self.model.channels
@@ -160,21 +159,16 @@ def places(length: int, multiple: int, like: Tensor) -> tuple[Tensor, Tensor, Te
 
 def dwt(x: Tensor) -> Tensor:
     """models.mwcnn.dwt: (N,C,2h,2w) -> (N,4C,h,w)."""
-    x = x.unflatten(3, (-1, 2)).unflatten(2, (-1, 2))  # N,C,h,2,w,2
-    (a0, a1), (b0, b1) = ((row[..., 0], row[..., 1]) for row in (x[:, :, :, 0], x[:, :, :, 1]))
-    top, top_difference, bottom, bottom_difference = a0 + a1, a1 - a0, b0 + b1, b1 - b0
-    bands = [top + bottom, top_difference + bottom_difference, bottom - top, bottom_difference - top_difference]
-    return torch.cat(bands, 1) / 2
+    channels = x.shape[1]
+    bands = F.conv2d(x, HAAR.repeat(channels, 1, 1, 1), stride=2, groups=channels)  # four of each channel together
+    return bands.unflatten(1, (channels, 4)).transpose(1, 2).flatten(1, 2)
 
 
 def iwt(x: Tensor) -> Tensor:
     """models.mwcnn.iwt: (N,4C,h,w) -> (N,C,2h,2w)."""
-    ll, lh, hl, hh = (x / 2).chunk(4, dim=1)
-    rows = [
-        torch.stack([total - difference, total + difference], 4).flatten(3)  # N,C,h,2w
-        for total, difference in ((ll - hl, lh - hh), (ll + hl, lh + hh))
-    ]
-    return torch.stack(rows, 3).flatten(2, 3)
+    channels = x.shape[1] // 4
+    bands = x.unflatten(1, (4, channels)).transpose(1, 2).flatten(1, 2)
+    return F.conv_transpose2d(bands, HAAR.repeat(channels, 1, 1, 1), stride=2, groups=channels)
 
 
 def interleaved(parts: tuple[Tensor, ...], stride: int, like: Tensor) -> Tensor:
