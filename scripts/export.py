@@ -44,8 +44,8 @@ def main(argv: list[str] | None = None) -> int:
         "--units",
         choices=UNITS,
         default=None,
-        help="units of the network (models/units.py). white: pictures are 0..1. noise: of any brightness. Default: those "
-        "of test.py without --white-level, noise for all but networks that have learned a noise level",
+        help="units of the network (models/units.py). white: pictures are 0..1. noise: of any brightness. Default: "
+        "those of test.py without --white-level, noise for all but networks that have learned a noise level",
     )
     parser.add_argument("--no-check", action="store_true", help="do not compare the file's results with PyTorch's")
     parser.add_argument("--checkpoints-dir", type=Path, default=Path("checkpoints"))
