@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import sys
 import warnings
-from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -33,6 +32,7 @@ from utils.files import atomic_path, shown
 TOLERANCE = 1e-4  # of the range of values
 SIZES = ((1, 64, 64), (2, 37, 50), (1, 90, 23))  # N, H and W of the pictures that the file is tried on
 EXAMPLE = (2, 29, 43)  # N, H and W of what the graph is read from; none of them stays in it
+REMEDY = "install the versions of requirements-dev.txt"
 MAIN = "last"  # name of the checkpoint of a run
 
 
@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
         if difference is not None and not difference <= TOLERANCE:  # nor NaN
             raise RunError(
                 f"{shown(opt.out)} is not written: ONNX Runtime's result differs from PyTorch's by {difference:.1e} of "
-                f"the range, {TOLERANCE:.0e} is allowed; install the versions of requirements-dev.txt"
+                f"the range, {TOLERANCE:.0e} is allowed; {REMEDY}"
             )
     print(f"{shown(opt.out)}: {opt.out.stat().st_size / 2**20:.1f} MiB, units of {metadata['units']}")
     if difference is not None:
@@ -128,20 +128,26 @@ def name_of(file: Path) -> str:
 
 
 def write(model: MWCNN | BlindSpotDenoiser, file: Path, metadata: dict[str, str]) -> None:
-    """Writes the model's graph with its weights."""
+    """Writes the model's graph with its weights. Raises RunError where this PyTorch cannot."""
     graph = graph_of(model)
     count, height, width = EXAMPLE
-    with quiet():
-        program = torch.onnx.export(
-            graph,
-            (torch.rand(count, model.channels, height * model.stride, width * model.stride),),
-            dynamo=True,
-            dynamic_shapes=({0: "N", 2: "H", 3: "W"},),
-            input_names=["noisy"],
-            output_names=list(graph.names),
-            external_data=False,
-            verbose=False,
-        )
+    example = torch.zeros(count, model.channels, height * model.stride, width * model.stride)
+    try:
+        with warnings.catch_warnings(action="ignore"):  # they are about the exporter's own parts
+            program = torch.onnx.export(
+                graph,
+                (example,),
+                dynamo=True,
+                dynamic_shapes=({0: "N", 2: "H", 3: "W"},),
+                input_names=["noisy"],
+                output_names=list(graph.names),
+                external_data=False,
+                verbose=False,
+            )
+    except torch.onnx.OnnxExporterError as error:
+        raise RunError(
+            f"PyTorch {torch.__version__} cannot export the model ({first_line(error)}); {REMEDY}"
+        ) from error
     for node in program.model.graph.all_nodes():  # they hold lines and folders of this machine's software
         node.metadata_props.clear()
         for value in node.outputs:
@@ -153,22 +159,23 @@ def write(model: MWCNN | BlindSpotDenoiser, file: Path, metadata: dict[str, str]
     program.save(str(file), external_data=False)
 
 
-@contextmanager
-def quiet():
-    """Without the exporter's warnings, which are about its own parts."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+def first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def greatest_difference(model: MWCNN | BlindSpotDenoiser, file: Path) -> float:
     """Greatest difference of the file's results from PyTorch's, in units of the range of values.
 
-    Each result has its own range, and at least that of the noisy pictures. These are random, of the SIZES.
+    Each result has its own range, and at least that of the noisy pictures. These are random, of the SIZES. Raises
+    RunError where ONNX Runtime cannot read the file.
     """
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    try:
+        session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    except Exception as error:  # it has a class for each kind, and no common one
+        problem = f"ONNX Runtime {onnxruntime.__version__} cannot read the file ({first_line(error)})"
+        raise RunError(f"{problem}; {REMEDY}") from error
     random, found = torch.Generator().manual_seed(0), []
     for count, height, width in SIZES:
         noisy = torch.rand(count, model.channels, height, width, generator=random)

@@ -200,6 +200,7 @@ def test_other_students_in_onnx_runtime(channels, trained, flags, tmp_path):
     session, model = exported(student(channels, trained), tmp_path, *flags)
     assert model.units == ("white" if flags else "noise")
     check_student(session, model)
+    check_student(session, model, [(1, 1300, 1203)])  # of so many pixels the scale takes a sample
 
 
 @needs_onnx
@@ -331,6 +332,13 @@ def test_the_check_sees_a_difference(tmp_path, monkeypatch):
     model = student(1)
     monkeypatch.setattr(onnxruntime, "InferenceSession", Wrong)
     assert 0.001 < export.greatest_difference(model, tmp_path / "any.onnx") < 0.02
+
+
+@needs_onnx
+def test_a_file_that_onnx_runtime_cannot_read(tmp_path):
+    (tmp_path / "model.onnx").write_bytes(b"no model")
+    with pytest.raises(RunError, match=r"ONNX Runtime .* cannot read the file .*requirements-dev"):
+        export.greatest_difference(student(1), tmp_path / "model.onnx")
 
 
 def test_names_of_checkpoints_have_no_folders(tmp_path):
