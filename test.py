@@ -28,6 +28,7 @@ from models.stride import stride_for
 from models.units import USUAL_NOISE
 from options.base import noise_of
 from options.test import TestOptions
+from utils.advice import Looker
 from utils.baselines import check_baselines, denoise_classically
 from utils.device import choose_device, choose_dtype
 from utils.distributed import World, join
@@ -35,6 +36,7 @@ from utils.doubts import check_noise, check_result
 from utils.errors import EXIT_FAILURE, RunError, UsageError, run_script
 from utils.files import atomic_write_text
 from utils.metrics import measure
+from utils.page import Reporter, write_page
 from utils.provenance import code_version
 from utils.report import Row, independent, method_name, noise_not_trained_on, note, print_table, test_record
 
@@ -61,7 +63,8 @@ def evaluate(opt, world: World, argv: list[str]) -> int:
 
     share = range(world.rank, len(inputs), world.size)
     progress = tqdm(share, desc="images", disable=None if world.main else True)
-    rows = [test_image(k, inputs[k], opt, models, white_level, noise) for k in progress]
+    reporter = Reporter.of(len(inputs), Looker.of(opt, device)) if opt.report else None
+    rows = [test_image(k, inputs[k], opt, models, white_level, noise, reporter) for k in progress]
 
     # from here on process 0 speaks for all
     rows = sorted((row for part in world.gather(rows) for row in part), key=lambda row: row.index)
@@ -82,14 +85,24 @@ def evaluate(opt, world: World, argv: list[str]) -> int:
     note(f"results that may be wrong (--json has the numbers){kept}", doubts)
     if opt.json:
         atomic_write_text(opt.json, json.dumps(table, indent=1) + "\n")
+    if opt.report:
+        write_page(opt.report, table, [row for row in rows if not row.problem])
     if bad:
         problems = [row.problem for row in bad]
         print(f"{len(bad)} of {len(rows)} images were skipped:", *problems, sep="\n  ", file=sys.stderr)
     return EXIT_FAILURE if bad else 0
 
 
-def test_image(k: int, source: Input, opt, models: list, white_level: float | None, noise: NoiseModel | None) -> Row:
-    """Denoises image k by every baseline and checkpoint, measures and saves the results."""
+def test_image(
+    k: int,
+    source: Input,
+    opt,
+    models: list,
+    white_level: float | None,
+    noise: NoiseModel | None,
+    reporter: Reporter | None = None,
+) -> Row:
+    """Denoises image k by every baseline and checkpoint, measures, saves and reports the results."""
     row = Row(k, str(source.path), source.shown, source.problem)
     if row.problem:
         return row
@@ -102,7 +115,7 @@ def test_image(k: int, source: Input, opt, models: list, white_level: float | No
             raise
         row.problem = str(error)
         return row
-    images, std, level = {"noisy": sample.noisy}, None, None
+    images, std, level, posterior = {"noisy": sample.noisy}, None, None, None
 
     # what the baselines make of it, which are told its noise level
     for baseline in opt.baseline:
@@ -145,6 +158,7 @@ def test_image(k: int, source: Input, opt, models: list, white_level: float | No
             row.unknown = f"{source.name}: {words}"
         if std is None:  # of several, the first one's maps and level
             std, level, row.estimated = as_image(result.std), as_image(result.noise_level), found
+            posterior = as_image(result.image)
 
     row.known = all(model.shared_noise or row.strides.get(model.name, 1) > 1 for model in models)
 
@@ -158,10 +172,12 @@ def test_image(k: int, source: Input, opt, models: list, white_level: float | No
         }
         if row.peak:
             row.peak = [float(end) * sample.unit for end in row.peak]
+    if models and opt.on_doubt == "keep" and (row.unknown or row.doubts):
+        images["kept"] = sample.noisy  # the last one is what is written
     if opt.save:
-        if models and opt.on_doubt == "keep" and (row.unknown or row.doubts):
-            images["kept"] = sample.noisy  # the last one is what is written
         save_pictures(opt.save, source, sample, images, std, level, opt.depth)
+    if reporter:
+        reporter.add(row, sample, images[list(images)[-1]], std, posterior)
     return row
 
 
@@ -188,14 +204,19 @@ def as_image(t: torch.Tensor) -> np.ndarray:
 
 
 def prepare_outputs(opt, inputs: list[Input]) -> None:
-    """Creates the folders of --save and --json before any work is done.
+    """Creates the folders of --save, --json and --report before any work is done.
 
     Refuses the folder that the images are in, where outputs could replace inputs.
     """
     if opt.save and opt.save.resolve() in {source.file.resolve().parent for source in inputs}:
         problem = f"--save {opt.save} is the folder of the images themselves"
         raise UsageError(f"{problem}; give another, so that none is overwritten")
-    for flag, folder in (("--save", opt.save), ("--json", opt.json and opt.json.parent)):
+    folders = (
+        ("--save", opt.save),
+        ("--json", opt.json and opt.json.parent),
+        ("--report", opt.report and opt.report.parent),
+    )
+    for flag, folder in folders:
         try:
             if folder:
                 folder.mkdir(parents=True, exist_ok=True)

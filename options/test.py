@@ -82,6 +82,14 @@ class TestOptions(BaseOptions):
         self.add_inference(model, auto="auto, the default with --protocol none")
         out = self.parser.add_argument_group("output")
         out.add_argument("--json", type=Path, default=None, metavar="FILE", help="write the table in full")
+        out.add_argument(
+            "--report",
+            type=Path,
+            default=None,
+            metavar="FILE.html",
+            help="write a page with the pictures before and after, their noise and all warnings; it also measures the "
+            "noise of each, which takes some seconds",
+        )
         out.add_argument("--save", type=Path, default=None, metavar="DIR", help="write pictures")
         out.add_argument(
             "--depth",
@@ -115,7 +123,11 @@ class TestOptions(BaseOptions):
         opt.baseline = list(dict.fromkeys(opt.baseline))
         self.check_levels(opt, ranges=False)
         opt.mg_seed = opt.mg_seed or 0
-        if opt.protocol == "none" and not opt.clean and not opt.save:
-            self.parser.error("there are no clean images to compare with and no --save DIR to write to")
+        if opt.report and not (opt.checkpoint or opt.baseline):
+            self.parser.error(f"--report {opt.report} shows results: give a --checkpoint")
+        if opt.protocol == "none" and not opt.clean and not opt.save and not opt.report:
+            self.parser.error(
+                "there are no clean images to compare with and no --save DIR or --report FILE to write to"
+            )
         if not opt.checkpoint and opt.protocol == "none" and not opt.clean:
             self.parser.error("--checkpoint is needed to denoise images")

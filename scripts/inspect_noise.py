@@ -18,7 +18,6 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -27,11 +26,10 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.inputs import Input, find_inputs, read_sample
-from models import load_model
 from models.inspection import PART, Inspection
 from options.inspection import InspectionOptions
-from utils.advice import LOOKERS, Advice, advise, as_record, look_at
-from utils.device import choose_device, choose_dtype
+from utils.advice import Advice, Looker, advise, as_record
+from utils.device import choose_device
 from utils.errors import EXIT_FAILURE, RunError, UsageError, run_script
 from utils.figures import noise_figure, write_figure
 from utils.files import atomic_write_text
@@ -70,14 +68,7 @@ def inspect(opt) -> tuple[list[Seen], dict[str, str]]:
 
     Raises RunError where none can be used, and UsageError as find_inputs does.
     """
-    device = choose_device(opt.device, 0, opt.deterministic)
-
-    @cache
-    def looker(channels: int):
-        model = load_model(LOOKERS[channels], device, opt.checkpoints_dir)
-        model.dtype = choose_dtype(opt.amp, device)
-        return model
-
+    look = Looker.of(opt, choose_device(opt.device, 0, opt.deterministic))
     inputs, _ = find_inputs(opt, [])
     if opt.most and len(inputs) > opt.most:
         inputs = [inputs[k] for k in np.linspace(0, len(inputs) - 1, opt.most).round().astype(int)]
@@ -88,11 +79,10 @@ def inspect(opt) -> tuple[list[Seen], dict[str, str]]:
                 raise UsageError(source.problem)
             sample = read_sample(source, opt.mode, None, None)
             image = sample.noisy * sample.unit
-            span = float(np.nanmax(image) - np.nanmin(image)) if np.isfinite(image).any() else 0.0
-            if span == 0:
+            found = look(image)
+            if found is None:
                 raise UsageError(f"{source.path} has one value everywhere: there is no noise to look at")
-            channels = image.shape[2]
-            seen.append(Seen(source, channels, span, look_at(looker(channels), image)))
+            seen.append(Seen(source, image.shape[2], float(np.nanmax(image) - np.nanmin(image)), found))
         except UsageError as error:
             if opt.on_bad == "stop":
                 raise

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from data.pictures import shown_range
+from models import load_model
 from models.denoiser import BlindSpotDenoiser
 from models.inference import filled, outlying
 from models.inspection import Inspection, inspect_noise
+from utils.device import choose_dtype
 from utils.doubts import check_noise
 
 LITTLE = 0.01  # of the picture's range: the noise of fewer than 2.5 of 255, below all that the weights know
@@ -83,15 +87,37 @@ def advise(found: Inspection, channels: int, span: float) -> Advice:
     return Advice(noise, start, weights, reasons, tuple(remarks))
 
 
-def look_at(model: BlindSpotDenoiser, image: np.ndarray) -> Inspection:
-    """The noise of an image (H,W,C), any units; NaN where there is none. model: that of LOOKERS."""
-    y = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
-    seen, _ = outlying(filled(y[None]))
-    low, high = shown_range(seen.numpy())
-    checks = check_noise((seen[0] - low) / (high - low))
-    failed = {check.name: check.value for check in checks if check.failed}
-    stripes = {name.split(", ")[1]: value for name, value in failed.items() if name.startswith("stripes")}
-    return inspect_noise(model, y, any(name.startswith("neighbours") for name in failed), stripes)
+@dataclass(frozen=True)
+class Looker:
+    """Measures the noise of pictures, with the released weights that LOOKERS names."""
+
+    folder: Path
+    device: torch.device
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, opt, device: torch.device) -> Looker:
+        """opt: the options of a script."""
+        return cls(opt.checkpoints_dir, device, choose_dtype(opt.amp, device))
+
+    def __call__(self, image: np.ndarray) -> Inspection | None:
+        """The noise of an image (H,W,C), any units; NaN where there is none. None where all of it is one value."""
+        if not np.nanmax(image, initial=-np.inf) > np.nanmin(image, initial=np.inf):
+            return None
+        model = released(self.folder, LOOKERS[image.shape[2]], self.device)
+        model.dtype = self.dtype
+        y = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        seen, _ = outlying(filled(y[None]))
+        low, high = shown_range(seen.numpy())
+        checks = check_noise((seen[0] - low) / (high - low))
+        failed = {check.name: check.value for check in checks if check.failed}
+        stripes = {name.split(", ")[1]: value for name, value in failed.items() if name.startswith("stripes")}
+        return inspect_noise(model, y, any(name.startswith("neighbours") for name in failed), stripes)
+
+
+@cache
+def released(folder: Path, name: str, device: torch.device) -> BlindSpotDenoiser:
+    return load_model(name, device, folder)
 
 
 def as_record(found: Inspection) -> dict:

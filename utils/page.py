@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -16,8 +17,11 @@ import torch
 from data.inputs import Sample
 from models.inspection import Inspection, of_flattest
 from models.noise.correlation import in_blocks
-from utils.advice import advise
+from utils.advice import Looker, advise
 from utils.files import atomic_write_text
+
+if TYPE_CHECKING:
+    from utils.report import Row
 
 TEMPLATE = Path(__file__).with_suffix(".html")
 LONGEST = 1024  # side in pixels of the pictures that are shown
@@ -42,8 +46,9 @@ class PicturePage:
 
     views: "noisy" and "result" -> data URI. reduced: whether they are smaller than the picture.
     noise: what was found, in words. figure: an SVG of the noise's curve and autocorrelation.
-    removed: root mean square of what was removed. uncertainty: data URI of the map of the posterior's standard deviation,
-    and the values that are black and white in it. within: shares of the true values within 1 and 2 of them.
+    removed: root mean square of what was removed.
+    uncertainty: data URI of the map of the posterior's standard deviation; its range: the values at its ends.
+    within: shares of the true values within 1 and 2 of them.
     """
 
     height: int
@@ -59,6 +64,27 @@ class PicturePage:
     uncertainty: str | None = None
     uncertainty_range: tuple[float, float] | None = None
     within: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Reporter:
+    """Adds to a test's rows what the report shows: of every so many pictures one in full, and all with warnings."""
+
+    look: Looker
+    every: int
+
+    @classmethod
+    def of(cls, pictures: int, look: Looker) -> Reporter:
+        return cls(look, max(1, -(-pictures // FULL)))
+
+    def add(
+        self, row: Row, sample: Sample, result: np.ndarray, std: np.ndarray | None, posterior: np.ndarray | None
+    ) -> None:
+        """As page_of; row: where it is added."""
+        row.noise = self.look(sample.noisy * sample.unit)
+        row.removed = sample.unit * float(np.sqrt(np.nanmean(np.square(sample.noisy - result))))
+        if row.noise and (row.warnings or row.index % self.every == 0):
+            row.page = page_of(sample, result, row.noise, std, posterior)
 
 
 def page_of(
@@ -128,7 +154,7 @@ def shares_within(error: np.ndarray, std: np.ndarray) -> tuple[float, float]:
 
 
 def places_of_change(removed: np.ndarray) -> list[tuple[int, int]]:
-    """Rows and columns of the crops of (H,W,C) that changed most by root mean square, at most CROPS, none overlapping."""
+    """Rows and columns of the crops of (H,W,C) that changed most by root mean square; they do not overlap."""
     height, width, _ = removed.shape
     size = min(CROP, height), min(CROP, width)
     energy = in_blocks(torch.from_numpy(np.square(removed).mean(2, keepdims=True).transpose(2, 0, 1)), *size)

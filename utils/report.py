@@ -9,11 +9,13 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from models.inspection import Inspection
 from models.noise import NOISES
 from models.noise.correlation import Shared
 from utils.baselines import describe_baseline
 from utils.device import device_name
 from utils.doubts import Check, doubts, neighbours_share_noise
+from utils.page import PicturePage
 from utils.provenance import training_facts
 
 SPREADS = 0.084, 0.307  # standard deviations of photographs: the middle 96% of bsd432
@@ -39,6 +41,10 @@ class Row:
     shared: Shared | None = None  # how its noise is shared, where neighbours share it
     known: bool = False  # whether every checkpoint knows such noise, or takes pixels apart
     checks: dict[str, list[Check]] = field(default_factory=dict)  # of the "input" and of each checkpoint's result
+    # for --report: what was found of the noise, root mean square of what was removed (file units), and what is shown
+    noise: Inspection | None = None
+    removed: float | None = None
+    page: PicturePage | None = None
 
     @property
     def neighbours_share_noise(self) -> bool | None:
@@ -55,6 +61,11 @@ class Row:
             for words in doubts(c for c in checks if not (self.known and c.name.startswith("neighbours")))
         ]
 
+    @property
+    def warnings(self) -> list[str]:
+        """All that was found wrong, in words."""
+        return [*filter(None, [self.unknown]), *self.doubts]
+
     def record(self) -> dict:
         checks = {name: [check.record() for check in checks] for name, checks in self.checks.items()}
         return {
@@ -63,7 +74,7 @@ class Row:
             **self.figures,
             **({"peak": self.peak} if self.peak else {}),
             **({"strides": self.strides} if self.strides else {}),
-            "doubts": [*filter(None, [self.unknown]), *self.doubts],
+            "doubts": self.warnings,
             "checks": checks,
         }
 
@@ -106,6 +117,7 @@ def noise_record(opt) -> dict | None:
 def model_record(model, models: list) -> dict:
     """What identifies a checkpoint, how it was trained, and the names of its results in the table."""
     return {
+        "name": model.name,
         "file": str(model.file),
         "sha256": hashlib.sha256(model.file.read_bytes()).hexdigest(),
         "stage": model.stage,
