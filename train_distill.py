@@ -3,10 +3,14 @@
     python train_distill.py --name awgn25-full --teacher awgn25 --clean bsd432 --synthetic-noisy bsd432 \\
         --noise awgn --sigma 25
     python train_distill.py --name mine-full --teacher mine --clean bsd432 --noisy my_pictures/
+    python train_distill.py --name mine-full --teacher mine --refine --student gray-hg-blind-full --noisy my_pictures/
 
 The student sees two kinds of crops in a batch: clean ones x, made noisy with the noise model that the teacher has
 learned, whose target is x; and noisy ones y, whose target is the teacher's posterior mean. Clean and noisy images
 share no picture: images named as both are split, half each.
+
+With --refine what a student makes of the noisy images stands for clean ones: it has their structures, and the noise
+that is added is theirs. It is the iterative data refinement of Zhang et al. 2022, with the noise that stage 1 finds.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ from tqdm import tqdm
 
 from data.augment import augmented
 from data.crops import Crops, DiskPool, ImagePool, crop_keys
+from data.pictures import shown_range
 from data.sets import find_images
 from data.source import crop_source
 from data.training import (
@@ -34,13 +39,16 @@ from data.training import (
     warn_of_test_images,
 )
 from models import MWCNN, BlindSpotDenoiser, load_model, posterior_mean
-from models.inference import denoise_batch, outlying
-from models.noise import NOISES, NoiseModel
+from models.inference import Denoised, denoise_batch, outlying
+from models.noise import NOISES, NoiseModel, ResidualEstimator
+from models.noise.correlation import shared_noise
+from models.stride import stride_for
 from options.base import noise_of
 from options.stage2 import Stage2Options
 from utils.checkpoint import checksum
 from utils.device import choose_device, choose_dtype, denormals_as_zero, keep_freed_memory
 from utils.distributed import World, join
+from utils.doubts import check_noise, neighbours_share_noise
 from utils.errors import UsageError, run_script
 from utils.logging import Board
 from utils.random import Stream, generator, generators, hashed, seed_weights, streams_of, uniform
@@ -80,12 +88,13 @@ def train(opt, options: Stage2Options, world: World) -> int:
         opt.images = before.get("images", "memory")
     # float copies: the images with their noise, and the targets
     needed = clean.memory() + noisy.memory(float_copies=0 if redraw else 2 if noise else 1)
-    if in_memory(opt.images, needed, device, world):
+    if opt.refine or in_memory(opt.images, needed, device, world):
         opt.images, clean, noisy = "memory", clean.decode(), noisy.decode()
     else:
         opt.images = "disk"
-    clean_pool, noisy_pool = clean.pool(device), noisy.pool(device)
-    if opt.noisy and teacher.units == "noise" and not opt.clean_white_level:
+    noisy_pool = noisy.pool(device)
+    clean_pool = clean.pool(device) if len(clean) else None
+    if clean_pool and opt.noisy and teacher.units == "noise" and not opt.clean_white_level:
         clean_pool = of_one_brightness(clean_pool, noisy_pool)
     if noise and not redraw:
         noisy_pool = add_noise_once(noisy_pool, noise, opt.seed)
@@ -95,6 +104,11 @@ def train(opt, options: Stage2Options, world: World) -> int:
     world.check_share(noisy_count, "noisy part of the batch,")
     world.check_share(clean_count, "clean part of the batch,")
     training = Training(opt, world, started, device, dtype, "stage2", opt.steps, student, student, white_level)
+    clean_names = clean  # of the crops, for messages
+    if opt.refine:
+        results = refined(opt, noisy_pool, device, dtype)
+        clean_pool = clean_pool.joined(results) if clean_pool else results
+        clean_names = Images([*clean.files, *noisy.files], [])
     clean_keys, noisy_keys = (crop_keys(opt.seed, s, opt.streams) for s in (Stream.CROPS, Stream.NOISY_CROPS))
     clean_source = crop_source(clean_pool, opt.patch_size, clean_keys, clean_count, world.local_size)
     noisy_source = crop_source(noisy_pool, opt.patch_size, noisy_keys, noisy_count, world.local_size)
@@ -120,7 +134,7 @@ def train(opt, options: Stage2Options, world: World) -> int:
                 x = augmented(x, samples, opt.enlarge, opt.tones, opt.seed)
                 inputs.append(lessons.make_noisy(x, samples))
                 wanted.append(x)
-                crops.append((clean, where))
+                crops.append((clean_names, where))
             if noisy_count:
                 samples = world.share(step * noisy_count, noisy_count)
                 y, where = noisy_source.crops(samples)
@@ -162,6 +176,12 @@ def find_teacher(opt, device: torch.device, dtype: torch.dtype) -> BlindSpotDeno
         problem = f"--noise {opt.noise} describes correlated colour channels"
         raise UsageError(f"{problem}; the teacher {teacher.file} is a gray one")
     teacher.dtype = dtype
+    if opt.read_noise:
+        if teacher.noise_estimator.learned:
+            problem = f"--read-noise {opt.read_noise}: {teacher.file} has a noise estimator that was trained"
+            raise UsageError(f"{problem}, which finds its own kind of noise; use a teacher with --sigma-n residual")
+        teacher.noise = opt.read_noise
+        teacher.noise_estimator = ResidualEstimator(teacher.channels, NOISES[opt.read_noise])
     return teacher
 
 
@@ -170,10 +190,11 @@ def find_material(
 ) -> tuple[ImageFiles, ImageFiles, Images | None]:
     """The clean images, the noisy ones, and those of --val. Noise is not yet added to --synthetic-noisy images."""
     flag, named = ("--noisy", opt.noisy) if opt.noisy else ("--synthetic-noisy", opt.synthetic_noisy)
-    clean_files = find_images(opt.clean, opt.data_root, "--clean")
+    clean_files = find_images(opt.clean, opt.data_root, "--clean") if opt.clean else []
     noisy_files = find_images(named, opt.data_root, flag)
     warn_of_test_images([*opt.clean, *named], [*clean_files, *noisy_files])
-    clean_files, noisy_files = disjoint(clean_files, noisy_files, opt.seed, flag)
+    if clean_files:
+        clean_files, noisy_files = disjoint(clean_files, noisy_files, opt.seed, flag)
     units = "white" if opt.synthetic_noisy else units  # synthetic noise has levels of white
     white, val = opt.clean_white_level, None
     if opt.val:
@@ -210,6 +231,35 @@ def of_one_brightness(clean: ImagePool | DiskPool, noisy: ImagePool | DiskPool) 
         f"{to_high:g}: the clean ones are brought to that range; --clean-white-level says another"
     )
     return clean.map(lambda _, x: to_low + (x - low) * factor)
+
+
+def refined(opt, noisy: ImagePool, device: torch.device, dtype: torch.dtype) -> ImagePool:
+    """What --student makes of the noisy images, as test.py would use it."""
+    model = load_model(opt.student, device, opt.checkpoints_dir)
+    model.dtype = dtype
+    if not opt.white_level:
+        model.units = "noise"
+    bar = tqdm(total=len(noisy), desc="refining", unit="image", leave=False, disable=None)
+
+    def one(_: int, y: Tensor) -> Tensor:
+        bar.update()
+        return denoise_in_use(model, y).image.to(y.device)
+
+    return noisy.map(one)
+
+
+def denoise_in_use(model: BlindSpotDenoiser | MWCNN, y: Tensor) -> Denoised:
+    """Denoises an image (1,C,H,W) with the stride that its noise asks for, as test.py does."""
+    seen, _ = outlying(y.cpu())
+    low, high = shown_range(seen.numpy())
+    shown = (seen - low) / (high - low)
+    shared = shared_noise(shown[0]) if neighbours_share_noise(check_noise(shown[0])) else None
+    before = model.stride
+    try:
+        model.stride = stride_for(model, shown, shared)
+        return denoise_batch(model, y)
+    finally:
+        model.stride = before
 
 
 def starting_student(opt, teacher: BlindSpotDenoiser) -> MWCNN:
@@ -251,6 +301,9 @@ class Lessons:
         drawn: NoiseModel | None = None,
     ):
         self.teacher, self.opt, self.drawn = teacher, opt, drawn
+        # in other units than white, and of files that are not of 8 bits, it is not known how values are recorded
+        as_bytes = isinstance(noisy, ImagePool) and noisy.pixels.dtype == torch.uint8
+        self.recorded = as_bytes and teacher.units == "white"
         self.means, self.thetas = posterior_means(teacher, noisy) if whole else (None, None)
         if self.drawn or teacher.noise_estimator.learned:
             self.thetas = None  # not needed, or found on a clean image as on a noisy one
@@ -270,7 +323,7 @@ class Lessons:
         scale = 1 + self.opt.level_jitter * (2 * uniform(1, x, random) - 1)
         noise = estimator.noise
         y = x + scale.view(-1, 1, 1, 1) * noise.draw(theta, cov_n, x, random)
-        return noise.recorded(y) if self.teacher.units == "white" else y  # in other units nothing is known of files
+        return noise.recorded(y) if self.recorded else y
 
     @torch.no_grad()
     def targets(self, y: Tensor, where: Crops) -> Tensor:
@@ -287,7 +340,7 @@ def posterior_means(teacher: BlindSpotDenoiser, noisy: ImagePool) -> tuple[Image
 
     def one(_: int, y: Tensor) -> Tensor:
         bar.update()
-        found = denoise_batch(teacher, y)
+        found = denoise_in_use(teacher, y)
         thetas.append(found.theta)
         return found.image.to(y.device)
 
@@ -308,7 +361,7 @@ def noise_thetas(
         y = noisy.image(k)
         if noise:
             y = noise.add(y.cpu(), [generator("cpu", seed, stream, k)])
-        found.append(denoise_batch(teacher, y).theta)
+        found.append((denoise_batch if noise else denoise_in_use)(teacher, y).theta)
     return torch.cat(found).to(next(teacher.parameters()).device)
 
 

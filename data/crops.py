@@ -99,6 +99,17 @@ class ImagePool:
             )
         return other
 
+    def joined(self, other: ImagePool) -> ImagePool:
+        """The pool of its images and the other's, float32."""
+        both = object.__new__(ImagePool)
+        both.__dict__.update(
+            self.__dict__,
+            sizes=np.concatenate([self.sizes, other.sizes]),
+            offsets=np.concatenate([self.offsets, self.offsets[-1] + other.offsets[1:]]),
+            pixels=torch.cat([p.float() / (255 if p.dtype == torch.uint8 else 1) for p in (self.pixels, other.pixels)]),
+        )
+        return both
+
     def crops(self, where: Crops, patch: int) -> Tensor:
         """The crops, (B,C,patch,patch) float32 0..1, on the device."""
         return as_images(self.cut(where, patch))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import argparse
 
+from models.noise import NOISES
 from options.base import BaseOptions, noise_levels, number
 
 
@@ -19,9 +20,14 @@ class Stage2Options(BaseOptions):
         data.add_argument(
             "--clean",
             nargs="+",
-            required=True,
+            default=[],
             metavar="IMAGES",
-            help="clean images, from which the teacher's noise model makes pairs",
+            help="clean images, from which the teacher's noise model makes pairs; may be left out with --refine",
+        )
+        data.add_argument(
+            "--refine",
+            action="store_true",
+            help="what --student makes of the --noisy images, before it is trained, are clean images too",
         )
         source = data.add_mutually_exclusive_group(required=True)
         source.add_argument(
@@ -56,6 +62,13 @@ class Stage2Options(BaseOptions):
             choices=("learned", "drawn"),
             default="learned",
             help="their noise is what the teacher finds on noisy images, or is drawn from --noise and its levels",
+        )
+        pairs.add_argument(
+            "--read-noise",
+            choices=tuple(name for name, noise in NOISES.items() if not noise.needs_color),
+            default=None,
+            help="with --noisy: what kind of noise the teacher's residual is read as; camera where neighbours may "
+            "share it; default: the kind that the teacher was trained for",
         )
         self.add_augmentation(pairs)
         pairs.add_argument(
@@ -112,6 +125,16 @@ class Stage2Options(BaseOptions):
                     "which says nothing of --noisy ones; leave it out"
                 ),
             )
+        if opt.refine:
+            self.refuse(opt, "synthetic_noisy", "is not for --refine, which takes --noisy images and a --student")
+            if opt.student is None:
+                self.parser.error("--refine needs a --student, whose results are the clean images")
+            if opt.images == "disk":
+                self.parser.error("--refine keeps its images in memory: leave --images out, or give fewer --noisy ones")
+        elif not opt.clean:
+            self.parser.error("--clean is needed, or --refine, which makes clean images of the --noisy ones")
+        if opt.read_noise and not opt.noisy:
+            self.parser.error(f"--read-noise {opt.read_noise} is for --noisy images")
         if opt.pairs == "drawn" and not opt.synthetic_noisy:
             self.parser.error("--pairs drawn needs --synthetic-noisy, --noise and its levels")
         self.check_augmentation(opt)
