@@ -145,7 +145,7 @@ def test_image(
         row.checks[model.name] = check_result(shown, (image[0] - low) / (high - low), noise_map, row.shared)
         if model.stride > 1:
             row.strides[model.name] = model.stride
-        if opt.protocol == "none" and model.shared_noise and row.neighbours_share_noise is False:
+        if opt.protocol == "none" and not model.independent_noise and row.neighbours_share_noise is False:
             row.unknown = f"{source.name}: {independent(model)}"
         if model.stage == 2:
             images[method_name("distilled", model, models)] = as_image(result.image)

@@ -101,6 +101,8 @@ def train(opt, options: Stage2Options, world: World) -> int:
 
     # Student and run.
     student = starting_student(opt, teacher)
+    if opt.noisy and student.shared_noise and some_independent(noisy_pool):
+        student.config["independent_noise"] = True
     world.check_share(noisy_count, "noisy part of the batch,")
     world.check_share(clean_count, "clean part of the batch,")
     training = Training(opt, world, started, device, dtype, "stage2", opt.steps, student, student, white_level)
@@ -216,8 +218,7 @@ def of_one_brightness(clean: ImagePool | DiskPool, noisy: ImagePool | DiskPool) 
     """
 
     def ends(pool: ImagePool | DiskPool) -> tuple[float, float]:
-        chosen = np.unique(np.linspace(0, len(pool) - 1, min(len(pool), MAX_THETAS)).round().astype(int)).tolist()
-        found = [outlying(pool.image(k))[0].aminmax() for k in chosen]
+        found = [outlying(pool.image(k))[0].aminmax() for k in spaced(len(pool))]
         return min(float(e.min) for e in found), max(float(e.max) for e in found)
 
     (low, high), (to_low, to_high) = ends(clean), ends(noisy)
@@ -250,9 +251,7 @@ def refined(opt, noisy: ImagePool, device: torch.device, dtype: torch.dtype) -> 
 
 def denoise_in_use(model: BlindSpotDenoiser | MWCNN, y: Tensor) -> Denoised:
     """Denoises an image (1,C,H,W) with the stride that its noise asks for, as test.py does."""
-    seen, _ = outlying(y.cpu())
-    low, high = shown_range(seen.numpy())
-    shown = (seen - low) / (high - low)
+    shown = as_checked(y)
     shared = shared_noise(shown[0]) if neighbours_share_noise(check_noise(shown[0])) else None
     before = model.stride
     try:
@@ -260,6 +259,23 @@ def denoise_in_use(model: BlindSpotDenoiser | MWCNN, y: Tensor) -> Denoised:
         return denoise_batch(model, y)
     finally:
         model.stride = before
+
+
+def as_checked(y: Tensor) -> Tensor:
+    """An image (1,C,H,W) as checks see it, 0..1."""
+    seen, _ = outlying(y.cpu())
+    low, high = shown_range(seen.numpy())
+    return (seen - low) / (high - low)
+
+
+def some_independent(noisy: ImagePool | DiskPool) -> bool:
+    """Whether there are images whose neighbouring pixels do not share their noise."""
+    return any(neighbours_share_noise(check_noise(as_checked(noisy.image(k))[0])) is False for k in spaced(len(noisy)))
+
+
+def spaced(number: int) -> list[int]:
+    """Indices of at most MAX_THETAS images, evenly spaced."""
+    return np.unique(np.linspace(0, number - 1, min(number, MAX_THETAS)).round().astype(int)).tolist()
 
 
 def starting_student(opt, teacher: BlindSpotDenoiser) -> MWCNN:
@@ -276,7 +292,7 @@ def starting_student(opt, teacher: BlindSpotDenoiser) -> MWCNN:
         )
     if teacher.units == "noise" and student.units == "white":
         student.take_up_units_of_noise()
-    student.config.pop("shared_noise", None)
+    student.config = {key: v for key, v in student.config.items() if key not in ("shared_noise", "independent_noise")}
     student.config |= {"shared_noise": True} if shared else {}
     return student.train().requires_grad_(True)
 
@@ -355,9 +371,8 @@ def noise_thetas(
     The images are evenly spaced ones. Pairs are made with the noise of one of them. noise: to be added first, from
     the stream, where the images are still clean.
     """
-    chosen = np.unique(np.linspace(0, len(noisy) - 1, min(len(noisy), MAX_THETAS)).round().astype(int)).tolist()
     found = []
-    for k in tqdm(chosen, desc="noise levels", unit="image", leave=False, disable=None):
+    for k in tqdm(spaced(len(noisy)), desc="noise levels", unit="image", leave=False, disable=None):
         y = noisy.image(k)
         if noise:
             y = noise.add(y.cpu(), [generator("cpu", seed, stream, k)])

@@ -72,7 +72,7 @@ class ImageFiles:
     @property
     def sizes(self) -> np.ndarray:
         """Height and width of each, (M,2)."""
-        return np.array([(header.height, header.width) for header in self.headers])
+        return np.array([(header.height, header.width) for header in self.headers], int).reshape(-1, 2)
 
     @property
     def as_bytes(self) -> bool:

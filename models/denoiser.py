@@ -154,6 +154,11 @@ class BlindSpotDenoiser(nn.Module):
         return NOISES[self.noise].shared
 
     @property
+    def independent_noise(self) -> bool:
+        """Whether it knows noise that neighbours do not share."""
+        return not self.shared_noise
+
+    @property
     def receptive_radius(self) -> int:
         """How far D-BSN sees, in pixels of the image."""
         return self.dbsn.receptive_radius * self.stride

@@ -109,12 +109,21 @@ class MWCNN(nn.Module):
 
     stage = 2
 
-    def __init__(self, channels: int, width: int = 160, units: str = "white", shared_noise: bool = False):
-        """shared_noise: whether it is trained on noise that neighbours share."""
+    def __init__(
+        self,
+        channels: int,
+        width: int = 160,
+        units: str = "white",
+        shared_noise: bool = False,
+        independent_noise: bool = False,
+    ):
+        """shared_noise: whether it is trained on noise that neighbours share. independent_noise: then on other as well."""
         super().__init__()
         self.config = dict(channels=channels, width=width, units=units)
         if shared_noise:  # older versions read what has none
             self.config["shared_noise"] = True
+        if independent_noise:
+            self.config["independent_noise"] = True
         self.channels, self.dtype, self.units, self.stride = channels, torch.float32, units, 1
         f1, f2, f3 = width, round(1.6 * width), round(1.6 * width)
         bands = 4 * channels
@@ -151,6 +160,11 @@ class MWCNN(nn.Module):
     def shared_noise(self) -> bool:
         """Whether it knows noise that neighbours share."""
         return self.config.get("shared_noise", False)
+
+    @property
+    def independent_noise(self) -> bool:
+        """Whether it knows noise that neighbours do not share."""
+        return self.config.get("independent_noise", not self.shared_noise)
 
     @property
     def receptive_radius(self) -> int:

@@ -123,8 +123,8 @@ def correlation(found: Inspection) -> str:
     return f"{apart.flat[np.abs(apart).argmax()]:.2f}"
 
 
-def print_advice(seen: list[Seen], data: list[str]) -> None:
-    """One paragraph for each kind of noise, the most frequent first."""
+def print_advice(seen: list[Seen], data: list[str], commands: bool = True) -> None:
+    """One paragraph for each kind of noise, the most frequent first. commands: with those that denoise and train."""
     groups: dict[tuple[str, str], list[Seen]] = {}
     for one in seen:
         groups.setdefault((one.advice.reasons.split(",")[0].split(";")[0], one.advice.weights), []).append(one)
@@ -134,6 +134,8 @@ def print_advice(seen: list[Seen], data: list[str]) -> None:
         print(f"\n{len(members)} of {len(seen)} pictures ({names}): the noise is {advice.reasons}.")
         for remark in dict.fromkeys(remark for one in members for remark in one.advice.remarks):
             print(f"  note: {remark}")
+        if not commands:
+            continue
         files = data if len(members) == len(seen) else [str(one.source.path) for one in members]
         if len(files) > 5:
             files = [*files[:3], ".."]

@@ -122,10 +122,13 @@ def released(folder: Path, name: str, device: torch.device) -> BlindSpotDenoiser
 
 def as_record(found: Inspection) -> dict:
     """What was found, as JSON holds it."""
-    record = asdict(found) | {"curves": [curve_record(curve) for curve in found.curves]}
-    return record | {"channels": None if found.channels is None else found.channels.tolist()}
+    return as_plain(asdict(found))
 
 
-def curve_record(curve) -> dict:
-    arrays = {key: value.tolist() for key, value in vars(curve).items() if key != "coefficients"}
-    return arrays | {"coefficients": list(curve.coefficients)}
+def as_plain(value):
+    """Arrays as lists, in dicts and lists of any depth."""
+    if isinstance(value, dict):
+        return {key: as_plain(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_plain(v) for v in value]
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
