@@ -34,7 +34,7 @@ GROUPS = 20  # parts of a picture for the standard errors
 NORMAL_95 = 1.96  # standard errors of a 95% interval
 GROWS = 1.15  # ratio of the noise in bright and in dark parts above which it depends on the signal
 TEXTURE = 0.0012  # of a picture's range: a standard deviation of the error that pictures add, measured on Set12
-CORRELATED = 0.25  # correlation of channels above which they share their noise
+CORRELATED = 0.2  # correlation of channels above which they share their noise
 
 
 @dataclass(frozen=True)

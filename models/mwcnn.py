@@ -117,7 +117,7 @@ class MWCNN(nn.Module):
         shared_noise: bool = False,
         independent_noise: bool = False,
     ):
-        """shared_noise: whether it is trained on noise that neighbours share. independent_noise: then on other as well."""
+        """shared_noise: whether it is trained on noise that neighbours share. independent_noise: on other as well."""
         super().__init__()
         self.config = dict(channels=channels, width=width, units=units)
         if shared_noise:  # older versions read what has none

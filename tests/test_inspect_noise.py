@@ -1,0 +1,68 @@
+"""scripts/inspect_noise.py: its table, files and messages."""
+
+from __future__ import annotations
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+from skimage.data import astronaut, camera
+
+from scripts import inspect_noise
+from utils.errors import run_script
+
+
+@pytest.fixture
+def noisy(tmp_path):
+    folder = tmp_path / "noisy"
+    folder.mkdir()
+    random = np.random.RandomState(0)
+    gray = (camera()[:128, 200:328] + random.normal(0, 20, (128, 128))).clip(0, 255).astype(np.uint8)
+    color = (astronaut()[:96, 200:328] + random.normal(0, 20, (96, 128, 3))).clip(0, 255).astype(np.uint8)
+    cv2.imwrite(str(folder / "gray.png"), gray)
+    cv2.imwrite(str(folder / "a colour.png"), color[..., ::-1])
+    cv2.imwrite(str(folder / "sixteen.png"), gray.astype(np.uint16) * 257)
+    return folder
+
+
+def look(capsys, *arguments) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as end:
+        run_script(lambda: inspect_noise.main([str(a) for a in arguments]))
+    return end.value.code, *capsys.readouterr()
+
+
+def test_table_advice_and_files(noisy, tmp_path, capsys):
+    code, out, _ = look(capsys, noisy, "--json", tmp_path / "n.json", "--plot", tmp_path / "n.png", "--amp", "off")
+    assert code == 0
+    rows = {line[: line.index(".png")]: line.split()[-1] for line in out.splitlines() if ".png  " in line}
+    assert list(rows) == ["a colour", "gray", "sixteen"]
+    assert "test.py --checkpoint gray-" in out and "test.py --checkpoint color-" in out and "train_dbsn.py" in out
+    images = {one["name"]: one for one in json.loads((tmp_path / "n.json").read_text())["images"]}
+    assert images["gray.png"]["level"] == pytest.approx(20, rel=0.15)
+    assert images["sixteen.png"]["level"] == pytest.approx(257 * images["gray.png"]["level"], rel=0.01)
+    assert cv2.imread(str(tmp_path / "n.png")) is not None
+
+
+def test_a_bad_picture_among_others(noisy, capsys):
+    (noisy / "b.png").write_bytes(b"no picture")
+    cv2.imwrite(str(noisy / "flat.png"), np.full((70, 70), 9, np.uint8))
+    code, out, err = look(capsys, noisy, "--most", 9)
+    assert code == 1 and "gray.png" in out
+    assert "2 pictures were skipped" in err and "b.png" in err and "flat.png has one value everywhere" in err
+    code, _, err = look(capsys, noisy, "--on-bad", "stop")
+    assert code == 2 and "b.png" in err and len(err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nowhere/"], "no such file or folder"),
+        (["{}", "--plot", "n.doc"], "end it in .png, .pdf or .svg"),
+        (["{}", "--json", "nowhere/n.json"], "the folder nowhere does not exist"),
+        (["{}", "--most", "0"], "at least 1"),
+    ],
+)
+def test_wrong_use(arguments, words, noisy, capsys):
+    code, _, err = look(capsys, *(a.format(noisy) for a in arguments))
+    assert code == 2 and words in err and err.startswith("error:") and len(err.strip().splitlines()) == 1
