@@ -18,7 +18,11 @@ class FolderOptions(BaseOptions):
         self.parser.add_argument("noisy", metavar="NOISY", help="the noisy pictures: a folder, a file or a pattern")
         self.parser.add_argument("out", type=Path, metavar="OUT", help="folder of the results")
         self.parser.add_argument(
-            "clean", nargs="?", default=None, metavar="CLEAN", help="clean pictures of the same kind, other ones"
+            "clean_pictures",
+            nargs="?",
+            default=None,
+            metavar="CLEAN",
+            help="clean pictures of the same kind, other ones",
         )
         self.parser.add_argument(
             "--steps",
@@ -33,4 +37,4 @@ class FolderOptions(BaseOptions):
     def check(self, opt: argparse.Namespace) -> None:
         # what data.inputs.find_inputs asks of a test
         opt.data, opt.data_root, opt.mode, opt.on_bad, opt.protocol = [opt.noisy], None, None, "skip", "none"
-        opt.noise, opt.baseline, opt.white_level = None, [], None
+        opt.clean, opt.noise, opt.baseline, opt.white_level = None, None, [], None

@@ -73,8 +73,8 @@ def main(argv: list[str] | None = None) -> int:
     inputs, _ = find_inputs(opt, [])
     if opt.out.resolve() in {source.file.resolve().parent for source in inputs}:
         raise UsageError(f"OUT {opt.out} is the folder of the pictures themselves; give another")
-    if opt.clean:
-        find_images(opt.clean, None, "CLEAN")  # wrong ones are told before any work
+    if opt.clean_pictures:
+        find_images(opt.clean_pictures, None, "CLEAN")  # wrong ones are told before any work
     try:
         opt.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -154,7 +154,7 @@ def look_at_noise(opt, kind: Kind) -> list[Seen]:
 
 def train(opt, kind: Kind, start: str, noisy: list[str], name: str, steps: int, shared: bool) -> None:
     """Trains the released student on the pictures, or goes on with it. Says what it does and for how long."""
-    clean = f" and on those in {opt.clean}" if opt.clean else ""
+    clean = f" and on those in {opt.clean_pictures}" if opt.clean_pictures else ""
     minutes = steps * seconds_per_step(opt, f"{start}-full") / 60
     print(
         f"\ntraining {start}-full for {steps} steps on {len(kind.trainable)} pictures{clean}: about {minutes:.0f} "
@@ -169,9 +169,9 @@ def train(opt, kind: Kind, start: str, noisy: list[str], name: str, steps: int, 
         arguments += ["--read-noise", "camera"]
     if kind.white_level:
         arguments += ["--white-level", f"{kind.white_level:g}"]
-    if opt.clean:
-        arguments += ["--clean", opt.clean]
-        files = find_images(opt.clean, None, "CLEAN")
+    if opt.clean_pictures:
+        arguments += ["--clean", opt.clean_pictures]
+        files = find_images(opt.clean_pictures, None, "CLEAN")
         if kind.white_level and image_header(files[0]).dtype == kind.usable[0].header.dtype:
             arguments += ["--clean-white-level", f"{kind.white_level:g}"]
     if code := train_distill.main(arguments):

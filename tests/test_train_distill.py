@@ -21,7 +21,9 @@ from tests.helpers import (
     TINY2,
     assert_same_run,
     ok,
+    pool,
     small,
+    stats,
 )
 from train_distill import Lessons
 
@@ -181,3 +183,52 @@ def test_stopped_and_resumed_is_never_stopped(draw, flags, run, pictures, tmp_pa
 )
 def test_wrong_use_ends_in_one_line(line, words, wrong_use):
     wrong_use("train_distill", line, words)
+
+
+def test_refining_takes_the_students_own_results_for_clean_pictures(run, pictures, models, tmp_path):
+    student = models / "s2" / "last.safetensors"
+    line = f"--teacher {models}/s1/last.safetensors --student {student} --noisy {pictures}/gray {TINY2} --steps 2"
+    line = f"{line.replace('--student-width 4', '')} --noisy-share 0"
+    ok(run("train_distill", f"--name a {line} --refine"))
+    ok(run("train_distill", f"--name b {line} --refine"))
+    ok(run("train_distill", f"--name c {line} --refine --clean {pictures}/color"))
+    ok(run("train_distill", f"--name d {line} --clean {pictures}/color"))
+    assert_same_run(tmp_path / "a", tmp_path / "b")
+    losses = {name: stats(tmp_path / name)[-1]["loss"] for name in "abcd"}
+    assert losses["a"] == losses["b"] and len({losses[name] for name in "acd"}) == 3
+
+
+def test_pools_are_joined(rng):
+    images, one = pool()
+    both = one.joined(one.map(lambda k, x: 1 - x))
+    assert len(both) == 6 and both.sizes.tolist() == 2 * [list(im.shape[:2]) for im in images]
+    for k in range(3):
+        torch.testing.assert_close(both.image(k), one.image(k))
+        torch.testing.assert_close(both.image(k + 3), 1 - one.image(k))
+
+
+def test_noise_is_read_as_asked_for(run, pictures, models, tmp_path):
+    line = f"--teacher gray-hg-blind --student gray-hg-blind-full --noisy {pictures}/gray --refine --patch-size 16"
+    ok(run("train_distill", f"--name a {line} --read-noise camera --steps 1 --batch-size 2 --noisy-share 0 --amp off"))
+    config = load_model(tmp_path / "a" / "last.safetensors").config
+    assert config["shared_noise"] and "independent_noise" not in config  # 40 pixels are too few to tell
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("--noisy {pictures}/gray", "--clean is needed, or --refine"),
+        ("--noisy {pictures}/gray --refine", "--refine needs a --student"),
+        ("--noisy {pictures}/gray --refine --student {s2} --images disk", "--refine keeps its images in memory"),
+        ("--synthetic-noisy {pictures}/gray --noise awgn --sigma 25 --refine --student {s2}", "is not for --refine"),
+        ("--noisy {pictures}/gray --clean {pictures}/color --read-noise mg", "invalid choice"),
+        (
+            "--synthetic-noisy {pictures}/gray --clean {pictures}/color --noise awgn --sigma 25 --read-noise hg",
+            "for --noisy",
+        ),
+    ],
+)
+def test_wrong_use_of_refining(line, words, run, pictures, models):
+    line = line.format(pictures=pictures, s2=models / "s2" / "last.safetensors")
+    code, _, err = run("train_distill", f"--name a --teacher {models}/s1/last.safetensors {line}")
+    assert code == 2 and words in err and len(err.strip().splitlines()) == 1

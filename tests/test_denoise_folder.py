@@ -1,0 +1,112 @@
+"""scripts/denoise_folder.py: one command for a folder, whatever is in it."""
+
+from __future__ import annotations
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+import tifffile
+from skimage.data import astronaut, camera
+
+from data.images import read_image
+from scripts import denoise_folder
+from utils.errors import run_script
+
+SIDE = 112  # pixels: enough for the training's crops
+
+
+@pytest.fixture
+def noisy(tmp_path):
+    folder = tmp_path / "noisy"
+    folder.mkdir()
+    random = np.random.RandomState(0)
+    for k, row in enumerate((0, 120)):
+        image = camera()[row : row + SIDE, 200 : 200 + SIDE] + random.normal(0, 25, (SIDE, SIDE))
+        cv2.imwrite(str(folder / f"{k}.png"), image.clip(0, 255).astype(np.uint8))
+    return folder
+
+
+def denoise(capsys, *arguments) -> tuple[int, str, str]:
+    argv = [*map(str, arguments), "--device", "cpu", "--amp", "off"]
+    with pytest.raises(SystemExit) as end:
+        run_script(lambda: denoise_folder.main(argv))
+    return end.value.code, *capsys.readouterr()
+
+
+def test_a_folder_is_looked_at_trained_on_and_denoised(noisy, tmp_path, capsys):
+    (noisy / "bad.png").write_bytes(b"no picture")
+    out = tmp_path / "out"
+    code, said, err = denoise(capsys, noisy, out, "--steps", 2)
+    assert code == 1 and "1 of 3 pictures could not be used" in err and "bad.png" in err
+    assert "independent from pixel to pixel" in said and "minutes" in said and "2 of 2 steps done" in said
+    for name in ("0", "1"):
+        before, after = (cv2.imread(str(f), 0).astype(float) for f in (noisy / f"{name}.png", result(out, name)))
+        clean = camera()[120 * int(name) :][:SIDE, 200 : 200 + SIDE]
+        assert np.sqrt(np.mean((after - clean) ** 2)) < 0.6 * np.sqrt(np.mean((before - clean) ** 2))
+    assert (out / "report.html").is_file() and json.loads((out / "noise.json").read_text())["images"]
+    weights = out / "training" / "student" / "last.safetensors"
+    assert str(weights) in json.loads((out / "results.json").read_text())["checkpoints"]
+    # once more: nothing is trained again
+    trained = weights.read_bytes()
+    code, said, _ = denoise(capsys, noisy, out, "--steps", 2)
+    assert code == 1 and weights.read_bytes() == trained
+
+
+def result(out, name):
+    return out / f"{name}_denoised.png"
+
+
+def test_gray_and_colour_clean_pictures_and_stacks(noisy, tmp_path, capsys):
+    random = np.random.RandomState(1)
+    color = astronaut()[:SIDE, 100 : 100 + SIDE] + random.normal(0, 20, (SIDE, SIDE, 3))
+    cv2.imwrite(str(noisy / "c.png"), color.clip(0, 255).astype(np.uint8)[..., ::-1])
+    stack = 1000 + 4 * (camera()[:SIDE, :SIDE] + random.normal(0, 25, (3, SIDE, SIDE)))
+    tifffile.imwrite(noisy / "stack.tif", stack.astype(np.uint16), photometric="minisblack")
+    (tmp_path / "clean").mkdir()
+    cv2.imwrite(str(tmp_path / "clean" / "x.png"), camera()[200:330, 200:330])
+    code, _, err = denoise(capsys, noisy, tmp_path / "out", tmp_path / "clean", "--steps", 1)
+    assert code == 0, err
+    out = tmp_path / "out"
+    assert (out / "report-gray.html").is_file() and (out / "report-color.html").is_file()
+    assert read_image(out / "c_denoised.png").shape == (SIDE, SIDE, 3)
+    pages = tifffile.imread(out / "stack_denoised.tif")
+    assert pages.shape == stack.shape and abs(pages.mean() - stack.mean()) < 5
+    assert np.abs(pages - 1000 - 4 * camera()[:SIDE, :SIDE].astype(float)).mean() < 60
+
+
+def test_small_pictures_are_denoised_without_training(tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    image = camera()[:70, 200:290] + np.random.RandomState(0).normal(0, 25, (70, 90))
+    cv2.imwrite(str(tmp_path / "in" / "a.png"), image.clip(0, 255).astype(np.uint8))
+    code, said, err = denoise(capsys, tmp_path / "in", tmp_path / "out")
+    assert code == 0, err
+    assert (
+        "as it is" in said and result(tmp_path / "out", "a").is_file() and not (tmp_path / "out" / "training").exists()
+    )
+
+
+@pytest.mark.parametrize(
+    ("make", "arguments", "code", "words"),
+    [
+        ("", "{0}/nowhere {0}/out", 2, "no such file or folder"),
+        ("empty", "{0}/in {0}/out", 2, "the folder holds no image"),
+        ("picture", "{0}/in {0}/in", 2, "is the folder of the pictures themselves"),
+        ("picture", "{0}/in {0}/out {0}/nowhere", 2, "CLEAN"),
+        ("picture", "{0}/in {0}/file/out", 1, "cannot create the folder"),
+        ("bad", "{0}/in {0}/out", 1, "none of the 1 pictures could be used"),
+        ("flat", "{0}/in {0}/out", 1, "one value everywhere"),
+    ],
+)
+def test_what_cannot_be_done_ends_in_one_line(make, arguments, code, words, tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "file").write_text("")
+    pixels = {"picture": camera()[:100, :100], "flat": np.full((100, 100), 7, np.uint8)}
+    if make in pixels:
+        cv2.imwrite(str(tmp_path / "in" / "a.png"), pixels[make])
+    if make == "bad":
+        (tmp_path / "in" / "a.png").write_bytes(b"x")
+    found, _, err = denoise(capsys, *arguments.format(tmp_path).split())
+    lines = [line for line in err.splitlines() if line.startswith("error:")]
+    assert found == code and len(lines) == 1 and words in lines[0]
