@@ -336,7 +336,7 @@ class Lessons:
         theta = estimator.estimate(x) if self.thetas is None else one_for_each(self.thetas, samples, seed)
         cov_n = estimator.covariance(theta, x)
         random = generators(x.device, seed, Stream.SYNTHESIS, samples)
-        scale = 1 + self.opt.level_jitter * (2 * uniform(1, x, random) - 1)
+        scale = self.opt.level_scale * (1 + self.opt.level_jitter * (2 * uniform(1, x, random) - 1))
         noise = estimator.noise
         y = x + scale.view(-1, 1, 1, 1) * noise.draw(theta, cov_n, x, random)
         return noise.recorded(y) if self.recorded else y

@@ -21,6 +21,7 @@ from models.mwcnn import MWCNN, pad_to_multiple
 WORKING_SET = {"cpu": 1e9, "cuda": 8e9}
 STRIP = 2**20  # pixels whose posterior is computed at once
 WINDOW = 17  # side of the squares of one value that carry no noise
+USUAL_GAIN = 1.5  # times the gain of the pixels predicted best: what others have; measured on bsd432
 OUTSIDE = 4  # pixels by which they may stand out of the image
 OUTLYING = 0.5  # of an image's range: single pixels farther outside of it are outliers
 
@@ -165,7 +166,8 @@ def run(model: BlindSpotDenoiser | MWCNN, y: Tensor, tile: int | None, progress:
     # the network tile by tile, the noise over the whole image, and what is left is pixel by pixel
     mu, factor = in_tiles(context, model, y, tile, progress)
     y = y.to(mu.device)
-    theta = model.theta(y, mu, Full(factor))
+    gain = None if model.noise_estimator.learned else model.gain(y, mu, Full(factor))
+    theta = model.theta(y, mu, Full(factor), gain)
     image, maps = torch.empty_like(mu), []
     std = factor[:, : model.channels]  # strips of the factor are not needed again once they are used
     for top, bottom in spans(y.shape[2], max(1, STRIP // (y.shape[0] * y.shape[3]))):
@@ -174,10 +176,24 @@ def run(model: BlindSpotDenoiser | MWCNN, y: Tensor, tile: int | None, progress:
         cov_n = model.noise_estimator.covariance(theta.to(device), part_mu)
         p = Prediction(part_mu, Full(part_factor), model.head, lambda cov_n=cov_n: cov_n)
         x = posterior(part, p)
-        image[:, :, rows], std[:, :, rows] = x.mean.to(image), x.std.to(std)
+        image[:, :, rows], std[:, :, rows] = x.mean.to(image), at_least(x.std, cov_n.variance, gain).to(std)
         maps.append(noise_level(cov_n).cpu())
     noise = maps[0] if maps[0].shape[2:] == (1, 1) else torch.cat(maps, 2)
     return Denoised(image.cpu(), mu.cpu(), std.cpu(), noise, theta.cpu(), tiled)
+
+
+def at_least(std: Tensor, variance: Tensor, gain: Tensor | None) -> Tensor:
+    """The posterior's standard deviation, where V is hardly above Sigma_n or below it.
+
+    There the difference says nothing. But mu carries a share of the noise of the pixels around, and that much is not
+    known at least: Sigma_mu = g Sigma_n, g = USUAL_GAIN gain. The posterior's variance is then g / (1 + g) Sigma_n.
+
+    std: (N,C,H,W). variance: of the noise, (N,C,H,W) or (N,C,1,1). gain: BlindSpotDenoiser.gain, None if not known.
+    """
+    if gain is None:
+        return std
+    g = USUAL_GAIN * gain.to(std)
+    return torch.maximum(std, (g / (1 + g) * variance).sqrt())
 
 
 def in_tiles(

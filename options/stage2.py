@@ -96,6 +96,12 @@ class Stage2Options(BaseOptions):
             default=0.1,
             help="synthetic noise is scaled by 1 -/+ this, uniformly",
         )
+        loss.add_argument(
+            "--level-scale",
+            type=number(float, above=0, high=4),
+            default=1.0,
+            help="synthetic noise is so many times what the teacher finds",
+        )
         self.add_training(steps=14_000, batch_size=8, patch_size=96, muon_lr=1.5e-3, adam_lr=1e-4, warmup=300, clip=1.0)
 
     def check(self, opt: argparse.Namespace) -> None:

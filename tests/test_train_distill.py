@@ -37,7 +37,7 @@ def test_targets_of_crops_lack_the_surroundings_at_their_borders(rng):
     teacher = small(noise="hg")
     radius = teacher.dbsn.receptive_radius
     pool = ImagePool([torch.rand(60, 50, 1, generator=rng).numpy() for _ in range(2)])
-    opt = Namespace(patch_size=32, seed=0, streams=2, level_jitter=0.1)
+    opt = Namespace(patch_size=32, seed=0, streams=2, level_jitter=0.1, level_scale=1.0)
     where = Crops(*(np.array(values) for values in ([0, 1], [14, 20], [9, 11], [0, 0])))
     y = pool.crops(where, 32)
     whole, crop = (Lessons(teacher, pool, None, whole, opt).targets(y, where) for whole in (True, False))
@@ -53,7 +53,9 @@ def test_learned_and_read_noise_follow_the_samples_alone(noise, rng):
     """A crop's synthetic noise does not depend on the batch that it is in."""
     teacher = small(noise=noise, estimator="cnn" if noise == "awgn" else "residual")
     pool = ImagePool([torch.rand(30, 30, 1, generator=rng).numpy() for _ in range(3)])
-    lessons = Lessons(teacher, pool, None, True, Namespace(patch_size=16, seed=0, streams=2, level_jitter=0.1))
+    lessons = Lessons(
+        teacher, pool, None, True, Namespace(patch_size=16, seed=0, streams=2, level_jitter=0.1, level_scale=1.0)
+    )
     x = torch.rand(4, 1, 16, 16, generator=rng)
     batch = lessons.make_noisy(x, np.arange(4))
     for k in range(4):
