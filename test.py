@@ -35,7 +35,7 @@ from utils.distributed import World, join
 from utils.doubts import check_noise, check_result
 from utils.errors import EXIT_FAILURE, RunError, UsageError, run_script
 from utils.files import atomic_write_text
-from utils.metrics import measure
+from utils.metrics import measure, shares_within
 from utils.page import Reporter, write_page
 from utils.provenance import code_version
 from utils.report import Row, independent, method_name, noise_not_trained_on, note, print_table, test_record
@@ -115,7 +115,7 @@ def test_image(
             raise
         row.problem = str(error)
         return row
-    images, std, level, posterior = {"noisy": sample.noisy}, None, None, None
+    images, std, level = {"noisy": sample.noisy}, None, None
 
     # what the baselines make of it, which are told its noise level
     for baseline in opt.baseline:
@@ -152,13 +152,14 @@ def test_image(
             continue
         images[method_name("mu", model, models)] = as_image(result.mu)
         images[method_name("posterior", model, models)] = as_image(result.image)
+        if sample.clean is not None:
+            row.within[model.name] = shares_within(as_image(result.image) - sample.clean, as_image(result.std))
         found = 255 * result.noise_level.square().mean().sqrt().item()  # root mean square over the image
         spread = float(np.nanstd(result.mu.numpy()))
         if words := noise_not_trained_on(model, found / seen_as_one(model, seen), spread):
             row.unknown = f"{source.name}: {words}"
         if std is None:  # of several, the first one's maps and level
             std, level, row.estimated = as_image(result.std), as_image(result.noise_level), found
-            posterior = as_image(result.image)
 
     row.known = all(model.shared_noise or row.strides.get(model.name, 1) > 1 for model in models)
 
@@ -177,7 +178,7 @@ def test_image(
     if opt.save:
         save_pictures(opt.save, source, sample, images, std, level, opt.depth)
     if reporter:
-        reporter.add(row, sample, images[list(images)[-1]], std, posterior)
+        reporter.add(row, sample, images[list(images)[-1]], std)
     return row
 
 

@@ -23,6 +23,7 @@ from data.sets import content_hash
 from models.noise import NOISES
 from options.base import Parser, with_sigma_n
 from utils.errors import EXIT_FAILURE, RunError, run_script
+from utils.figures import uncertainty_figure, write_figure
 from utils.files import atomic_write_text
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -69,6 +70,12 @@ is not published, so that row is for other noise (`--mg-seed`). The measured fig
 code and on the weights named below."""
 REAL = """PSNR in dB / SSIM. The noise is the camera's or the microscope's. Where neighbours share it, pixels
 were taken apart. Each file has the strides."""
+UNCERTAINTY = """The share of the clean values, in percent, that are within one and within two of the posterior's
+standard deviations. Errors that are normal have 68.3 and 95.4.
+
+![share of the clean values within multiples of the standard deviation](uncertainty.png)
+
+`python scripts/render_results.py --figure docs/uncertainty.png` draws it."""
 NOT_MEASURED = """- **The published size.** The released weights are small and were trained on a CPU. No network of
   the published size has been trained with this code. The recipes for one GPU are `fast`, the
   paper's own settings are `paper` ([recipes.md](recipes.md)). Their learning rates are scaled from
@@ -411,12 +418,34 @@ def render_document(root: Path, results: list[Result], published: dict) -> str:
         REAL if real.rows else MISSING,
         real.render(brief=True, ssim=True) if real.rows else "",
     ]
+    if shares := shares_of(results):
+        table = [[name, *(f"{100 * found[z]:.0f}" for z in ("1", "2"))] for name, found in shares.items()]
+        head = ["model, images, noise", "within 1 (68.3)", "within 2 (95.4)"]
+        parts += ["## Uncertainty of stage 1", UNCERTAINTY, markdown(head, table)]
     parts += ["## Models", models_table(root, results)]
     parts += ["## Not yet measured", NOT_MEASURED]
     runs = """The seconds depend on what else the machine did, so they do not measure speed. "Level off by" is the mean
 error of the noise level that stage 1 found. A dirty commit had changed files."""
     parts += ["## Runs", runs, runs_table(results), "```\n" + "\n".join(command(r) for r in results) + "\n```"]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def shares_of(results: list[Result]) -> dict[str, dict[str, float]]:
+    """The shares of the true values within multiples of the posterior's standard deviation.
+
+    They are the means over the images of each result with added noise: label -> multiple -> share.
+    """
+    found = {}
+    for result in results:
+        table = result.table
+        if table["noise"] is None or table["self_ensemble"]:
+            continue
+        for model in table["models"]:
+            images = [(image.get("within") or {}).get(model.get("name")) for image in table["images"]]
+            if all(images):
+                label = f"{model_name(model['file'])}, {' '.join(table['data'])}, {noise_label(table['noise'])}"
+                found[label] = {z: sum(image[z] for image in images) / len(images) for z in images[0]}
+    return found
 
 
 def render_readme(text: str, results: list[Result], published: dict) -> str:
@@ -444,6 +473,13 @@ def main(argv: list[str] | None = None) -> int:
         default=ROOT,
         help="folder with results/, docs/, checkpoints/ and README.md; default: this project",
     )
+    parser.add_argument(
+        "--figure",
+        type=Path,
+        default=None,
+        metavar="FILE",
+        help="draw the shares of true values within the uncertainty",
+    )
     opt = parser.parse_args(argv)
     try:
         readme = (opt.root / "README.md").read_text()
@@ -451,6 +487,8 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         raise RunError(f"cannot read {error.filename}: {error.strerror}") from None
     results = read_results(opt.root)
+    if opt.figure:
+        write_figure(opt.figure, uncertainty_figure(shares_of(results)))
     wanted = {
         "docs/results.md": render_document(opt.root, results, published),
         "README.md": render_readme(readme, results, published),

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from skimage.data import astronaut, camera
 
-from utils.page import places_of_change, shares_within
+from utils.page import places_of_change
 
 
 class Page(HTMLParser):
@@ -125,14 +125,6 @@ def test_warnings_are_told(run, tmp_path):
 def test_a_report_needs_a_result(run, noisy, tmp_path):
     code, _, err = run("test", f"--data {noisy} --clean {tmp_path}/clean --report {tmp_path}/r.html")
     assert code == 2 and "give a --checkpoint" in err and not (tmp_path / "r.html").exists()
-
-
-def test_shares_within_one_and_two_standard_deviations(rng):
-    error = np.random.RandomState(0).normal(0, 2, (300, 300, 1))
-    one, two = shares_within(error, np.full_like(error, 2.0))
-    assert one == pytest.approx(0.683, abs=0.01) and two == pytest.approx(0.954, abs=0.01)
-    error[0] = np.nan
-    assert shares_within(error, np.zeros_like(error)) == (0.0, 0.0)
 
 
 def test_crops_are_where_the_picture_changed():

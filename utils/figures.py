@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import itertools
 from pathlib import Path
+from statistics import NormalDist
 
 import numpy as np
 
@@ -70,6 +72,26 @@ def draw_autocorrelation(axes, measured: dict[str, dict[str, list[float]] | None
         axes.legend(fontsize=8, frameon=False)
     else:
         axes.text(0.5, 0.5, "too few flat parts", ha="center", transform=axes.transAxes)
+
+
+def uncertainty_figure(shares: dict[str, dict[str, float]]):
+    """A reliability plot: the shares of true values within multiples of the standard deviation, and those of a normal
+    distribution. shares: label -> multiple as text -> share.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.subplots()
+    line = np.linspace(0, 3.2, 200)
+    normal = [2 * NormalDist().cdf(z) - 1 for z in line]
+    axes.fill_between(line, np.subtract(normal, 0.05), np.add(normal, 0.05), color="0.9", label="within 5 points")
+    axes.plot(line, normal, color="0.4", label="normal")
+    for (label, found), marker in zip(shares.items(), itertools.cycle("osv^D*Px")):
+        axes.plot([float(z) for z in found], list(found.values()), marker, markersize=4, label=label)
+    axes.set(xlabel="standard deviations", ylabel="share of the true values", xlim=(0, 3.2), ylim=(0, 1.02))
+    axes.grid(alpha=0.25)
+    axes.legend(fontsize=7, frameon=False, loc="lower right")
+    return figure
 
 
 def svg(figure) -> str:

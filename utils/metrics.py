@@ -11,6 +11,7 @@ import numpy as np
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 SSIM_WINDOW = 11
+MULTIPLES = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0)
 
 
 def measure(
@@ -64,3 +65,14 @@ def measure(
 
 def psnr(clean: np.ndarray, image: np.ndarray) -> float | None:
     return None if np.array_equal(clean, image) else float(peak_signal_noise_ratio(clean, image, data_range=1.0))
+
+
+def shares_within(error: np.ndarray, std: np.ndarray) -> dict[str, float] | None:
+    """The shares of errors within MULTIPLES of the standard deviation, both (H,W,C); by the multiple as text.
+
+    They are 0.68 at 1 and 0.95 at 2 where errors are normal and std is right. Pixels without noise, whose std is 0, and
+    those without a value do not count. None where none is left.
+    """
+    counted = (std > 0) & np.isfinite(error)
+    ratio = np.abs(error[counted]) / std[counted]
+    return {f"{z:g}": float((ratio <= z).mean()) for z in MULTIPLES} if ratio.size else None

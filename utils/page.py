@@ -48,7 +48,6 @@ class PicturePage:
     noise: what was found, in words. figure: an SVG of the noise's curve and autocorrelation.
     removed: root mean square of what was removed.
     uncertainty: data URI of the map of the posterior's standard deviation; its range: the values at its ends.
-    within: shares of the true values within 1 and 2 of them.
     """
 
     height: int
@@ -63,7 +62,6 @@ class PicturePage:
     removed: float
     uncertainty: str | None = None
     uncertainty_range: tuple[float, float] | None = None
-    within: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -77,23 +75,19 @@ class Reporter:
     def of(cls, pictures: int, look: Looker) -> Reporter:
         return cls(look, max(1, -(-pictures // FULL)))
 
-    def add(
-        self, row: Row, sample: Sample, result: np.ndarray, std: np.ndarray | None, posterior: np.ndarray | None
-    ) -> None:
+    def add(self, row: Row, sample: Sample, result: np.ndarray, std: np.ndarray | None) -> None:
         """As page_of; row: where it is added."""
         row.noise = self.look(sample.noisy * sample.unit)
         row.removed = sample.unit * float(np.sqrt(np.nanmean(np.square(sample.noisy - result))))
         if row.noise and (row.warnings or row.index % self.every == 0):
-            row.page = page_of(sample, result, row.noise, std, posterior)
+            row.page = page_of(sample, result, row.noise, std)
 
 
-def page_of(
-    sample: Sample, result: np.ndarray, found: Inspection, std: np.ndarray | None, posterior: np.ndarray | None
-) -> PicturePage:
+def page_of(sample: Sample, result: np.ndarray, found: Inspection, std: np.ndarray | None) -> PicturePage:
     """What the report shows of a picture.
 
-    result, std, posterior: (H,W,C), in the sample's units. std, posterior: of the first stage-1 model, None where none
-    was tested. found: in file units.
+    result, std: (H,W,C), in the sample's units. std: of the first stage-1 model, None where none was tested.
+    found: in file units.
     """
     from utils.figures import page_figure, svg
 
@@ -121,14 +115,12 @@ def page_of(
     y = torch.from_numpy(np.ascontiguousarray(np.nan_to_num(noisy).transpose(2, 0, 1)))
     away = of_flattest(y, torch.from_numpy(np.ascontiguousarray(removed.transpose(2, 0, 1))))["autocorrelation"]
     advice = advise(found, channels, float(np.nanmax(noisy) - np.nanmin(noisy)) * sample.unit)
-    uncertainty = ends = within = None
+    uncertainty = ends = None
     if std is not None and np.isfinite(std).any():
         of_all = np.sqrt(np.mean(np.square(std), axis=2))
         low, high = (float(v) for v in np.nanpercentile(of_all, (1, 99)))
         colored = cv2.applyColorMap(in_8_bits(of_all[..., None], low, max(high, low + 1e-9)), cv2.COLORMAP_VIRIDIS)
         uncertainty, ends = jpeg(colored[..., ::-1], scale), (low * sample.unit, high * sample.unit)
-        if sample.clean is not None:
-            within = shares_within(sample.clean - posterior, std)
     return PicturePage(
         height,
         width,
@@ -142,15 +134,7 @@ def page_of(
         float(np.sqrt(np.mean(np.square(removed)))) * sample.unit,
         uncertainty,
         ends,
-        within,
     )
-
-
-def shares_within(error: np.ndarray, std: np.ndarray) -> tuple[float, float]:
-    """The shares of errors within 1 and 2 standard deviations; 0.68 and 0.95 where they are normal and std is right."""
-    counted = (std > 0) & np.isfinite(error)
-    ratio = np.abs(error[counted]) / std[counted]
-    return (float((ratio <= 1).mean()), float((ratio <= 2).mean())) if ratio.size else (0.0, 0.0)
 
 
 def places_of_change(removed: np.ndarray) -> list[tuple[int, int]]:

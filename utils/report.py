@@ -41,6 +41,7 @@ class Row:
     shared: Shared | None = None  # how its noise is shared, where neighbours share it
     known: bool = False  # whether every checkpoint knows such noise, or takes pixels apart
     checks: dict[str, list[Check]] = field(default_factory=dict)  # of the "input" and of each checkpoint's result
+    within: dict[str, dict[str, float] | None] = field(default_factory=dict)  # utils.metrics.shares_within, stage 1's
     # for --report: what was found of the noise, root mean square of what was removed (file units), and what is shown
     noise: Inspection | None = None
     removed: float | None = None
@@ -73,6 +74,7 @@ class Row:
             "noise_level": {"true": self.level, "estimated": self.estimated},
             **self.figures,
             **({"peak": self.peak} if self.peak else {}),
+            **({"within": self.within} if self.within else {}),
             **({"strides": self.strides} if self.strides else {}),
             "doubts": self.warnings,
             "checks": checks,
