@@ -420,7 +420,7 @@ def render_document(root: Path, results: list[Result], published: dict) -> str:
     ]
     if shares := shares_of(results):
         table = [[name, *(f"{100 * found[z]:.0f}" for z in ("1", "2"))] for name, found in shares.items()]
-        head = ["model, images, noise", "within 1 (68.3)", "within 2 (95.4)"]
+        head = ["images, noise, model", "within 1 (68.3)", "within 2 (95.4)"]
         parts += ["## Uncertainty of stage 1", UNCERTAINTY, markdown(head, table)]
     parts += ["## Models", models_table(root, results)]
     parts += ["## Not yet measured", NOT_MEASURED]
@@ -443,7 +443,7 @@ def shares_of(results: list[Result]) -> dict[str, dict[str, float]]:
         for model in table["models"]:
             images = [(image.get("within") or {}).get(model.get("name")) for image in table["images"]]
             if all(images):
-                label = f"{model_name(model['file'])}, {' '.join(table['data'])}, {noise_label(table['noise'])}"
+                label = f"{' '.join(table['data'])}, {noise_label(table['noise'])}, {model_name(model['file'])}"
                 found[label] = {z: sum(image[z] for image in images) / len(images) for z in images[0]}
     return found
 
