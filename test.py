@@ -18,12 +18,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data.inputs import Input, Sample, find_inputs, learned_level, read_sample
+from data.inputs import Input, Sample, find_inputs, learned_level, read_sample, repeated
 from data.pictures import put_stacks_together, save_pictures, shown_range
 from models import load_model
 from models.inference import denoise_batch, filled, outlying
 from models.noise import NoiseModel
 from models.noise.correlation import shared_noise
+from models.noise.in_turn import InTurn
 from models.stride import stride_for
 from models.units import USUAL_NOISE
 from options.base import noise_of
@@ -58,6 +59,10 @@ def evaluate(opt, world: World, argv: list[str]) -> int:
             model.units = "noise"  # whatever the scale of the files
     inputs, white_level = find_inputs(opt, models)
     noise = noise_of(opt) if opt.noise else None
+    if opt.protocol == "laine":
+        if world.size > 1:
+            raise UsageError("--protocol laine draws image after image: run it in one process")
+        inputs, noise = repeated(inputs, opt.repeats), InTurn(noise)
     with world.main_first():
         prepare_outputs(opt, inputs)
 
@@ -99,7 +104,7 @@ def test_image(
     opt,
     models: list,
     white_level: float | None,
-    noise: NoiseModel | None,
+    noise: NoiseModel | InTurn | None,
     reporter: Reporter | None = None,
 ) -> Row:
     """Denoises image k by every baseline and checkpoint, measures, saves and reports the results."""

@@ -21,6 +21,7 @@ from data.images import (
 from data.raw import RAW_SUFFIXES
 from data.sets import find_images
 from models.noise import NOISES, NoiseModel
+from models.noise.in_turn import InTurn
 from utils.baselines import SMALLEST_SIDE
 from utils.errors import UsageError
 
@@ -76,7 +77,7 @@ def find_inputs(opt, models: list) -> tuple[list[Input], float | None]:
     if opt.clean:
         references = matching(paths, find_images(opt.clean, opt.data_root, "--clean"))
     channels = agreed_channels(opt, models)
-    white_level = opt.white_level or (None if opt.protocol == "published" else learned_white_level(models))
+    white_level = opt.white_level or (None if opt.protocol != "none" else learned_white_level(models))
     unique = len({path.name for path in paths}) == len(paths)
     inputs = []
     for path, reference, name in zip(paths, references, output_names(paths)):
@@ -90,6 +91,15 @@ def find_inputs(opt, models: list) -> tuple[list[Input], float | None]:
         shown = path.name if unique else str(path)
         inputs.append(Input(path, *file_and_page(path), reference, name, shown, header, problem))
     return inputs, white_level
+
+
+def repeated(inputs: list[Input], times: int) -> list[Input]:
+    """All images, then all of them again, so many times; the names of the outputs say which time it is."""
+    if times == 1:
+        return inputs
+    return [
+        replace(one, name=f"{one.name}_{k + 1}", shown=f"{one.shown} ({k + 1})") for k in range(times) for one in inputs
+    ]
 
 
 def matching(files: list[Path], references: list[Path]) -> list[Path]:
@@ -176,7 +186,9 @@ def checked_header(path: Path, opt, models: list, channels: int | None, white_le
     return header
 
 
-def read_sample(source: Input, mode: str | None, white_level: float | None, noise: NoiseModel | None) -> Sample:
+def read_sample(
+    source: Input, mode: str | None, white_level: float | None, noise: NoiseModel | InTurn | None
+) -> Sample:
     """The pixels of an input, with noise added where a noise is given. Raises UsageError as read_image does.
 
     A clean image of floats beyond 0..1 has the units of a noisy file of whole numbers.

@@ -3,6 +3,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from models.noise.in_turn import IN_TURN
 from options.base import BaseOptions, noise_levels, number
 
 
@@ -44,9 +45,17 @@ class TestOptions(BaseOptions):
         )
         data.add_argument(
             "--protocol",
-            choices=("published", "none"),
+            choices=("published", "laine", "none"),
             default=None,
-            help="published: seeded noise on clean images; none: images as they are. Default: published with --noise",
+            help="published: noise on clean images, seeded for each; laine: awgn or poisson noise, also of a range of "
+            "levels, drawn image after image with seed 101, as Laine et al. and their followers do; none: images as "
+            "they are. Default: published with --noise",
+        )
+        data.add_argument(
+            "--repeats",
+            type=number(int, 1, 1000),
+            default=1,
+            help="with --protocol laine: so many draws of each image",
         )
         data.add_argument(
             "--on-bad",
@@ -102,13 +111,15 @@ class TestOptions(BaseOptions):
     def check(self, opt: argparse.Namespace) -> None:
         if opt.protocol is None:
             opt.protocol = "published" if opt.noise else "none"
-        if opt.protocol == "published":
+        if opt.protocol != "none":
             if opt.noise is None:
-                self.parser.error("--protocol published needs --noise and its levels")
+                self.parser.error(f"--protocol {opt.protocol} needs --noise and its levels")
             if opt.clean:
                 self.parser.error(
-                    "--clean is for --protocol none; under the published protocol --data are the clean images"
+                    f"--clean is for --protocol none; under the protocol {opt.protocol} --data are the clean images"
                 )
+            if opt.protocol == "laine" and opt.noise not in IN_TURN:
+                self.parser.error(f"--protocol laine is for --noise {' or '.join(IN_TURN)}, not {opt.noise}")
         else:
             self.refuse(
                 opt,
@@ -120,8 +131,10 @@ class TestOptions(BaseOptions):
                     f"--baseline {opt.baseline[0]} is told the true noise level, which is known under --protocol "
                     "published only: leave it out"
                 )
+        if opt.repeats > 1 and opt.protocol != "laine":
+            self.parser.error("--repeats is for --protocol laine: under the others each image is drawn once")
         opt.baseline = list(dict.fromkeys(opt.baseline))
-        self.check_levels(opt, ranges=False)
+        self.check_levels(opt, ranges=opt.protocol == "laine")
         opt.mg_seed = opt.mg_seed or 0
         if opt.report and not (opt.checkpoint or opt.baseline):
             self.parser.error(f"--report {opt.report} shows results: give a --checkpoint")

@@ -294,6 +294,8 @@ def sections_of(results: list[Result], published: dict) -> tuple[list[Section], 
             if images == data and table["mode"] in (None, mode) and len(table["images"]) == count
         ]
         label = noise_label(table["noise"])
+        if table["protocol"] == "laine":
+            found, label = [], f"{label}, protocol laine, {table['repeats']} draws of each"
         if found:
             found[0].add(label, result)
         else:

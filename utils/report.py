@@ -88,6 +88,7 @@ def test_record(opt, argv: list[str], code: str | None, device: torch.device, mo
     return {
         "arguments": list(argv),
         "protocol": opt.protocol,
+        **({"repeats": opt.repeats} if opt.protocol == "laine" else {}),
         "noise": noise_record(opt),
         "data": [str(d) for d in opt.data],
         "clean": [str(d) for d in opt.clean or []],
@@ -108,11 +109,14 @@ def test_record(opt, argv: list[str], code: str | None, device: torch.device, mo
 
 
 def noise_record(opt) -> dict | None:
-    """The noise of --protocol published: the model, and its levels in 0..255 units."""
+    """The noise that is added: the model, and its levels in 0..255 units, a range as its ends."""
     if opt.noise is None:
         return None
     values = {level.name: getattr(opt, level.name) for level in NOISES[opt.noise].levels}
-    levels = {name: value[0] if isinstance(value, tuple) else value for name, value in values.items()}
+    levels = {
+        name: value if not isinstance(value, tuple) else value[0] if value[0] == value[1] else list(value)
+        for name, value in values.items()
+    }
     return {"model": opt.noise, **levels}
 
 

@@ -139,9 +139,10 @@ class NoiseModel:
 
     @classmethod
     def label(cls, record: Mapping[str, float]) -> str:
-        """How a table names the noise of a record {"model": .., level: value, ..}."""
+        """How a table names the noise of a record {"model": .., level: value, ..}; a value may be a range."""
+        values = [record[level.name] for level in cls.levels if level.name in record]
         return f"{cls.name.upper()} " + ",".join(
-            f"{record[level.name]:g}" for level in cls.levels if level.name in record
+            f"{v[0]:g}..{v[1]:g}" if isinstance(v, list) else f"{v:g}" for v in values
         )
 
 
