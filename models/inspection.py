@@ -7,7 +7,8 @@ Two things are measured. How neighbours and channels share the noise comes from 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -129,45 +130,57 @@ def inspect_noise(
         seen, gain = residuals_of(model, shown)
     finally:
         model.stride, model.units = before
-    curve = read_curve(seen, gain, GROUPS)
+    curve, floor = read_curve(seen, gain, GROUPS), seen.floor_of_channels
     variance, error = (float(t) for t in read_level(seen, gain, GROUPS))
-    coefficients = curve.polynomial((0, 1, 2), seen.floor_of_channels)
-    photons = curve.polynomial((0, 1), seen.floor_of_channels)
-    more = larger_in_flattest(shared, curve, coefficients) if neighbours_share and shared else 1.0
+    if neighbours_share and shared:
+        more = larger_in_flattest(shared, curve, floor)
+        curve = replace(curve, variance=more * curve.variance, error=more * curve.error)
+        variance, error = more * variance, more * error
     low, unit = float(low), float(unit)
-    channels = []
-    for k in range(len(y[0])):
-        intensity, s, e = (t[k].cpu().numpy() for t in (curve.intensity, curve.variance * more, curve.error * more))
-        std = np.sqrt(s)
-        of_std = np.hypot(e / (2 * std), TEXTURE)
-        ends = (np.maximum(std + z * of_std, 0) * unit for z in (-NORMAL_95, NORMAL_95))
-        a, b, c = (float(t) * more for t in coefficients[k])
-        clear, darkest = curve.clear[k].cpu().numpy(), low + unit * float(curve.darkest[k])
-        own = unit**2 * a, unit * b, c  # of the picture's values, not of the shown ones
-        channels.append(ChannelCurve(low + unit * intensity, std * unit, *ends, clear, darkest, own))
+    channels = tuple(channel_curve(curve, k, floor, low, unit) for k in range(len(y[0])))
     grows, falls = trend(channels)
-    level = (variance * more) ** 0.5
     if grows or falls:  # no one level: over the ranges of intensity, which have as many pixels each
-        level = float((curve.variance * more).mean()) ** 0.5
-        error = float(curve.error.square().sum()) ** 0.5 / curve.error.numel()
-    spread = NORMAL_95 * float(np.hypot(error * more / (2 * level), TEXTURE))
-    slope = float(photons[:, 1].mean()) * more * unit
-    at_zero = float(photons[:, 0].mean()) * more * unit**2 - slope * (low + unit * float(curve.darkest.mean()))
+        variance, error = float(curve.variance.mean()), float(curve.error.square().sum().sqrt()) / curve.error.numel()
+    level = variance**0.5
+    spread = NORMAL_95 * math.hypot(error / (2 * level), TEXTURE)
     return Inspection(
         level=level * unit,
         interval=(max(0.0, level - spread) * unit, (level + spread) * unit),
-        curves=tuple(channels),
+        curves=channels,
         grows=grows,
         falls=falls,
-        gain=slope if grows else None,
-        read_noise=max(0.0, at_zero) ** 0.5 if grows else None,
-        black=max(0.0, -at_zero) / max(slope, 1e-30) if grows else None,
+        **(photon_noise(curve, floor, low, unit) if grows else {"gain": None, "read_noise": None, "black": None}),
         shared=neighbours_share,
         reach=shared.reach if neighbours_share and shared else 0.0,
         **of_flattest(shown[0]),
         stripes=stripes or {},
         clipped=clipped,
     )
+
+
+def channel_curve(curve: Curve, k: int, floor: Tensor, low: float, unit: float) -> ChannelCurve:
+    """Channel k of a curve of values (x - low) / unit, in the units of x. floor: see Curve.polynomial."""
+    intensity, variance, error = (t[k].cpu().numpy() for t in (curve.intensity, curve.variance, curve.error))
+    std = np.sqrt(variance)
+    of_std = np.hypot(error / (2 * std), TEXTURE)
+    a, b, c = (float(t) for t in curve.polynomial((0, 1, 2), floor)[k])
+    return ChannelCurve(
+        intensity=low + unit * intensity,
+        std=unit * std,
+        low=unit * np.maximum(std - NORMAL_95 * of_std, 0),
+        high=unit * (std + NORMAL_95 * of_std),
+        clear=curve.clear[k].cpu().numpy(),
+        darkest=low + unit * float(curve.darkest[k]),
+        coefficients=(unit**2 * a, unit * b, c),
+    )
+
+
+def photon_noise(curve: Curve, floor: Tensor, low: float, unit: float) -> dict[str, float]:
+    """gain, read_noise and black of an Inspection, from a line through the curve; arguments as of channel_curve."""
+    at_darkest, slope = (float(t) for t in curve.polynomial((0, 1), floor).mean(0))
+    gain = slope * unit
+    at_zero = at_darkest * unit**2 - gain * (low + unit * float(curve.darkest.mean()))
+    return {"gain": gain, "read_noise": max(0.0, at_zero) ** 0.5, "black": max(0.0, -at_zero) / max(gain, 1e-30)}
 
 
 def residuals_of(model: BlindSpotDenoiser, y: Tensor) -> tuple[Seen, Tensor]:
@@ -184,14 +197,14 @@ def residuals_of(model: BlindSpotDenoiser, y: Tensor) -> tuple[Seen, Tensor]:
     return Seen.of(y, mu, v, floor), model.gain(y, mu, v)
 
 
-def larger_in_flattest(shared: Shared, curve: Curve, coefficients: Tensor) -> float:
+def larger_in_flattest(shared: Shared, curve: Curve, floor: Tensor) -> float:
     """How many times larger than the curve the variance of shared noise is: mu carries a share of it (Camera.read)."""
-    x = (shared.intensity.to(coefficients) - curve.darkest[:, 0]).clamp_min(0)
-    found = float((coefficients * torch.stack([torch.ones_like(x), x, x * x], 1)).sum(1).mean())
-    return max(1.0, shared.variance / max(found, 1e-12))
+    a, b, c = curve.polynomial((0, 1, 2), floor).unbind(1)
+    x = (shared.intensity.to(a) - curve.darkest[:, 0]).clamp_min(0)
+    return max(1.0, shared.variance / max(float((a + b * x + c * x * x).mean()), 1e-12))
 
 
-def trend(channels: list[ChannelCurve]) -> tuple[bool, bool]:
+def trend(channels: tuple[ChannelCurve, ...]) -> tuple[bool, bool]:
     """Whether the noise grows with the signal, and whether it falls: the brightest intensities beside the darkest.
 
     The means over three ranges of intensity each, and over the channels, differ by more than GROWS and by more than
