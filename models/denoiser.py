@@ -21,6 +21,7 @@ from models.units import USUAL_MEAN, USUAL_NOISE, Scale, scale_of
 
 WHITE_SHIFT = 3  # in white units V starts at softplus(-3)^2: a standard deviation of 12 of 255
 NOISE_SHIFT = -0.5413  # softplus(-NOISE_SHIFT) = 1: in units of noise, V starts at about one
+WIDEST = 2.0  # the range of values that a network trained on 0..1 bears: where mu is wrong, V makes up for it
 Slices = tuple[slice, slice]  # rows and columns
 SHAKE = 0.5  # noise added to measure the gain, relative to what was estimated
 GAIN_WINDOWS, GAIN_CORE = 5, 28  # in how many parts of an image the gain is measured, and the side of each in pixels
@@ -201,7 +202,7 @@ class BlindSpotDenoiser(nn.Module):
         if self.units == "white":
             return None
         apart = y[:, :, :: self.stride, :: self.stride]  # neighbours that share noise differ too little
-        return scale_of(apart, white=self.config["units"] == "white")
+        return scale_of(apart, WIDEST if self.config["units"] == "white" else None)
 
     def context(self, y: Tensor, scale: Scale | None = None) -> tuple[Tensor, Covariance]:
         """What the pixels around each pixel say of it: mu (N,C,H,W) and the head's covariance, float32.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models import units
+from models import denoiser, mwcnn, units
 from models.denoiser import NOISE_SHIFT, WHITE_SHIFT, BlindSpotDenoiser
 from models.mwcnn import MULTIPLE, MWCNN
 from models.noise import lower_factor
@@ -40,7 +40,7 @@ class StudentGraph(nn.Module):
     def forward(self, noisy: Tensor) -> Tensor:
         if self.units == "white":
             return self.network(noisy)
-        m, s, mean = scale_and_mean(noisy, self.trained_units)
+        m, s, mean = scale_and_mean(noisy, self.trained_units, mwcnn.WIDEST)
         return m + s * (self.network(mean + (noisy - m) / s) - mean)
 
     def network(self, y: Tensor) -> Tensor:
@@ -75,7 +75,8 @@ class ContextGraph(nn.Module):
             mu, raw = self.on_phases(noisy)
             return mu, lower_factor(raw, channels, WHITE_SHIFT).factor
         shift = WHITE_SHIFT if self.trained_units == "white" else NOISE_SHIFT
-        m, s, mean = scale_and_mean(noisy[:, :, :: self.stride, :: self.stride], self.trained_units)
+        seen = noisy[:, :, :: self.stride, :: self.stride]
+        m, s, mean = scale_and_mean(seen, self.trained_units, denoiser.WIDEST)
         mu, raw = self.on_phases(mean + (noisy - m) / s)
         return m + s * (mu - mean), lower_factor(raw, channels, shift).factor * s
 
@@ -92,14 +93,14 @@ class ContextGraph(nn.Module):
         return mu, self.model.cov_head(features)
 
 
-def scale_and_mean(y: Tensor, trained_units: str) -> tuple[Tensor, Tensor, float]:
+def scale_and_mean(y: Tensor, trained_units: str, widest: float) -> tuple[Tensor, Tensor, float]:
     """m, s (N,1,1,1) and the mean with which a network of these units sees images y as mean + (y - m) / s."""
     white = trained_units == "white"
-    m, s = scale_of(y, white)
+    m, s = scale_of(y, widest if white else None)
     return (m, s / USUAL_NOISE, USUAL_MEAN) if white else (m, s, 0.0)
 
 
-def scale_of(y: Tensor, white: bool) -> Scale:
+def scale_of(y: Tensor, widest: float | None) -> Scale:
     """models.units.scale_of with operations that a graph has."""
     high, low = (F.max_pool2d(t, BLOCK, ceil_mode=True) for t in (y, -y))
     counts = (high + low > 0).any(1, keepdim=True)  # N,1,h,w
@@ -111,7 +112,7 @@ def scale_of(y: Tensor, white: bool) -> Scale:
     s = median(d, spread(counts, BLOCK // 2, d)) / MAD
     s = torch.where(s > 0, s, deviation)
     s = torch.where(s > 0, s, torch.ones_like(s))
-    return fitting(y, m, s) if white else (m, s)
+    return (m, s) if widest is None else fitting(y, m, s, widest)
 
 
 def mean_over(y: Tensor, inside: Tensor) -> Tensor:

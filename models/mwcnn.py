@@ -17,6 +17,7 @@ from models.phases import on_phases
 from models.units import USUAL_MEAN, USUAL_NOISE, Scale, scale_of
 
 MULTIPLE = 8  # three halvings
+WIDEST = 1.0  # the range of values that a network trained on 0..1 bears: it cuts what is beyond
 
 
 class Haar(torch.autograd.Function):
@@ -181,7 +182,7 @@ class MWCNN(nn.Module):
         if self.units == "white":
             return None
         apart = y[:, :, :: self.stride, :: self.stride]  # neighbours that share noise differ too little
-        return scale_of(apart, white=self.config["units"] == "white")
+        return scale_of(apart, WIDEST if self.config["units"] == "white" else None)
 
     def forward(self, y: Tensor, scale: Scale | None = None) -> Tensor:
         """Noisy images (N,C,H,W), float32, 0..1, any size -> denoised ones."""

@@ -24,19 +24,20 @@ BLOCK = 8  # side of the blocks in pixels: those without noise, of one value, do
 # A network trained in white units works in units of noise too: every image is brought to this mean and this noise. Of
 # noise levels from 15 to 30 of 255 the lowest changes its results least.
 USUAL_MEAN, USUAL_NOISE = 0.45, 15 / 255
+BEYOND = 500  # of so many pixels one may be darker than a network's black, and one brighter than its white
 
 Scale = tuple[Tensor, Tensor]  # m and s, (N,1,1,1) each
 
 
 @torch.no_grad()
-def scale_of(y: Tensor, white: bool = False) -> Scale:
+def scale_of(y: Tensor, widest: float | None = None) -> Scale:
     """Mean and noise scale of images y (N,C,H,W), any size, on any device.
 
     s is the median of the absolute diagonal Haar details over 0.6745: the noise's standard deviation where the image is
     smooth (Donoho and Johnstone 1994). Where that is zero s is the image's standard deviation; 1 in a constant image.
     Blocks of one value, such as black surroundings, have no noise and count for neither m nor s.
 
-    white: whether it is for a network that was trained in white units, see `fitting`.
+    widest: for networks that were trained in white units, see `fitting`.
     """
     blocks = [F.max_pool2d(t, BLOCK, ceil_mode=True) for t in (y, -y)]
     counts = (blocks[0] + blocks[1] > 0).any(1, keepdim=True)  # the greatest value less the least, N,1,h,w
@@ -50,20 +51,31 @@ def scale_of(y: Tensor, white: bool = False) -> Scale:
     s = d[:, :: max(1, -(-d.shape[1] // SAMPLE))].nanmedian(1).values / MAD if d.shape[1] else torch.zeros_like(m)
     s = torch.where(s > 0, s, deviation)
     scale = tuple(t.view(-1, 1, 1, 1) for t in (m, torch.where(s > 0, s, torch.ones_like(s))))
-    return fitting(y, *scale) if white else scale
+    return scale if widest is None else fitting(y, *scale, widest)
 
 
-def fitting(y: Tensor, m: Tensor, s: Tensor) -> Scale:
+def fitting(y: Tensor, m: Tensor, s: Tensor, widest: float) -> Scale:
     """m and s with which a network of white units sees images y (N,C,H,W) as USUAL_MEAN + USUAL_NOISE (y - m) / s.
 
-    They have the usual mean and the usual noise. Where that would take more than 0..1, they have this range instead:
-    a network that sees values beyond those of its training can be wrong by far more than the noise. The mean gives way
-    where values would be outside of 0..1.
+    They have the usual mean and the usual noise, as long as the image's range is then at most `widest`, and its usual
+    range at most 1. Else one of these two is just what it may be: a network that sees whole areas beyond the values of
+    its training can be wrong by far more than the noise. The mean gives way where values would be outside of 0..1.
     """
     low, high = y.amin((1, 2, 3), keepdim=True), y.amax((1, 2, 3), keepdim=True)
-    white = torch.maximum(s / USUAL_NOISE, high - low)  # what is 1 to the network
+    white = torch.maximum(s / USUAL_NOISE, (high - low) / widest)  # what is 1 to the network
+    if widest > 1:
+        white = torch.maximum(white, usual_range(y))
     mean = torch.maximum((m - low) / white, (1 - (high - m) / white).clamp_max(USUAL_MEAN))
     return m - (mean - USUAL_MEAN) * white, white * USUAL_NOISE
+
+
+def usual_range(y: Tensor) -> Tensor:
+    """The range of images y (N,C,H,W), but for one in BEYOND values at either end, (N,1,1,1). Many are sampled."""
+    flat = y.flatten(1)
+    step = (flat.shape[1] + SAMPLE - 1) // SAMPLE
+    ranked = flat[:, torch.arange(0, flat.shape[1], step, device=y.device)].sort(1).values
+    few = ranked.shape[1] // BEYOND
+    return (ranked[:, ranked.shape[1] - 1 - few] - ranked[:, few]).view(-1, 1, 1, 1)
 
 
 def spread(blocks: Tensor, side: int, like: Tensor) -> Tensor:

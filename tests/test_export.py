@@ -95,8 +95,8 @@ def test_graph_of_a_context_is_the_context(channels, noise, trained, used, strid
         assert_near(ContextGraph(model)(y), expected_context(model, y), y)
 
 
-@pytest.mark.parametrize("white", [False, True])
-def test_scale_in_the_graph(white, monkeypatch):
+@pytest.mark.parametrize("widest", [None, 1.0, 2.0])
+def test_scale_in_the_graph(widest, monkeypatch):
     monkeypatch.setattr(units_module, "SAMPLE", 500)  # larger pictures are sampled
     pictures = [
         noisy_pictures((2, 67, 90), 3),
@@ -106,7 +106,7 @@ def test_scale_in_the_graph(white, monkeypatch):
     dark = noisy_pictures((1, 64, 65), 1) + 5
     dark[:, :, :37, :50] = 0  # black surroundings do not count
     for y in [*pictures, dark, -dark]:
-        for found, expected in zip(scale_of(y, white), units_module.scale_of(y, white)):
+        for found, expected in zip(scale_of(y, widest), units_module.scale_of(y, widest)):
             torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 

@@ -143,3 +143,18 @@ def test_an_unknown_white_costs_little(name, picture, sigma, rng):
         network.units = units
         errors.append((denoise_batch(network, y).image - x).square().mean().item())
     assert errors[1] < 1.3 * errors[0]
+
+
+@pytest.mark.parametrize("name", ["gray-awgn-blind", "gray-hg-blind", "gray-hg-blind-full"])
+def test_a_few_bright_points_do_not_set_the_scale(name, rng):
+    """Stars on a dark sky: their range is hundreds of times the noise, and most of the picture is sky."""
+    at = torch.arange(160.0)
+    x = 200 + 20 * torch.sin(at / 25)[:, None].expand(160, 160).clone()
+    for _ in range(40):
+        row, column, height = (float(t) for t in torch.rand(3, generator=rng) * torch.tensor([150.0, 150.0, 3000.0]) + 5)
+        x += height * torch.exp(-(at - row)[:, None].square() / 2.3) * torch.exp(-(at - column).square() / 2.3)
+    y = (x + 14 * torch.randn(x.shape, generator=rng))[None, None]
+    network = load_model(name)
+    network.units = "noise"
+    error = (denoise_batch(network, y).image - x).square().mean().sqrt().item()
+    assert error < 0.8 * 14, error
