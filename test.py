@@ -21,7 +21,7 @@ from tqdm import tqdm
 from data.inputs import Input, Sample, find_inputs, learned_level, read_sample, repeated
 from data.pictures import put_stacks_together, save_pictures, shown_range
 from models import load_model
-from models.inference import denoise_batch, filled, outlying
+from models.inference import denoise_batch, filled, known_part, outlying
 from models.noise import NoiseModel
 from models.noise.correlation import shared_noise
 from models.noise.in_turn import InTurn
@@ -134,7 +134,8 @@ def test_image(
     low, high = shown_range(seen.numpy())
     shown = (seen[0] - low) / (high - low)  # checks are in 255 parts of this range
     if models:
-        row.checks["input"] = check_noise(shown)
+        known = known_part(torch.where(y[0].isnan(), torch.nan, shown))
+        row.checks["input"] = check_noise(filled(known[None])[0])
         row.shared = shared_noise(shown) if row.neighbours_share_noise else None
     shared = row.shared if opt.protocol == "none" else None  # published noise is independent
     for model in models:
@@ -161,7 +162,9 @@ def test_image(
             row.within[model.name] = shares_within(as_image(result.image) - sample.clean, as_image(result.std))
         found = 255 * result.noise_level.square().mean().sqrt().item()  # root mean square over the image
         spread = float(np.nanstd(result.mu.numpy()))
-        if words := noise_not_trained_on(model, found / seen_as_one(model, seen), spread):
+        changed = bool((result.image - y).nan_to_num().abs().max() > 0)  # without noise there is nothing to know
+        words = noise_not_trained_on(model, found / seen_as_one(model, seen), spread)
+        if changed and words:
             row.unknown = f"{source.name}: {words}"
         if std is None:  # of several, the first one's maps and level
             std, level, row.estimated = as_image(result.std), as_image(result.noise_level), found

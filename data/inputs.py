@@ -69,10 +69,12 @@ class Sample:
 def find_inputs(opt, models: list) -> tuple[list[Input], float | None]:
     """The images of --data, in order, and the file value that is 1.0 in them (None: by the file's type).
 
+    opt.named: what --data is called where it is no flag.
+
     Raises UsageError where options, checkpoints and images do not go together.
     With --on-bad skip an image's own problem is noted in its Input instead.
     """
-    paths = find_images(opt.data, opt.data_root, "--data")
+    paths = find_images(opt.data, opt.data_root, getattr(opt, "named", "--data"))
     references: list = [None] * len(paths)
     if opt.clean:
         references = matching(paths, find_images(opt.clean, opt.data_root, "--clean"))

@@ -130,6 +130,15 @@ def filled(y: Tensor) -> Tensor:
     return torch.where(missing, torch.where(known > 0, around, low), y)
 
 
+def known_part(y: Tensor) -> Tensor:
+    """The part of an image y (C,H,W) without borders of NaN: its rows and columns that are known by half or more."""
+    known = ~y.isnan().any(0)
+    rows, columns = (known.float().mean(axis).ge(0.5).nonzero() for axis in (1, 0))
+    if not len(rows) or not len(columns):
+        return y
+    return y[:, int(rows[0]) : int(rows[-1]) + 1, int(columns[0]) : int(columns[-1]) + 1]
+
+
 def outlying(y: Tensor) -> tuple[Tensor, Tensor]:
     """Images y (N,C,H,W) as a network is to see them, and what single pixels have beyond that.
 

@@ -74,9 +74,9 @@ class Inspection:
     along the curve; 95% interval.
     curves: one for each channel.
     grows: whether the noise depends on the signal. falls: whether it is less in bright parts, as gamma makes it.
-    gain, read_noise, black: sigma^2 = read_noise^2 + gain (x - black), the mean over the channels. black is 0 where
-    that is possible; else the noise is zero there, as photon noise is at a sensor's black level. All are None where the
-    noise does not grow.
+    gain, read_noise, black: sigma^2 = read_noise^2 + gain (x - black), the mean over the channels. A picture tells
+    read_noise^2 - gain black alone. Where that is positive it is read_noise^2 for black 0. Else read_noise is None, and
+    black the least that it may be, where a sensor has no read noise. All are None where the noise does not grow.
     shared: whether neighbouring pixels share it. reach: by how many pixels it is blurred, 0 where independent.
     autocorrelation: along "rows" and "columns" at 1, 2, 3 and 4 pixels; None where too few blocks are flat.
     channels: correlation of the channels (C,C); None as before.
@@ -175,12 +175,14 @@ def channel_curve(curve: Curve, k: int, floor: Tensor, low: float, unit: float) 
     )
 
 
-def photon_noise(curve: Curve, floor: Tensor, low: float, unit: float) -> dict[str, float]:
+def photon_noise(curve: Curve, floor: Tensor, low: float, unit: float) -> dict[str, float | None]:
     """gain, read_noise and black of an Inspection, from a line through the curve; arguments as of channel_curve."""
     at_darkest, slope = (float(t) for t in curve.polynomial((0, 1), floor).mean(0))
     gain = slope * unit
     at_zero = at_darkest * unit**2 - gain * (low + unit * float(curve.darkest.mean()))
-    return {"gain": gain, "read_noise": max(0.0, at_zero) ** 0.5, "black": max(0.0, -at_zero) / max(gain, 1e-30)}
+    if at_zero >= 0:
+        return {"gain": gain, "read_noise": at_zero**0.5, "black": 0.0}
+    return {"gain": gain, "read_noise": None, "black": -at_zero / max(gain, 1e-30)}
 
 
 def residuals_of(model: BlindSpotDenoiser, y: Tensor) -> tuple[Seen, Tensor]:

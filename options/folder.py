@@ -35,6 +35,7 @@ class FolderOptions(BaseOptions):
         )
 
     def check(self, opt: argparse.Namespace) -> None:
+        opt.named = "NOISY"
         # what data.inputs.find_inputs asks of a test
         opt.data, opt.data_root, opt.mode, opt.on_bad, opt.protocol = [opt.noisy], None, None, "skip", "none"
         opt.clean, opt.noise, opt.baseline, opt.white_level = None, None, [], None

@@ -40,6 +40,7 @@ class InspectionOptions(BaseOptions):
         self.parser.add_argument("--plot", type=Path, default=None, metavar="FILE", help="draw it, as PNG, PDF or SVG")
 
     def check(self, opt: argparse.Namespace) -> None:
+        opt.named = "PICTURES"
         # what data.inputs.find_inputs asks of a test
         opt.clean, opt.noise, opt.baseline, opt.white_level, opt.protocol = None, None, [], None, "none"
         for flag, file in (("--json", opt.json), ("--plot", opt.plot)):

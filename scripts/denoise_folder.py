@@ -15,10 +15,11 @@ and colour pictures are taken one kind after the other.
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -29,8 +30,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import test
 import train_distill
-from data.images import image_header
-from data.inputs import Input, find_inputs, read_sample
+from data.images import image_header, read_image
+from data.inputs import Input, Sample, find_inputs, read_sample
 from data.sets import find_images
 from models import load_model
 from models.inference import outlying
@@ -39,27 +40,32 @@ from scripts.inspect_noise import Seen, print_advice, print_table, record
 from utils.advice import Looker
 from utils.device import choose_device, choose_dtype
 from utils.errors import EXIT_FAILURE, RunError, UsageError, run_script
-from utils.files import atomic_write_text
+from utils.files import atomic_path, atomic_write_text
 
 PATCH, BATCH = 96, 8  # of the training
 DIM = 0.5  # pictures of 8 bits that fill less of their range are scaled
 TIMED = 2  # steps that tell how long the training takes
 
 
-@dataclass(frozen=True)
+@dataclass
 class Kind:
     """The pictures of one kind, gray or colour.
 
-    usable: those that can be read; brightest: the greatest value in them, single pixels aside, in file units.
+    usable: those that can be read. trainable: those of them that are whole and as large as the training's crops.
+    brightest: the greatest value in them, single pixels aside, in file units.
     """
 
     mode: str
-    usable: list[Input]
-    brightest: float
+    usable: list[Input] = field(default_factory=list)
+    trainable: list[Input] = field(default_factory=list)
+    brightest: float = 0.0
 
-    @property
-    def trainable(self) -> list[Input]:
-        return [one for one in self.usable if min(one.header.height, one.header.width) >= PATCH]
+    def add(self, source: Input, sample: Sample) -> None:
+        self.usable.append(source)
+        if np.isfinite(sample.noisy).all() and sample.alpha is None and min(sample.noisy.shape[:2]) >= PATCH:
+            self.trainable.append(source)
+        seen, _ = outlying(torch.from_numpy(np.nan_to_num(sample.noisy).transpose(2, 0, 1).copy())[None])
+        self.brightest = max(self.brightest, float(seen.max()) * sample.unit)
 
     @property
     def white_level(self) -> float | None:
@@ -73,44 +79,64 @@ def main(argv: list[str] | None = None) -> int:
     inputs, _ = find_inputs(opt, [])
     if opt.out.resolve() in {source.file.resolve().parent for source in inputs}:
         raise UsageError(f"OUT {opt.out} is the folder of the pictures themselves; give another")
-    if opt.clean_pictures:
-        find_images(opt.clean_pictures, None, "CLEAN")  # wrong ones are told before any work
+    clean = clean_files(opt.clean_pictures) if opt.clean_pictures else []
     try:
         opt.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RunError(f"OUT: cannot create the folder {opt.out} ({error.strerror})") from error
+        raise RunError(f"OUT: cannot create the folder {opt.out} ({error.strerror}); give another") from error
+    with atomic_path(opt.out / "noise.json") as probe:  # a folder that cannot be written is told before any work
+        probe.write_text("{}\n")
     kinds, bad = look_through(inputs)
-    codes = [denoise_kind(opt, kind, several=len(kinds) > 1, whole=len(kinds) == 1 and not bad) for kind in kinds]
-    if bad:
-        print(f"{len(bad)} of {len(inputs)} pictures could not be used:", *bad.values(), sep="\n  ", file=sys.stderr)
+    codes: list[int] = []
+    try:
+        for kind in kinds:
+            codes.append(denoise_kind(opt, kind, clean, several=len(kinds) > 1))
+    finally:
+        if bad and (len(kinds) > 1 or not codes):  # else test.py has told of them
+            problems = bad.values()
+            print(f"{len(bad)} of {len(inputs)} pictures could not be used:", *problems, sep="\n  ", file=sys.stderr)
     return max([*codes, EXIT_FAILURE if bad else 0])
+
+
+def clean_files(spec: str) -> list[Path]:
+    """The clean pictures that can be used; a note names the others. UsageError where there are none."""
+    good, bad = [], []
+    for file in find_images(spec, None, "CLEAN"):
+        try:
+            header = image_header(file)
+            small = min(header.height, header.width) < PATCH
+            size = f"{header.width}x{header.height}"
+            (bad if small else good).append(f"{file} is {size}, smaller than {PATCH}x{PATCH}" if small else file)
+        except UsageError as error:
+            bad.append(str(error))
+    if not good:
+        raise UsageError(f"CLEAN {spec}: none of the {len(bad)} pictures can be used; the first: {bad[0]}")
+    if bad:
+        print(f"note: {len(bad)} of the pictures in CLEAN are left out; the first: {bad[0]}", file=sys.stderr)
+    return good
 
 
 def look_through(inputs: list[Input]) -> tuple[list[Kind], dict[str, str]]:
     """The kinds of pictures, and what is wrong with those that cannot be read. RunError where none can."""
-    usable: dict[str, list[Input]] = {"gray": [], "color": []}
-    brightest, bad = {"gray": 0.0, "color": 0.0}, {}
+    kinds, bad = {1: Kind("gray"), 3: Kind("color")}, {}
     for source in tqdm(inputs, desc="reading", disable=None):
         try:
             if source.problem:
                 raise UsageError(source.problem)
             sample = read_sample(source, None, None, None)
-            mode = "gray" if sample.noisy.shape[2] == 1 else "color"
-            seen, _ = outlying(torch.from_numpy(np.nan_to_num(sample.noisy).transpose(2, 0, 1).copy())[None])
-            brightest[mode] = max(brightest[mode], float(seen.max()) * sample.unit)
-            usable[mode].append(source)
+            kinds[sample.noisy.shape[2]].add(source, sample)
         except UsageError as error:
             bad[str(source.path)] = str(error)
-    kinds = [Kind(mode, sources, brightest[mode]) for mode, sources in usable.items() if sources]
-    if not kinds:
+    found = [kind for kind in kinds.values() if kind.usable]
+    if not found:
         raise RunError(f"none of the {len(inputs)} pictures could be used; the first: {next(iter(bad.values()))}")
-    return kinds, bad
+    return found, bad
 
 
-def denoise_kind(opt, kind: Kind, several: bool, whole: bool) -> int:
-    """All steps for one kind of pictures. whole: whether they are all that NOISY names. Returns test.py's exit code."""
+def denoise_kind(opt, kind: Kind, clean: list[Path], several: bool) -> int:
+    """All steps for one kind of pictures. several: whether there is another kind. Returns test.py's exit code."""
     name = f"-{kind.mode}" if several else ""
-    data = [opt.noisy] if whole else [str(one.path) for one in kind.usable]
+    data = [str(one.path) for one in kind.usable] if several else [opt.noisy]
     seen = look_at_noise(opt, kind)
     if not seen:
         raise RunError(f"all {len(kind.usable)} {kind.mode} pictures have one value everywhere: nothing to denoise")
@@ -121,15 +147,15 @@ def denoise_kind(opt, kind: Kind, several: bool, whole: bool) -> int:
     start = "color-photo" if kind.mode == "color" and shared else f"{kind.mode}-hg-blind"
     student = f"{start}-full"
 
-    trainable, steps = kind.trainable, opt.steps
-    if steps and not trainable:
-        print(f"note: no picture has {PATCH} pixels on each side, as training needs: {student} denoises them as it is")
-        steps = 0
-    if steps:
-        noisy = data if len(trainable) == len(kind.usable) else [str(one.path) for one in trainable]
-        train(opt, kind, start, noisy, f"student{name}", steps, shared)
-        student = str(opt.out / "training" / f"student{name}" / "last.safetensors")
-    print(f"denoising {len(kind.usable)} pictures")
+    untrained = len(kind.usable) - len(kind.trainable)
+    if opt.steps and untrained:
+        print(
+            f"note: {untrained} of {len(kind.usable)} pictures cannot be trained on: they are smaller than "
+            f"{PATCH}x{PATCH}, or parts of them are NaN or transparent. They are denoised all the same."
+        )
+    if opt.steps and kind.trainable:
+        student = train(opt, kind, clean, start, shared)
+    print(f"denoising {len(kind.usable)} pictures with {student}")
     arguments = ["--checkpoint", start, student, "--data", *data, "--mode", kind.mode, "--on-bad", "skip"]
     arguments += ["--save", str(opt.out), "--json", str(opt.out / f"results{name}.json")]
     arguments += ["--report", str(opt.out / f"report{name}.html"), "--device", opt.device, "--amp", opt.amp]
@@ -152,30 +178,51 @@ def look_at_noise(opt, kind: Kind) -> list[Seen]:
     return seen
 
 
-def train(opt, kind: Kind, start: str, noisy: list[str], name: str, steps: int, shared: bool) -> None:
-    """Trains the released student on the pictures, or goes on with it. Says what it does and for how long."""
-    clean = f" and on those in {opt.clean_pictures}" if opt.clean_pictures else ""
-    minutes = steps * seconds_per_step(opt, f"{start}-full") / 60
-    print(
-        f"\ntraining {start}-full for {steps} steps on {len(kind.trainable)} pictures{clean}: about {minutes:.0f} "
-        "minutes, less what is done already. It can be stopped at any time; the same command goes on."
-    )
-    arguments = ["--name", name, "--checkpoints-dir", str(opt.out / "training"), "--noisy", *noisy, "--refine"]
-    arguments += ["--teacher", start, "--student", f"{start}-full", "--steps", str(steps), "--warmup", "50"]
-    arguments += ["--lr", "1e-3", "--pairs-loss", "log", "--level-jitter", "0.3", "--noisy-share", "0"]
-    arguments += ["--batch-size", str(BATCH), "--patch-size", str(PATCH), "--save-every", "100"]
-    arguments += ["--device", opt.device, "--amp", opt.amp]
+def train(opt, kind: Kind, clean: list[Path], start: str, shared: bool) -> str:
+    """Trains the released student on the pictures, or goes on with it. Says what it does and for how long.
+
+    Other pictures, or another number of steps, are another training. Returns the file of the weights.
+    """
+    noisy = [str(one.path) for one in kind.trainable]
+    arguments = ["--noisy", *noisy, "--refine", "--teacher", start, "--student", f"{start}-full"]
+    arguments += ["--steps", str(opt.steps), "--warmup", "50", "--lr", "1e-3", "--pairs-loss", "log"]
+    arguments += ["--level-jitter", "0.3", "--noisy-share", "0", "--batch-size", str(BATCH), "--patch-size", str(PATCH)]
     if shared:
         arguments += ["--read-noise", "camera"]
     if kind.white_level:
         arguments += ["--white-level", f"{kind.white_level:g}"]
-    if opt.clean_pictures:
-        arguments += ["--clean", opt.clean_pictures]
-        files = find_images(opt.clean_pictures, None, "CLEAN")
-        if kind.white_level and image_header(files[0]).dtype == kind.usable[0].header.dtype:
-            arguments += ["--clean-white-level", f"{kind.white_level:g}"]
-    if code := train_distill.main(arguments):
+    if clean:
+        arguments += ["--clean", *map(str, clean)]
+        if white := white_of_clean(clean, kind):
+            arguments += ["--clean-white-level", f"{white:g}"]
+    known = [*arguments, *(f"{one.stat().st_size}" for one in [*map(Path, noisy), *clean] if one.is_file())]
+    name = f"{kind.mode}-{hashlib.sha256(repr(known).encode()).hexdigest()[:8]}"
+    weights = opt.out / "training" / name / "last.safetensors"
+    minutes = round(opt.steps * seconds_per_step(opt, f"{start}-full") / 60)
+    on = f"{len(noisy)} pictures" + (f" and {len(clean)} clean ones" if clean else "")
+    time = f"about {minutes} minutes" if minutes > 1 else "a minute or two"
+    print(
+        f"\ntraining {start}-full for {opt.steps} steps on {on}: {time}, less what is done already. It can be stopped "
+        f"at any time; the same command goes on. Weights: {weights}"
+    )
+    arguments += ["--name", name, "--checkpoints-dir", str(opt.out / "training"), "--save-every", "100"]
+    if code := train_distill.main([*arguments, "--device", opt.device, "--amp", opt.amp]):
         raise SystemExit(code)
+    return str(weights)
+
+
+def white_of_clean(clean: list[Path], kind: Kind) -> float | None:
+    """The value of the clean pictures that is to be white: that of the noisy ones where they are files of one type.
+
+    Floats beyond 0..1 have their own greatest value as white. None: by the type.
+    """
+    dtype = image_header(clean[0]).dtype
+    if kind.white_level and dtype == kind.usable[0].header.dtype:
+        return kind.white_level
+    if dtype.kind != "f":
+        return None
+    greatest = max(float(np.nanmax(read_image(file, holes=True, white_level=1.0))) for file in clean)
+    return greatest if greatest > 1 else None
 
 
 def seconds_per_step(opt, student: str) -> float:

@@ -8,7 +8,9 @@ All levels are in the files' own values. Of large pictures the middle is looked 
     noise       standard deviation: one number, its root mean square where it depends on the intensity
     interval    where the true level is in 95 of 100 pictures
     gain, read, black
-                noise that grows: its variance is read^2 + gain (x - black) at the intensity x
+                noise that grows: its variance is read^2 + gain (x - black) at the intensity x. One of read and
+                black is shown, since the picture tells read^2 - gain black alone: read where black is 0, else
+                the least that black may be
     shared      by how many pixels the noise is blurred, if neighbouring pixels share it
     channels    greatest correlation of the noise of two colour channels
 """
@@ -125,9 +127,11 @@ def correlation(found: Inspection) -> str:
 
 def print_advice(seen: list[Seen], data: list[str], commands: bool = True) -> None:
     """One paragraph for each kind of noise, the most frequent first. commands: with those that denoise and train."""
-    groups: dict[tuple[str, str], list[Seen]] = {}
+    groups: dict[tuple[str, ...], list[Seen]] = {}
     for one in seen:
-        groups.setdefault((one.advice.reasons.split(",")[0].split(";")[0], one.advice.weights), []).append(one)
+        groups.setdefault(
+            (one.advice.reasons.split(",")[0].split(";")[0], one.advice.weights, one.advice.noise), []
+        ).append(one)
     for members in sorted(groups.values(), key=len, reverse=True):
         advice = members[0].advice
         names = ", ".join(one.source.shown for one in members[:3]) + (", .." if len(members) > 3 else "")

@@ -151,7 +151,9 @@ def test_a_few_bright_points_do_not_set_the_scale(name, rng):
     at = torch.arange(160.0)
     x = 200 + 20 * torch.sin(at / 25)[:, None].expand(160, 160).clone()
     for _ in range(40):
-        row, column, height = (float(t) for t in torch.rand(3, generator=rng) * torch.tensor([150.0, 150.0, 3000.0]) + 5)
+        row, column, height = (
+            float(t) for t in torch.rand(3, generator=rng) * torch.tensor([150.0, 150.0, 3000.0]) + 5
+        )
         x += height * torch.exp(-(at - row)[:, None].square() / 2.3) * torch.exp(-(at - column).square() / 2.3)
     y = (x + 14 * torch.randn(x.shape, generator=rng))[None, None]
     network = load_model(name)

@@ -13,7 +13,7 @@ import torch
 from data.pictures import shown_range
 from models import load_model
 from models.denoiser import BlindSpotDenoiser
-from models.inference import filled, outlying
+from models.inference import filled, known_part, outlying
 from models.inspection import Inspection, inspect_noise
 from utils.device import choose_dtype
 from utils.doubts import check_noise
@@ -66,9 +66,7 @@ def advise(found: Inspection, channels: int, span: float) -> Advice:
         weights = f"{start}-full"
         if found.channels_share:
             noise = "mg"
-            remarks.append(
-                f"channels share their noise, which {weights} does not know: training on the pictures (below) does"
-            )
+            remarks.append(f"channels share their noise, which {weights} does not know: train with --noise mg")
     if found.level < LITTLE * span:
         remarks.append(
             f"the noise is {found.level / span:.2%} of the range of the picture: little can be gained, and what looks "
@@ -106,7 +104,7 @@ class Looker:
             return None
         model = released(self.folder, LOOKERS[image.shape[2]], self.device)
         model.dtype = self.dtype
-        y = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        y = known_part(torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))))
         seen, _ = outlying(filled(y[None]))
         low, high = shown_range(seen.numpy())
         checks = check_noise((seen[0] - low) / (high - low))

@@ -27,7 +27,9 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     What the block wrote there then replaces `path`, on disk before it is seen. An error in the block removes the
     temporary and leaves `path` as it was; an OSError becomes a RunError.
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))  # a link stays, and what it points to is replaced
+    if path.exists() and not path.is_file():
+        raise RunError(f"cannot write {shown(path)}: it is no regular file; give the name of a new one")
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         yield temporary

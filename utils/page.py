@@ -18,7 +18,7 @@ from data.inputs import Sample
 from models.inspection import Inspection, of_flattest
 from models.noise.correlation import in_blocks
 from utils.advice import Looker, advise
-from utils.files import atomic_write_text
+from utils.files import atomic_write_bytes
 
 if TYPE_CHECKING:
     from utils.report import Row
@@ -171,6 +171,12 @@ def encoded(image: np.ndarray, suffix: str, kind: str, options: list[int]) -> st
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
+def short(name: str) -> str:
+    """The name of a checkpoint as a heading has it: of last.safetensors in a run's folder that of the folder."""
+    path = Path(name)
+    return path.parent.name if path.stem in ("last", "best") else path.stem
+
+
 def write_page(path: Path, table: dict, rows: list) -> None:
     """Writes the report. table: utils.report.test_record. rows: the utils.report.Row of each picture."""
     import jinja2
@@ -179,6 +185,8 @@ def write_page(path: Path, table: dict, rows: list) -> None:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["g"] = lambda value, digits=3: "-" if value is None else f"{value:.{digits}g}"
+    environment.filters["short"] = short
     environment.filters["db"] = lambda value: "-" if value is None else f"{value:.2f}"
     template = environment.from_string(TEMPLATE.read_text())
-    atomic_write_text(path, template.render(table=table, rows=rows, methods=list(table["mean"])))
+    text = template.render(table=table, rows=rows, methods=list(table["mean"]))
+    atomic_write_bytes(path, text.encode("utf-8", "replace"))  # names of files may be no UTF-8
