@@ -1,15 +1,8 @@
 #!/usr/bin/env bash
-# Photographs, whose noise neighbours share: both stages and the test on cc15. FLAVOUR=small (the released weights) or fast; NAME=.. of the run.
-# NOISY="folder of your photographs" trains stage 2 on their noise, from the released weights. Run it again to continue where it stopped.
+# Photographs, whose noise neighbours share: both stages and the test on cc15. FLAVOUR=small (the released weights) or fast; NAME=.. of the run. Run it again to continue where it stopped.
 [ $# = 0 ] || { echo "error: $0 takes no arguments, but settings such as FLAVOUR=fast bash $0" >&2; exit 2; }
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh" requirements.txt
 FLAVOUR=${FLAVOUR:-small}
-if [ -n "${NOISY:-}" ]; then
-    NAME=${NAME:-my-photo}
-    "$PY" train_distill.py --name "$NAME-full" --teacher color-photo --student color-photo-full --noisy $NOISY --clean bsd432 general100 \
-        --enlarge 1.2 3 --tones --pairs-loss log --level-jitter 0.3 --noisy-share 0 --steps "${STEPS:-1000}" --lr 1e-3 --warmup 50
-    exit
-fi
 NAME=${NAME:-color-photo-$FLAVOUR} RECIPE=color-photo-$FLAVOUR
 "$PY" train_dbsn.py --name "$NAME" --recipe "$RECIPE"
 "$PY" train_distill.py --name "$NAME-full" --teacher "$NAME" --recipe "$RECIPE"

@@ -17,6 +17,7 @@ import torch
 from utils import checkpoint as module
 from utils.checkpoint import DamagedCheckpoint, canonical, checksum, load_checkpoint, plain, save_checkpoint
 from utils.errors import RunError, UsageError
+from utils.files import atomic_write_text
 
 torch.set_num_threads(1)
 VALUES = {
@@ -369,3 +370,13 @@ def test_read_only_folder(tmp_path: Path):
     tmp_path.chmod(0o500)
     with pytest.raises(RunError):
         save_checkpoint(tmp_path / "last.safetensors", "stage1", {}, {})
+
+
+def test_what_is_no_regular_file_is_not_replaced(tmp_path):
+    with pytest.raises(RunError, match="no regular file"):
+        atomic_write_text("/dev/null", "x")
+    assert not Path("/dev/null").is_file()
+    (tmp_path / "there.txt").write_text("a")
+    (tmp_path / "link").symlink_to("there.txt")
+    atomic_write_text(tmp_path / "link", "b")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "there.txt").read_text() == "b"

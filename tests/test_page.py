@@ -111,7 +111,7 @@ def test_page_of_colours_and_of_a_student_alone(run, tmp_path):
     assert "add a stage-1 checkpoint" in page.text and "clean" not in page.pictures()
     result = next(p for p in page.pictures()["result"] if p.shape == (128, 160, 3))
     assert np.abs(result[..., ::-1].astype(float) - image).mean() < 25  # red is red
-    assert "flat.png" in page.text
+    assert "flat.png" in page.text and "No warnings." in page.text
 
 
 def test_warnings_are_told(run, tmp_path):
