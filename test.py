@@ -172,7 +172,7 @@ def test_image(
     row.known = all(model.shared_noise or row.strides.get(model.name, 1) > 1 for model in models)
 
     # how near they come to the clean one
-    row.level = sample.level
+    row.level, row.unit = sample.level, sample.unit
     if sample.clean is not None:
         row.peak = peak_of(sample, source.header.dtype, white_level)
         row.figures = {

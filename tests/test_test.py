@@ -182,3 +182,15 @@ def test_noisy_input_of_cc(run, tmp_path):
 )
 def test_wrong_use_ends_in_one_line(line, words, wrong_use):
     wrong_use("test", line, words)
+
+
+def test_noise_of_files_is_told_in_their_own_values(run, tmp_path):
+    random = np.random.RandomState(0)
+    image = 1000 + 40 * np.sin(np.arange(96) / 9)[:, None] + random.normal(0, 12, (96, 96))
+    tifffile.imwrite(tmp_path / "a.tif", image.astype(np.uint16))
+    line = f"--checkpoint gray-awgn-blind --data {tmp_path}/a.tif --save {tmp_path}/out --json {tmp_path}/r.json"
+    out = ok(run("test", line))
+    (found,) = re.findall(r"^a\.tif +(\S+)$", out, re.M)
+    assert float(found) == pytest.approx(12, rel=0.1) and "file values" in out
+    level = json.loads((tmp_path / "r.json").read_text())["images"][0]["noise_level"]
+    assert level["in_file"] == pytest.approx(level["estimated"] / 255 * 65535) == pytest.approx(float(found), rel=1e-3)

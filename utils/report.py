@@ -32,6 +32,7 @@ class Row:
     problem: str | None = None  # why the image cannot be used; the rest is then empty
     level: float | None = None
     estimated: float | None = None
+    unit: float = 1.0  # the file value that is 1.0
     figures: dict[str, dict[str, float | None]] = field(default_factory=dict)  # of each method
     seconds: dict[str, float] = field(default_factory=dict)  # of each baseline and checkpoint
     tiled: set[str] = field(default_factory=set)  # the checkpoints that took the image in tiles
@@ -71,7 +72,11 @@ class Row:
         checks = {name: [check.record() for check in checks] for name, checks in self.checks.items()}
         return {
             "name": self.shown,
-            "noise_level": {"true": self.level, "estimated": self.estimated},
+            "noise_level": {
+                "true": self.level,
+                "estimated": self.estimated,
+                "in_file": None if self.estimated is None else self.estimated / 255 * self.unit,
+            },
             **self.figures,
             **({"peak": self.peak} if self.peak else {}),
             **({"within": self.within} if self.within else {}),
@@ -214,11 +219,15 @@ def print_table(table: dict) -> None:
     columns = {method: max(len(method), 22) for method in methods}
     if methods:
         print("PSNR in dB (float / rounded to 8 bits), SSIM")
-    print("  ".join([f"{'image':{width}}", *(f"{m:>{columns[m]}}" for m in methods), "level: true  estimated"]))
+    added = table["noise"] is not None
+    title = "level: true  estimated" if added else "noise found (file values)"
+    print("  ".join([f"{'image':{width}}", *(f"{m:>{columns[m]}}" for m in methods), title]))
     for row in images:
         cells = [f"{cell(row[m]):>{columns[m]}}" for m in methods]
         level = row["noise_level"]
         levels = f"{number(level['true'], 2):>11}  {number(level['estimated'], 2):>9}"
+        if not added:
+            levels = f"{'-' if level['in_file'] is None else format(level['in_file'], '.4g'):>{len(title)}}"
         print("  ".join([f"{row['name']:{width}}", *cells, levels]))
     if methods:
         print("  ".join([f"{'mean':{width}}", *(f"{cell(table['mean'][m]):>{columns[m]}}" for m in methods)]))
