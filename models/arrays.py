@@ -30,7 +30,7 @@ def denoise(
     image of N is denoised by itself. The array stays as it is, and so does the model.
     black, white: the values that are 0 and 1 to the network. Where only white is given, black is 0. Without white the
     network works in units of noise (models/units.py): whatever the array's brightness and offset are, the result
-    follows them. Noise that grows with the signal is then taken to grow from black, or from the lowest value.
+    follows them.
     tile, self_ensemble: see models.inference.denoise_batch.
 
     Raises TypeError for other kinds of objects and ValueError for arrays that are no image of the model's, or whose
