@@ -9,7 +9,7 @@
 3. All pictures are denoised, and a report is written (test.py --report).
 
 OUT then has NAME_denoised of each picture, report.html, results.json, noise.json, and the training in training/. Gray
-and colour pictures are taken one kind after the other.
+and colour pictures, and files of other types such as 8 and 16 bits, are taken one kind after the other.
 """
 
 from __future__ import annotations
@@ -49,13 +49,14 @@ TIMED = 2  # steps that tell how long the training takes
 
 @dataclass
 class Kind:
-    """The pictures of one kind, gray or colour.
+    """The pictures of one kind: gray or colour, in files of one type.
 
     usable: those that can be read. trainable: those of them that are whole and as large as the training's crops.
     brightest: the greatest value in them, single pixels aside, in file units.
     """
 
     mode: str
+    dtype: str
     usable: list[Input] = field(default_factory=list)
     trainable: list[Input] = field(default_factory=list)
     brightest: float = 0.0
@@ -70,7 +71,7 @@ class Kind:
     @property
     def white_level(self) -> float | None:
         """The value that is to be white in training: None for usual pictures of 8 bits."""
-        usual = all(one.header.dtype == np.uint8 for one in self.usable) and self.brightest > DIM * 255
+        usual = self.dtype == "uint8" and self.brightest > DIM * 255
         return None if usual else self.brightest
 
 
@@ -118,24 +119,25 @@ def clean_files(spec: str) -> list[Path]:
 
 def look_through(inputs: list[Input]) -> tuple[list[Kind], dict[str, str]]:
     """The kinds of pictures, and what is wrong with those that cannot be read. RunError where none can."""
-    kinds, bad = {1: Kind("gray"), 3: Kind("color")}, {}
+    kinds: dict[tuple[str, str], Kind] = {}
+    bad: dict[str, str] = {}
     for source in tqdm(inputs, desc="reading", disable=None):
         try:
             if source.problem:
                 raise UsageError(source.problem)
             sample = read_sample(source, None, None, None)
-            kinds[sample.noisy.shape[2]].add(source, sample)
+            key = {1: "gray", 3: "color"}[sample.noisy.shape[2]], source.header.dtype.name
+            kinds.setdefault(key, Kind(*key)).add(source, sample)
         except UsageError as error:
             bad[str(source.path)] = str(error)
-    found = [kind for kind in kinds.values() if kind.usable]
-    if not found:
+    if not kinds:
         raise RunError(f"none of the {len(inputs)} pictures could be used; the first: {next(iter(bad.values()))}")
-    return found, bad
+    return list(kinds.values()), bad
 
 
 def denoise_kind(opt, kind: Kind, clean: list[Path], several: bool) -> int:
     """All steps for one kind of pictures. several: whether there is another kind. Returns test.py's exit code."""
-    name = f"-{kind.mode}" if several else ""
+    name = f"-{kind.mode}-{kind.dtype}" if several else ""
     data = [str(one.path) for one in kind.usable] if several else [opt.noisy]
     seen = look_at_noise(opt, kind)
     if not seen:
@@ -153,7 +155,7 @@ def denoise_kind(opt, kind: Kind, clean: list[Path], several: bool) -> int:
             f"note: {untrained} of {len(kind.usable)} pictures cannot be trained on: they are smaller than "
             f"{PATCH}x{PATCH}, or parts of them are NaN or transparent. They are denoised all the same."
         )
-    if opt.steps and kind.trainable:
+    if opt.steps and kind.trainable and kind.brightest > 0:  # without it there is no white
         student = train(opt, kind, clean, start, shared)
     print(f"denoising {len(kind.usable)} pictures with {student}")
     arguments = ["--checkpoint", start, student, "--data", *data, "--mode", kind.mode, "--on-bad", "skip"]
@@ -186,7 +188,18 @@ def train(opt, kind: Kind, clean: list[Path], start: str, shared: bool) -> str:
     noisy = [str(one.path) for one in kind.trainable]
     arguments = ["--noisy", *noisy, "--refine", "--teacher", start, "--student", f"{start}-full"]
     arguments += ["--steps", str(opt.steps), "--warmup", "50", "--lr", "1e-3", "--pairs-loss", "log"]
-    arguments += ["--level-jitter", "0.3", "--noisy-share", "0", "--batch-size", str(BATCH), "--patch-size", str(PATCH)]
+    arguments += [
+        "--level-jitter",
+        "0.3",
+        "--level-scale",
+        "1.4",
+        "--noisy-share",
+        "0",
+        "--batch-size",
+        str(BATCH),
+        "--patch-size",
+        str(PATCH),
+    ]
     if shared:
         arguments += ["--read-noise", "camera"]
     if kind.white_level:
