@@ -27,8 +27,9 @@ class FolderOptions(BaseOptions):
         self.parser.add_argument(
             "--steps",
             type=number(int, 0),
-            default=600,
-            help="of training; 0: the released weights denoise as they are",
+            default=None,
+            help="of training; 0: the released weights denoise as they are. Default: 600, and 0 where the noise is "
+            "independent and the same at all intensities, as the released weights know it",
         )
         self.parser.add_argument(
             "--look-at", type=number(int, 1), default=12, metavar="N", help="look at the noise of so many pictures"

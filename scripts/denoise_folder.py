@@ -5,7 +5,7 @@
 1. The noise of some of the pictures is measured (scripts/inspect_noise.py).
 2. The nearest released student is trained on the pictures (train_distill.py --refine). Its own results stand for clean
    pictures, and noise like that of the pictures is added to them. The pictures in CLEAN, if there are any, are used in
-   the same way.
+   the same way. Where the noise is of the kind that the student knows, nothing would be gained, and it stays as it is.
 3. All pictures are denoised, and a report is written (test.py --report).
 
 OUT then has NAME_denoised of each picture, report.html, results.json, noise.json, and the training in training/. Gray
@@ -42,7 +42,7 @@ from utils.device import choose_device, choose_dtype
 from utils.errors import EXIT_FAILURE, RunError, UsageError, run_script
 from utils.files import atomic_path, atomic_write_text
 
-PATCH, BATCH = 96, 8  # of the training
+STEPS, PATCH, BATCH = 600, 96, 8  # of the training
 DIM = 0.5  # pictures of 8 bits that fill less of their range are scaled
 TIMED = 2  # steps that tell how long the training takes
 
@@ -146,17 +146,22 @@ def denoise_kind(opt, kind: Kind, clean: list[Path], several: bool) -> int:
     atomic_write_text(opt.out / f"noise{name}.json", json.dumps(record(seen, {}), indent=1) + "\n")
     shared = any(one.found.shared for one in seen)
     print_advice(seen, data if len(data) < 4 else [*data[:2], ".."], commands=False)
-    start = "color-photo" if kind.mode == "color" and shared else f"{kind.mode}-hg-blind"
-    student = f"{start}-full"
+    plain = not any(one.found.shared or one.found.grows or one.found.falls for one in seen)
+    start = "color-photo" if kind.mode == "color" and shared else f"{kind.mode}-{'awgn' if plain else 'hg'}-blind"
+    student, steps = f"{start}-full", opt.steps
+    if steps is None:
+        steps = 0 if plain else STEPS
+        if plain:
+            print(f"\n{student} knows such noise: it denoises the pictures as it is (--steps {STEPS} trains it first)")
 
     untrained = len(kind.usable) - len(kind.trainable)
-    if opt.steps and untrained:
+    if steps and untrained:
         print(
             f"note: {untrained} of {len(kind.usable)} pictures cannot be trained on: they are smaller than "
             f"{PATCH}x{PATCH}, or parts of them are NaN or transparent. They are denoised all the same."
         )
-    if opt.steps and kind.trainable and kind.brightest > 0:  # without it there is no white
-        student = train(opt, kind, clean, start, shared)
+    if steps and kind.trainable and kind.brightest > 0:  # without it there is no white
+        student = train(opt, kind, clean, start, steps, shared)
     print(f"denoising {len(kind.usable)} pictures with {student}")
     arguments = ["--checkpoint", start, student, "--data", *data, "--mode", kind.mode, "--on-bad", "skip"]
     arguments += ["--save", str(opt.out), "--json", str(opt.out / f"results{name}.json")]
@@ -180,14 +185,14 @@ def look_at_noise(opt, kind: Kind) -> list[Seen]:
     return seen
 
 
-def train(opt, kind: Kind, clean: list[Path], start: str, shared: bool) -> str:
+def train(opt, kind: Kind, clean: list[Path], start: str, steps: int, shared: bool) -> str:
     """Trains the released student on the pictures, or goes on with it. Says what it does and for how long.
 
     Other pictures, or another number of steps, are another training. Returns the file of the weights.
     """
     noisy = [str(one.path) for one in kind.trainable]
     arguments = ["--noisy", *noisy, "--refine", "--teacher", start, "--student", f"{start}-full"]
-    arguments += ["--steps", str(opt.steps), "--warmup", "50", "--lr", "1e-3", "--pairs-loss", "log"]
+    arguments += ["--steps", str(steps), "--warmup", "50", "--lr", "1e-3", "--pairs-loss", "log"]
     arguments += [
         "--level-jitter",
         "0.3",
@@ -211,11 +216,11 @@ def train(opt, kind: Kind, clean: list[Path], start: str, shared: bool) -> str:
     known = [*arguments, *(f"{one.stat().st_size}" for one in [*map(Path, noisy), *clean] if one.is_file())]
     name = f"{kind.mode}-{hashlib.sha256(repr(known).encode()).hexdigest()[:8]}"
     weights = opt.out / "training" / name / "last.safetensors"
-    minutes = round(opt.steps * seconds_per_step(opt, f"{start}-full") / 60)
+    minutes = round(steps * seconds_per_step(opt, f"{start}-full") / 60)
     on = f"{len(noisy)} pictures" + (f" and {len(clean)} clean ones" if clean else "")
     time = f"about {minutes} minutes" if minutes > 1 else "a minute or two"
     print(
-        f"\ntraining {start}-full for {opt.steps} steps on {on}: {time}, less what is done already. It can be stopped "
+        f"\ntraining {start}-full for {steps} steps on {on}: {time}, less what is done already. It can be stopped "
         f"at any time; the same command goes on. Weights: {weights}"
     )
     arguments += ["--name", name, "--checkpoints-dir", str(opt.out / "training"), "--save-every", "100"]

@@ -87,11 +87,17 @@ def test_gray_and_colour_clean_pictures_and_stacks(noisy, tmp_path, capsys):
     assert np.abs(pages - 1000 - 4 * camera()[:SIDE, :SIDE].astype(float)).mean() < 60
 
 
+def test_noise_that_the_weights_know_needs_no_training(noisy, tmp_path, capsys):
+    code, said, err = denoise(capsys, noisy, tmp_path / "out")
+    assert code == 0, err
+    assert "gray-awgn-blind-full knows such noise" in said and not (tmp_path / "out" / "training").exists()
+
+
 def test_small_pictures_are_denoised_without_training(tmp_path, capsys):
     (tmp_path / "in").mkdir()
     image = camera()[:70, 200:290] + np.random.RandomState(0).normal(0, 25, (70, 90))
     cv2.imwrite(str(tmp_path / "in" / "a.png"), image.clip(0, 255).astype(np.uint8))
-    code, said, err = denoise(capsys, tmp_path / "in", tmp_path / "out")
+    code, said, err = denoise(capsys, tmp_path / "in", tmp_path / "out", "--steps", 5)
     assert code == 0, err
     assert (
         "cannot be trained on" in said
