@@ -40,7 +40,7 @@ from scripts.inspect_noise import Seen, print_advice, print_table, record
 from utils.advice import Looker
 from utils.device import choose_device, choose_dtype
 from utils.errors import EXIT_FAILURE, RunError, UsageError, run_script
-from utils.files import atomic_path, atomic_write_text
+from utils.files import atomic_write_text
 
 STEPS, PATCH, BATCH = 600, 96, 8  # of the training
 DIM = 0.5  # pictures of 8 bits that fill less of their range are scaled
@@ -85,8 +85,8 @@ def main(argv: list[str] | None = None) -> int:
         opt.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"OUT: cannot create the folder {opt.out} ({error.strerror}); give another") from error
-    with atomic_path(opt.out / "noise.json") as probe:  # a folder that cannot be written is told before any work
-        probe.write_text("{}\n")
+    atomic_write_text(opt.out / ".writable", "")  # a folder that is not is told before any work
+    (opt.out / ".writable").unlink()
     kinds, bad = look_through(inputs)
     codes: list[int] = []
     try:

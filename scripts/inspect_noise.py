@@ -18,6 +18,7 @@ All levels are in the files' own values. Of large pictures the middle is looked 
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +57,9 @@ def main(argv: list[str] | None = None) -> int:
     seen, bad = inspect(opt)
     print_table(seen)
     print_advice(seen, opt.data)
+    if len(opt.data) == 1 and any(one.found.shared or one.found.grows or one.found.falls for one in seen):
+        folder = shlex.join([*opt.data, "denoised/"])
+        print(f"\nbetter than released weights, in one command: bash scripts/denoise_folder.sh {folder}")
     if opt.json:
         atomic_write_text(opt.json, json.dumps(record(seen, bad), indent=1) + "\n")
     if opt.plot:
@@ -144,7 +148,7 @@ def print_advice(seen: list[Seen], data: list[str], commands: bool = True) -> No
         if len(files) > 5:
             files = [*files[:3], ".."]
         print(f"  to denoise them:      {advice.denoising(files)}")
-        print(f"  to train on them:     {advice.training(files)}")
+        print(f"  to train stage 1:     {advice.training(files)}")
 
 
 def record(seen: list[Seen], bad: dict[str, str]) -> dict:
