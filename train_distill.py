@@ -103,6 +103,8 @@ def train(opt, options: Stage2Options, world: World) -> int:
     student = starting_student(opt, teacher)
     if opt.noisy and student.shared_noise and some_independent(noisy_pool):
         student.config["independent_noise"] = True
+    if opt.refine:
+        student.config["refined"] = True
     world.check_share(noisy_count, "noisy part of the batch,")
     world.check_share(clean_count, "clean part of the batch,")
     training = Training(opt, world, started, device, dtype, "stage2", opt.steps, student, student, white_level)
@@ -292,7 +294,8 @@ def starting_student(opt, teacher: BlindSpotDenoiser) -> MWCNN:
         )
     if teacher.units == "noise" and student.units == "white":
         student.take_up_units_of_noise()
-    student.config = {key: v for key, v in student.config.items() if key not in ("shared_noise", "independent_noise")}
+    changed = ("shared_noise", "independent_noise", "refined")
+    student.config = {key: value for key, value in student.config.items() if key not in changed}
     student.config |= {"shared_noise": True} if shared else {}
     return student.train().requires_grad_(True)
 

@@ -117,14 +117,20 @@ class MWCNN(nn.Module):
         units: str = "white",
         shared_noise: bool = False,
         independent_noise: bool = False,
+        refined: bool = False,
     ):
-        """shared_noise: whether it is trained on noise that neighbours share. independent_noise: on other as well."""
+        """shared_noise: whether it is trained on noise that neighbours share. independent_noise: on other as well.
+
+        refined: whether it is trained on the very pictures that it is for, so that it knows how their noise is shared.
+        """
         super().__init__()
         self.config = dict(channels=channels, width=width, units=units)
         if shared_noise:  # older versions read what has none
             self.config["shared_noise"] = True
         if independent_noise:
             self.config["independent_noise"] = True
+        if refined:
+            self.config["refined"] = True
         self.channels, self.dtype, self.units, self.stride = channels, torch.float32, units, 1
         f1, f2, f3 = width, round(1.6 * width), round(1.6 * width)
         bands = 4 * channels

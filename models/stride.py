@@ -31,9 +31,11 @@ def stride_for(model: BlindSpotDenoiser | MWCNN, y: Tensor, shared: Shared | Non
     """The stride with which a picture is denoised where none is asked for.
 
     y: the picture (1,C,H,W), 0..1. shared: how neighbours share its noise; None where they do not, and the stride is
-    then that of the model's training.
+    then that of the model's training. So it is where the model was refined on such pictures.
     """
-    return best_stride(model, y, shared) if shared else model.config.get("stride", 1)
+    if shared and not (model.config.get("refined") and model.shared_noise):
+        return best_stride(model, y, shared)
+    return model.config.get("stride", 1)
 
 
 @torch.no_grad()

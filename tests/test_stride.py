@@ -6,10 +6,10 @@ import pytest
 import torch
 from skimage.data import camera as picture
 
-from models import load_model
+from models import MWCNN, load_model
 from models.noise.camera import Camera
 from models.noise.correlation import shared_noise
-from models.stride import STRIDES, best_stride
+from models.stride import STRIDES, best_stride, stride_for
 
 
 @pytest.fixture(scope="module")
@@ -38,3 +38,12 @@ def test_the_choice_is_nearly_the_best(student, sigma, rng):
 def test_more_noise_takes_pixels_farther_apart(student, rng):
     x = torch.linspace(0.3, 0.7, 256).expand(1, 1, 256, 256)
     assert best_stride(student, noisy(x, 20, 1.0, rng), shared_noise(noisy(x, 20, 1.0, rng)[0])) > 2
+
+
+def test_a_refined_student_takes_no_pixels_apart(rng):
+    x = torch.from_numpy(picture()[100:228, 150:278] / 255).float()[None, None]
+    y = noisy(x, 20, 0.8, rng)
+    shared = shared_noise(y[0])
+    of_such, of_others = (MWCNN(1, 4, shared_noise=known, refined=True) for known in (True, False))
+    assert stride_for(of_such, y, shared) == 1 and stride_for(of_others, y, shared) > 1
+    assert stride_for(of_others, y, None) == 1

@@ -214,6 +214,7 @@ def test_noise_is_read_as_asked_for(run, pictures, models, tmp_path):
     ok(run("train_distill", f"--name a {line} --read-noise camera --steps 1 --batch-size 2 --noisy-share 0 --amp off"))
     config = load_model(tmp_path / "a" / "last.safetensors").config
     assert config["shared_noise"] and "independent_noise" not in config  # 40 pixels are too few to tell
+    assert config["refined"]  # its own pictures' noise it knows without taking pixels apart
 
 
 @pytest.mark.parametrize(
