@@ -69,7 +69,8 @@ NOTES = """The paper's HG noise is taken to be two independent draws, which fits
 is not published, so that row is for other noise (`--mg-seed`). The measured figures depend on the
 code and on the weights named below."""
 REAL = """PSNR in dB / SSIM. The noise is the camera's or the microscope's. Where neighbours share it, pixels
-were taken apart. Each file has the strides."""
+were taken apart. Each file has the strides. Students that end in -refined were trained on the noisy
+pictures themselves, without clean ones ([how](recipes.md#refining-on-ones-own-pictures))."""
 UNCERTAINTY = """The share of the clean values, in percent, that are within one and within two of the posterior's
 standard deviations. Errors that are normal have 68.3 and 95.4.
 
