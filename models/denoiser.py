@@ -224,7 +224,7 @@ class BlindSpotDenoiser(nn.Module):
         mu, features = self.dbsn(y.to(self.dtype), self.path)
         return mu, self.cov_head(features)
 
-    def theta(self, y: Tensor, mu: Tensor, v: Covariance, gain: Tensor | None = None) -> Tensor:
+    def theta(self, y: Tensor, mu: Tensor, v: Covariance, gain: Tensor | float | None = None) -> Tensor:
         """What the noise estimator finds on noisy images y (N,C,H,W), given their context: (N,K,1,1). On any device.
 
         gain: self.gain's, where it is known already. In training mode it is left out: it would cost a pass of the
@@ -232,7 +232,8 @@ class BlindSpotDenoiser(nn.Module):
         """
         if gain is None:
             gain = 0.0 if self.noise_estimator.learned or self.training else self.gain(y, mu, v)
-        return self.noise_estimator.estimate(y, mu, v, torch.as_tensor(gain, device=y.device), self.unit(y))
+        gain = gain.to(y.device) if isinstance(gain, Tensor) else gain
+        return self.noise_estimator.estimate(y, mu, v, gain, self.unit(y))
 
     def unit(self, y: Tensor) -> Tensor | float:
         """The value of images y (N,C,H,W) that is 1 to the network, (N,1,1,1)."""

@@ -21,7 +21,6 @@ from models.mwcnn import MWCNN, pad_to_multiple
 WORKING_SET = {"cpu": 1e9, "cuda": 8e9}
 STRIP = 2**20  # pixels whose posterior is computed at once
 WINDOW = 17  # side of the squares of one value that carry no noise
-USUAL_GAIN = 1.2  # times the gain of the pixels predicted best: what others have; measured on bsd432
 OUTSIDE = 4  # pixels by which they may stand out of the image
 OUTLYING = 0.5  # of an image's range: single pixels farther outside of it are outliers
 
@@ -201,8 +200,8 @@ def at_least(std: Tensor, variance: Tensor, gain: Tensor | None) -> Tensor:
     """
     if gain is None:
         return std
-    g = USUAL_GAIN * gain.to(std)
-    return torch.maximum(std, (g / (1 + g) * variance).sqrt())
+    gain = gain.to(std)
+    return torch.maximum(std, (gain / (1 + gain) * variance).sqrt())
 
 
 def in_tiles(
