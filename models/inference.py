@@ -194,7 +194,7 @@ def at_least(std: Tensor, variance: Tensor, gain: Tensor | None) -> Tensor:
     """The posterior's standard deviation, where V is hardly above Sigma_n or below it.
 
     There the difference says nothing. But mu carries a share of the noise of the pixels around, and that much is not
-    known at least: Sigma_mu = g Sigma_n, g = USUAL_GAIN gain. The posterior's variance is then g / (1 + g) Sigma_n.
+    known at least: Sigma_mu = gain Sigma_n. The posterior's variance is then gain / (1 + gain) Sigma_n.
 
     std: (N,C,H,W). variance: of the noise, (N,C,H,W) or (N,C,1,1). gain: BlindSpotDenoiser.gain, None if not known.
     """

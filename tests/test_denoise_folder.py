@@ -63,13 +63,14 @@ def result(out, name):
 
 
 def test_gray_and_colour_clean_pictures_and_stacks(noisy, tmp_path, capsys):
+    (noisy / "1.png").unlink()
     random = np.random.RandomState(1)
     color = astronaut()[:SIDE, 100 : 100 + SIDE] + random.normal(0, 20, (SIDE, SIDE, 3))
     cv2.imwrite(str(noisy / "c.png"), color.clip(0, 255).astype(np.uint8)[..., ::-1])
     holed = (camera()[:SIDE, :SIDE] + random.normal(0, 25, (SIDE, SIDE))).astype(np.float32)
     holed[:9] = np.nan
     tifffile.imwrite(noisy / "holed.tif", holed)
-    stack = 1000 + 4 * (camera()[:SIDE, :SIDE] + random.normal(0, 25, (3, SIDE, SIDE)))
+    stack = 1000 + 4 * (camera()[:SIDE, :SIDE] + random.normal(0, 25, (2, SIDE, SIDE)))
     tifffile.imwrite(noisy / "stack.tif", stack.astype(np.uint16), photometric="minisblack")
     (tmp_path / "clean").mkdir()
     cv2.imwrite(str(tmp_path / "clean" / "x.png"), camera()[200:330, 200:330])
