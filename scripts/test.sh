@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Runs the tests, one process for each core. It makes the environment first where that is missing.
-# Arguments go to pytest: bash scripts/test.sh -k blind
+# SLOW=1 bash scripts/test.sh runs the slow ones too. Arguments go to pytest: bash scripts/test.sh -k blind
 . "$(dirname "$0")/env.sh" requirements.txt requirements-dev.txt
 export OMP_NUM_THREADS=1
 "$PY" -m ruff check .
+[ -n "${SLOW:-}" ] || [ $# != 0 ] || set -- -m "not slow"
 exec "$PY" -m pytest -q -n auto "$@"
