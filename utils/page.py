@@ -172,8 +172,10 @@ def encoded(image: np.ndarray, suffix: str, kind: str, options: list[int]) -> st
 
 
 def short(name: str) -> str:
-    """The name of a checkpoint as a heading has it: of last.safetensors in a run's folder that of the folder."""
+    """The name of a checkpoint as a heading has it. Of a file it is the stem, of last.safetensors the run's folder."""
     path = Path(name)
+    if path.suffix != ".safetensors":
+        return name
     return path.parent.name if path.stem in ("last", "best") else path.stem
 
 

@@ -15,7 +15,7 @@ from models.noise.correlation import Shared
 from utils.baselines import describe_baseline
 from utils.device import device_name
 from utils.doubts import Check, doubts, neighbours_share_noise
-from utils.page import PicturePage
+from utils.page import PicturePage, short
 from utils.provenance import training_facts
 
 SPREADS = 0.084, 0.307  # standard deviations of photographs: the middle 96% of bsd432
@@ -58,7 +58,7 @@ class Row:
         """Why the results may be wrong, in words."""
         several = len(self.checks) > 2
         return [
-            f"{name}: {words}" if several and name != "input" else words
+            f"{short(name)}: {words}" if several and name != "input" else words
             for name, checks in self.checks.items()
             for words in doubts(c for c in checks if not (self.known and c.name.startswith("neighbours")))
         ]
