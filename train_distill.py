@@ -24,7 +24,6 @@ from tqdm import tqdm
 
 from data.augment import augmented
 from data.crops import Crops, DiskPool, ImagePool, crop_keys
-from data.pictures import shown_range
 from data.sets import find_images
 from data.source import crop_source
 from data.training import (
@@ -41,14 +40,13 @@ from data.training import (
 from models import MWCNN, BlindSpotDenoiser, load_model, posterior_mean
 from models.inference import Denoised, denoise_batch, outlying
 from models.noise import NOISES, NoiseModel, ResidualEstimator
-from models.noise.correlation import shared_noise
 from models.stride import stride_for
 from options.base import noise_of
 from options.stage2 import Stage2Options
 from utils.checkpoint import checksum
 from utils.device import choose_device, choose_dtype, denormals_as_zero, keep_freed_memory
 from utils.distributed import World, join
-from utils.doubts import check_noise, neighbours_share_noise
+from utils.doubts import as_checked, check_noise, neighbours_share_noise, shared_by_neighbours
 from utils.errors import UsageError, run_script
 from utils.logging import Board
 from utils.random import Stream, generator, generators, hashed, seed_weights, streams_of, uniform
@@ -254,20 +252,13 @@ def refined(opt, noisy: ImagePool, device: torch.device, dtype: torch.dtype) -> 
 def denoise_in_use(model: BlindSpotDenoiser | MWCNN, y: Tensor) -> Denoised:
     """Denoises an image (1,C,H,W) with the stride that its noise asks for, as test.py does."""
     shown = as_checked(y)
-    shared = shared_noise(shown[0]) if neighbours_share_noise(check_noise(shown[0])) else None
+    shared = shared_by_neighbours(shown[0])
     before = model.stride
     try:
         model.stride = stride_for(model, shown, shared)
         return denoise_batch(model, y)
     finally:
         model.stride = before
-
-
-def as_checked(y: Tensor) -> Tensor:
-    """An image (1,C,H,W) as checks see it, 0..1."""
-    seen, _ = outlying(y.cpu())
-    low, high = shown_range(seen.numpy())
-    return (seen - low) / (high - low)
 
 
 def some_independent(noisy: ImagePool | DiskPool) -> bool:

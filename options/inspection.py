@@ -34,7 +34,7 @@ class InspectionOptions(BaseOptions):
             type=number(int, 1),
             default=None,
             metavar="N",
-            help="look at so many of the pictures, evenly spaced; default: at all",
+            help="look at so many of the pictures, evenly spaced; default: all of them",
         )
         self.parser.add_argument("--json", type=Path, default=None, metavar="FILE", help="write all that was measured")
         self.parser.add_argument("--plot", type=Path, default=None, metavar="FILE", help="draw it, as PNG, PDF or SVG")

@@ -25,7 +25,6 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's modules, from wherever this is run
 
 from data.inputs import learned_level
-from data.pictures import shown_range
 from data.sidd_dnd import (
     Block,
     bundle_dnd,
@@ -40,13 +39,12 @@ from data.sidd_dnd import (
     write_sidd_mat,
 )
 from models import load_model
-from models.inference import denoise_batch, outlying
-from models.noise.correlation import shared_noise
+from models.inference import denoise_batch
 from models.stride import stride_for
 from options.base import Parser
 from options.sidd_dnd import BenchmarkOptions, DndOptions, ValidationOptions
 from utils.device import choose_device, choose_dtype, device_name
-from utils.doubts import check_noise, neighbours_share_noise
+from utils.doubts import as_checked, shared_by_neighbours
 from utils.errors import RunError, UsageError, run_script
 from utils.files import atomic_write_text, shown
 from utils.metrics import measure
@@ -181,11 +179,8 @@ def denoise(model, block: np.ndarray, opt: Namespace) -> np.ndarray:
     The model keeps the stride that was taken.
     """
     y = torch.from_numpy(np.ascontiguousarray(block.transpose(2, 0, 1)))[None]  # 1,3,H,W
-    seen, _ = outlying(y)
-    low, high = shown_range(seen.numpy())
-    picture = (seen - low) / (high - low)
-    shared = shared_noise(picture[0]) if neighbours_share_noise(check_noise(picture[0])) else None
-    model.stride = opt.stride or stride_for(model, picture, shared)
+    picture = as_checked(y)
+    model.stride = opt.stride or stride_for(model, picture, shared_by_neighbours(picture[0]))
     result = denoise_batch(model, y, opt.tile, opt.self_ensemble)
     return result.image[0].permute(1, 2, 0).clamp(0, 1).numpy()
 

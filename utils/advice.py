@@ -10,13 +10,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data.pictures import shown_range
 from models import load_model
 from models.denoiser import BlindSpotDenoiser
-from models.inference import filled, known_part, outlying
+from models.inference import known_part
 from models.inspection import Inspection, inspect_noise
 from utils.device import choose_dtype
-from utils.doubts import check_noise
+from utils.doubts import as_checked, check_noise
 
 LITTLE = 0.01  # of the picture's range: the noise of fewer than 2.5 of 255, below all that the weights know
 LOOKERS = {1: "gray-awgn-blind", 3: "color-awgn-blind"}  # released weights that measure the noise of so many channels
@@ -105,9 +104,7 @@ class Looker:
         model = released(self.folder, LOOKERS[image.shape[2]], self.device)
         model.dtype = self.dtype
         y = known_part(torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))))
-        seen, _ = outlying(filled(y[None]))
-        low, high = shown_range(seen.numpy())
-        checks = check_noise((seen[0] - low) / (high - low))
+        checks = check_noise(as_checked(y[None])[0])
         failed = {check.name: check.value for check in checks if check.failed}
         stripes = {name.split(", ")[1]: value for name, value in failed.items() if name.startswith("stripes")}
         return inspect_noise(model, y, any(name.startswith("neighbours") for name in failed), stripes)

@@ -15,7 +15,9 @@ from statistics import NormalDist
 import torch
 from torch import Tensor
 
-from models.noise.correlation import Shared, beside_surface, in_blocks
+from data.pictures import shown_range
+from models.inference import filled, outlying
+from models.noise.correlation import Shared, beside_surface, in_blocks, shared_noise
 from models.units import details, scale_of
 
 FALSE_ALARMS = 1e-5  # chance that independent noise fails a check of one picture
@@ -213,6 +215,18 @@ def shared(where: str, value: float, limit: float) -> Check:
         "values"
     )
     return Check(f"neighbours, {where}", value, limit, words)
+
+
+def as_checked(y: Tensor) -> Tensor:
+    """An image (1,C,H,W), any units, as the checks see it: 0..1, without single pixels far outside, on the CPU."""
+    seen, _ = outlying(filled(y.cpu()))
+    low, high = shown_range(seen.numpy())
+    return (seen - low) / (high - low)
+
+
+def shared_by_neighbours(y: Tensor) -> Shared | None:
+    """How the noise of a picture y (C,H,W), 0..1, is shared; None where the checks find it independent."""
+    return shared_noise(y) if neighbours_share_noise(check_noise(y)) else None
 
 
 def neighbours_share_noise(checks: Iterable[Check]) -> bool | None:
