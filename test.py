@@ -19,14 +19,15 @@ import torch
 from tqdm import tqdm
 
 from data.inputs import Input, Sample, find_inputs, learned_level, read_sample, repeated
-from data.pictures import put_stacks_together, save_pictures, shown_range
+from data.pictures import put_stacks_together, save_pictures
 from models import load_model
 from models.inference import denoise_batch, filled, known_part, outlying
 from models.noise import NoiseModel
 from models.noise.correlation import shared_noise
 from models.noise.in_turn import InTurn
+from models.phases import weights_of
 from models.stride import stride_for
-from models.units import USUAL_NOISE
+from models.units import USUAL_NOISE, shown_range
 from options.base import noise_of
 from options.test import TestOptions
 from utils.advice import Looker
@@ -82,7 +83,7 @@ def evaluate(opt, world: World, argv: list[str]) -> int:
     if opt.save and models:
         put_stacks_together(opt.save, inputs, bad={inputs[row.index].path for row in bad})
     print_table(table)
-    strides = [f"{row.shown}: every {max(row.strides.values())}" if row.strides else None for row in rows]
+    strides = [f"{row.shown}: every {max(map(max, row.strides.values()))}" if row.strides else None for row in rows]
     note("noise that neighbours share: pixels were taken apart (--stride)", strides)
     kept = "; the images are written as they were" if opt.on_doubt == "keep" and opt.save else ""
     note(f"results that may be worse than the images, for their noise{kept}", [row.unknown for row in rows])
@@ -149,8 +150,8 @@ def test_image(
         image = torch.where(y.isnan(), seen, result.image - beyond)
         noise_map = None if result.noise_level is None else result.noise_level[0] / (high - low)
         row.checks[model.name] = check_result(shown, (image[0] - low) / (high - low), noise_map, row.shared)
-        if model.stride > 1:
-            row.strides[model.name] = model.stride
+        if model.stride != 1:
+            row.strides[model.name] = weights_of(model.stride)
         if opt.protocol == "none" and not model.independent_noise and row.neighbours_share_noise is False:
             row.unknown = f"{source.name}: {independent(model)}"
         if model.stage == 2:
@@ -169,7 +170,7 @@ def test_image(
         if std is None:  # of several, the first one's maps and level
             std, level, row.estimated = as_image(result.std), as_image(result.noise_level), found
 
-    row.known = all(model.shared_noise or row.strides.get(model.name, 1) > 1 for model in models)
+    row.known = all(m.shared_noise or m.name in row.strides or m.config.get("hole", 1) > 1 for m in models)
 
     # how near they come to the clean one
     row.level, row.unit = sample.level, sample.unit

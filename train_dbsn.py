@@ -196,7 +196,7 @@ def starting_model(opt, channels: int) -> BlindSpotDenoiser:
     head = "total" if opt.sigma_n in ("envelope", "residual") else "mu"
     estimator = "residual" if opt.sigma_n == "residual" else "cnn"
     model = BlindSpotDenoiser(
-        channels, opt.noise, **size, head=head, estimator=estimator, units=units, stride=opt.stride
+        channels, opt.noise, **size, head=head, estimator=estimator, units=units, stride=opt.stride, hole=opt.hole
     )
     if source:
         model.dbsn.load_state_dict(source.dbsn.state_dict())

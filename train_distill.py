@@ -38,15 +38,15 @@ from data.training import (
     warn_of_test_images,
 )
 from models import MWCNN, BlindSpotDenoiser, load_model, posterior_mean
-from models.inference import Denoised, denoise_batch, outlying
+from models.inference import denoise_batch, outlying
 from models.noise import NOISES, NoiseModel, ResidualEstimator
-from models.stride import stride_for
+from models.stride import denoise_picture
 from options.base import noise_of
 from options.stage2 import Stage2Options
 from utils.checkpoint import checksum
 from utils.device import choose_device, choose_dtype, denormals_as_zero, keep_freed_memory
 from utils.distributed import World, join
-from utils.doubts import as_checked, check_noise, neighbours_share_noise, shared_by_neighbours
+from utils.doubts import as_checked, check_noise, neighbours_share_noise
 from utils.errors import UsageError, run_script
 from utils.logging import Board
 from utils.random import Stream, generator, generators, hashed, seed_weights, streams_of, uniform
@@ -244,21 +244,9 @@ def refined(opt, noisy: ImagePool, device: torch.device, dtype: torch.dtype) -> 
 
     def one(_: int, y: Tensor) -> Tensor:
         bar.update()
-        return denoise_in_use(model, y).image.to(y.device)
+        return denoise_picture(model, y).image.to(y.device)
 
     return noisy.map(one)
-
-
-def denoise_in_use(model: BlindSpotDenoiser | MWCNN, y: Tensor) -> Denoised:
-    """Denoises an image (1,C,H,W) with the stride that its noise asks for, as test.py does."""
-    shown = as_checked(y)
-    shared = shared_by_neighbours(shown[0])
-    before = model.stride
-    try:
-        model.stride = stride_for(model, shown, shared)
-        return denoise_batch(model, y)
-    finally:
-        model.stride = before
 
 
 def some_independent(noisy: ImagePool | DiskPool) -> bool:
@@ -350,7 +338,7 @@ def posterior_means(teacher: BlindSpotDenoiser, noisy: ImagePool) -> tuple[Image
 
     def one(_: int, y: Tensor) -> Tensor:
         bar.update()
-        found = denoise_in_use(teacher, y)
+        found = denoise_picture(teacher, y)
         thetas.append(found.theta)
         return found.image.to(y.device)
 
@@ -370,7 +358,7 @@ def noise_thetas(
         y = noisy.image(k)
         if noise:
             y = noise.add(y.cpu(), [generator("cpu", seed, stream, k)])
-        found.append((denoise_batch if noise else denoise_in_use)(teacher, y).theta)
+        found.append((denoise_batch if noise else denoise_picture)(teacher, y).theta)
     return torch.cat(found).to(next(teacher.parameters()).device)
 
 

@@ -11,10 +11,10 @@ import numpy as np
 from data.images import TIFF_SUFFIXES, write_image
 from data.inputs import Input, Sample
 from data.stacks import images_of, write_stack
+from models.units import shown_range
 
 CAPTION = 22  # pixels of height
 GAP = 4
-SMALL = 1 / 4  # of 0..1: pictures that fill less of it are stretched to be seen
 COARSE, FEW = 1.5, 64  # whole numbers are too coarse for noise below COARSE levels in pictures of fewer than FEW levels
 CUT = 0.02  # of the noise: what a type's limits may cut off the values in the mean
 
@@ -35,14 +35,6 @@ def side_by_side(images: dict[str, np.ndarray]) -> np.ndarray:
 def as_map(values: np.ndarray, highest: float) -> np.ndarray:
     """Mean over channels of a map (H,W,C), as a gray image (H,W,1) in which `highest` is white."""
     return (values.mean(2, keepdims=True) / highest).clip(0, 1)
-
-
-def shown_range(image: np.ndarray) -> tuple[float, float]:
-    """The values that are black and white in pictures of an image: 0 and 1 where it fits, else its own range."""
-    low, high = float(np.nanmin(image)), float(np.nanmax(image))
-    if (low > -0.5 and SMALL <= high < 1.5) or low == high:
-        return 0.0, 1.0
-    return low, high
 
 
 def file_type(source: Input, sample: Sample, denoised: np.ndarray, depth: str) -> np.dtype:

@@ -114,17 +114,18 @@ def read_crop(path: Path, box: Box, what: str = "--data") -> np.ndarray:
 
 @dataclass(frozen=True)
 class Block:
-    """A denoised block: pixels (H,W,3) uint8, the seconds that it took, and the stride it was denoised with."""
+    """A denoised block: pixels (H,W,3) uint8, the seconds that it took, and the strides, with their weights."""
 
     pixels: np.ndarray
     seconds: float
-    stride: int
+    strides: dict[int, float]
 
 
 def write_block(path: Path, block: Block) -> None:
     """Raises RunError where the file cannot be written."""
     data = io.BytesIO()
-    np.savez(data, pixels=block.pixels, seconds=block.seconds, stride=block.stride)
+    strides = np.array(list(block.strides.items()))
+    np.savez(data, pixels=block.pixels, seconds=block.seconds, strides=strides)
     atomic_write_bytes(path, data.getvalue())
 
 
@@ -132,7 +133,8 @@ def read_block(path: Path) -> Block:
     """A block that write_block wrote. Raises RunError where the file is damaged."""
     try:
         with np.load(path, allow_pickle=False) as found:
-            return Block(found["pixels"], float(found["seconds"]), int(found["stride"]))
+            strides = {int(stride): float(weight) for stride, weight in found["strides"]}
+            return Block(found["pixels"], float(found["seconds"]), strides)
     except (OSError, zipfile.BadZipFile, *UNREADABLE) as error:
         raise RunError(f"{shown(path)} is damaged: remove it and give the command again") from error
 

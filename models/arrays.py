@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from models.denoiser import BlindSpotDenoiser
-from models.inference import denoise_batch
 from models.mwcnn import MWCNN
+from models.stride import denoise_picture
 
 AXES = "(H,W), (H,W,C), (C,H,W) or (N,C,H,W)"
 
@@ -23,6 +23,7 @@ def denoise(
     white: float | None = None,
     tile: int | None = None,
     self_ensemble: bool = False,
+    stride: int | None = None,
 ) -> np.ndarray | Tensor:
     """The denoised array: NumPy or torch, shape, device and float type as given; float32 where integers are given.
 
@@ -32,6 +33,7 @@ def denoise(
     network works in units of noise (models/units.py): whatever the array's brightness and offset are, the result
     follows them.
     tile, self_ensemble: see models.inference.denoise_batch.
+    stride: see models/phases.py. None chooses it for each image: above 1 where neighbours share its noise.
 
     Raises TypeError for other kinds of objects and ValueError for arrays that are no image of the model's, or whose
     axes could be read in two ways. The message is one sentence with the remedy.
@@ -48,7 +50,7 @@ def denoise(
         y = as_float64(noisy)
         zero, span = zero_and_span(y, black, white)
         if span > 0:
-            image = denoise_batch(used, ((y - zero) / span).float()[None], tile, self_ensemble).image[0]
+            image = denoise_picture(used, ((y - zero) / span).float()[None], tile, self_ensemble, stride).image[0]
             result = zero + span * image.double()
         else:  # a constant image has no noise
             result = y

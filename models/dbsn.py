@@ -6,6 +6,12 @@ multiples of d in both directions (its centre, the only one that is, is masked),
 so no path comes back to offset zero. The input is padded with zeros: a mirrored border would bring a pixel's own
 value back among its neighbours.
 
+The paper's hole is that one pixel. Where neighbours share their noise, a hole of h x h pixels, h = 2 r + 1, hides all
+of them. The kernels are then k = h + 2, h + 4 with their h x h centre masked, and d = (h + k) / 2 = h + 1, h + 2. An
+offset that the masked kernel allows has |a| > r along one axis, and |a| <= (k - 1) / 2 = d - r - 1. Along that axis
+the dilated convolutions lead to a + d n. That is farther than r from zero for every n: for n = 0 by the first bound,
+for all others because |a + d n| >= d - |a| >= r + 1. So no path comes back into the hole, and no smaller d does that.
+
 Shapes: N images, C channels, H x W pixels, F = width.
 
 A network runs on one of three paths, the same function with the same weights:
@@ -109,13 +115,13 @@ class MDCBlock(nn.Module):
 class Branch(nn.Module):
     """Blind-spot branch, (N,F,H,W) -> (N,F,H,W).
 
-    It is masked k x k, two 1x1, `blocks` MDC blocks of dilation (k + 1) / 2, one 1x1.
+    It is masked k x k, two 1x1, `blocks` MDC blocks of dilation (k + hole) / 2, one 1x1.
     """
 
-    def __init__(self, width: int, blocks: int, kernel_size: int, mdc: str):
+    def __init__(self, width: int, blocks: int, kernel_size: int, mdc: str, hole: int = 1):
         super().__init__()
-        self.dilation = (kernel_size + 1) // 2
-        self.masked = CentrallyMaskedConv2d(width, width, kernel_size, relu=True)
+        self.dilation = (kernel_size + hole) // 2
+        self.masked = CentrallyMaskedConv2d(width, width, kernel_size, relu=True, hole=hole)
         self.pre = nn.Sequential(*(Conv2d(width, width, relu=True) for _ in range(2)))
         self.blocks = nn.ModuleList(MDCBlock(width, self.dilation, mdc) for _ in range(blocks))
         self.last = Conv2d(width, width)
@@ -137,23 +143,25 @@ class DBSN(nn.Module):
     width: F, 96 in the paper.
     blocks: MDC blocks of each branch, 8 in the paper.
     mdc: see MDCBlock.
+    hole: side in pixels of the square around each pixel that its prediction does not see, odd; 1 in the paper.
 
     With those defaults a gray network has 6,612,289 parameters as "release" and 5,581,633 as "paper".
     """
 
-    def __init__(self, channels: int, width: int = 96, blocks: int = 8, mdc: str = "release"):
+    def __init__(self, channels: int, width: int = 96, blocks: int = 8, mdc: str = "release", hole: int = 1):
         super().__init__()
         self.head = Conv2d(channels, width, relu=True)
-        self.branches = nn.ModuleList(Branch(width, blocks, k, mdc) for k in (3, 5))
+        self.branches = nn.ModuleList(Branch(width, blocks, k, mdc, hole) for k in (hole + 2, hole + 4))
         self.tail = Conv2d(2 * width, width)
         self.mu = PointwiseNet(width, width, channels, depth=3)
         # masked kernel, then `blocks` wide paths: a 5x5 kernel and two 3x3 ones reach equally far
-        self.receptive_radius = max(b.dilation - 1 + 2 * b.dilation * blocks for b in self.branches)
+        self.receptive_radius = max(b.masked.kernel_size[0] // 2 + 2 * b.dilation * blocks for b in self.branches)
 
     def forward(self, y: Tensor, path: str = "auto") -> tuple[Tensor, Tensor]:
         """Gives mu (N,C,H,W) float32 and features (N,F,H,W) in y's dtype.
 
-        y: (N,C,H,W), 0..1, float32 or bfloat16. Both results are blind: pixel i of either does not depend on y[i].
+        y: (N,C,H,W), 0..1, float32 or bfloat16. Both results are blind: pixel i of either does not depend on y in the
+        hole around i.
         """
         if path == "auto":
             path = "phases" if y.device.type == "cuda" else "fused"

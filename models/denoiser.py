@@ -99,6 +99,7 @@ class BlindSpotDenoiser(nn.Module):
     noise: a name in models.noise.NOISES.
     width, blocks, mdc: see DBSN.
     stride: D-BSN sees every stride-th pixel, see models/phases.py; 1 for noise that is independent.
+    hole: see DBSN.
     head: see Prediction.
     estimator: "cnn", the paper's CNN_est, or "residual", which is not trained and needs head "total".
 
@@ -123,6 +124,7 @@ class BlindSpotDenoiser(nn.Module):
         estimator: str = "cnn",
         units: str = "white",
         stride: int = 1,
+        hole: int = 1,
     ):
         super().__init__()
         model = NOISES[noise]
@@ -140,10 +142,10 @@ class BlindSpotDenoiser(nn.Module):
             estimator=estimator,
             units=units,
         )
-        if stride > 1:  # older versions read what has none
-            self.config["stride"] = stride
+        # older versions read what has neither
+        self.config |= {name: value for name, value in (("stride", stride), ("hole", hole)) if value > 1}
         self.channels, self.noise, self.head, self.estimator = channels, noise, head, estimator
-        self.dbsn = DBSN(channels, width, blocks, mdc)
+        self.dbsn = DBSN(channels, width, blocks, mdc, hole)
         self.cov_head = PointwiseNet(width, model.hidden, len(triangle(channels)), depth=3)
         nn.init.zeros_(self.cov_head.last.weight)  # starts at one covariance everywhere
         self.noise_estimator = ESTIMATORS[estimator](channels, model)
@@ -158,6 +160,11 @@ class BlindSpotDenoiser(nn.Module):
     def independent_noise(self) -> bool:
         """Whether it knows noise that neighbours do not share."""
         return not self.shared_noise
+
+    @property
+    def apart(self) -> int:
+        """How far from a pixel the nearest one is that its prediction sees, in pixels of the image."""
+        return (self.config.get("hole", 1) + 1) // 2 * self.stride
 
     @property
     def receptive_radius(self) -> int:
@@ -201,8 +208,8 @@ class BlindSpotDenoiser(nn.Module):
         """What `context` needs to know of a whole image y (N,C,H,W) to work on parts of it."""
         if self.units == "white":
             return None
-        apart = y[:, :, :: self.stride, :: self.stride]  # neighbours that share noise differ too little
-        return scale_of(apart, WIDEST if self.config["units"] == "white" else None)
+        seen = y[:, :, :: self.apart, :: self.apart]  # neighbours that share noise differ too little
+        return scale_of(seen, WIDEST if self.config["units"] == "white" else None)
 
     def context(self, y: Tensor, scale: Scale | None = None) -> tuple[Tensor, Covariance]:
         """What the pixels around each pixel say of it: mu (N,C,H,W) and the head's covariance, float32.

@@ -67,7 +67,7 @@ class ContextGraph(nn.Module):
     def __init__(self, model: BlindSpotDenoiser):
         super().__init__()
         self.model, self.units, self.trained_units = model, model.units, model.config["units"]
-        self.stride = model.stride
+        self.stride, self.apart = model.stride, model.apart
 
     def forward(self, noisy: Tensor) -> tuple[Tensor, Tensor]:
         channels = self.model.channels
@@ -75,7 +75,7 @@ class ContextGraph(nn.Module):
             mu, raw = self.on_phases(noisy)
             return mu, lower_factor(raw, channels, WHITE_SHIFT).factor
         shift = WHITE_SHIFT if self.trained_units == "white" else NOISE_SHIFT
-        seen = noisy[:, :, :: self.stride, :: self.stride]
+        seen = noisy[:, :, :: self.apart, :: self.apart]
         m, s, mean = scale_and_mean(seen, self.trained_units, denoiser.WIDEST)
         mu, raw = self.on_phases(mean + (noisy - m) / s)
         return m + s * (mu - mean), lower_factor(raw, channels, shift).factor * s

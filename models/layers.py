@@ -49,12 +49,13 @@ class Conv2d(nn.Conv2d):
 
 
 class CentrallyMaskedConv2d(Conv2d):
-    """Convolution that never sees the pixel it predicts: the centre of the kernel is held at zero."""
+    """Convolution that never sees the pixel it predicts: the centre of the kernel, hole x hole, is held at zero."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, relu: bool = False):
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, relu: bool = False, hole: int = 1):
         super().__init__(in_channels, out_channels, kernel_size, relu=relu)
         mask = torch.ones(1, 1, kernel_size, kernel_size)
-        mask[..., kernel_size // 2, kernel_size // 2] = 0
+        ring = (kernel_size - hole) // 2
+        mask[..., ring : ring + hole, ring : ring + hole] = 0
         self.register_buffer("mask", mask, persistent=False)
 
     def kernel(self) -> Tensor:

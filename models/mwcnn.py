@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from models.layers import Conv2d
-from models.phases import on_phases
+from models.phases import Stride, common_multiple, on_phases, weights_of
 from models.units import USUAL_MEAN, USUAL_NOISE, Scale, scale_of
 
 MULTIPLE = 8  # three halvings
@@ -105,7 +105,7 @@ class MWCNN(nn.Module):
 
     The noise is what the network predicts: the input's own wavelet bands are added to the last convolution's.
     Attributes to set freely: `dtype`, float32 or bfloat16, in which the convolutions are computed, `stride` (see
-    models/phases.py) and `units` (see models/units.py).
+    models/phases.py; of several a mean of the results is taken) and `units` (see models/units.py).
     """
 
     stage = 2
@@ -131,7 +131,8 @@ class MWCNN(nn.Module):
             self.config["independent_noise"] = True
         if refined:
             self.config["refined"] = True
-        self.channels, self.dtype, self.units, self.stride = channels, torch.float32, units, 1
+        self.channels, self.dtype, self.units = channels, torch.float32, units
+        self.stride: Stride = 1
         f1, f2, f3 = width, round(1.6 * width), round(1.6 * width)
         bands = 4 * channels
         self.down1 = convolutions([bands, f1, f1, f1, f1])
@@ -176,19 +177,20 @@ class MWCNN(nn.Module):
     @property
     def receptive_radius(self) -> int:
         """How far the network sees, in pixels of the image: 2 (8 1) + 4 (8 1) + 8 (8 1), and what the wavelets add."""
-        return 120 * self.stride
+        return 120 * max(weights_of(self.stride))
 
     @property
     def multiple(self) -> int:
         """Tiles of an image begin at multiples of it, and its sides are such."""
-        return MULTIPLE * self.stride
+        return MULTIPLE * common_multiple(self.stride)
 
     def scale(self, y: Tensor) -> Scale | None:
         """What `forward` needs to know of a whole image y (N,C,H,W) to work on parts of it."""
         if self.units == "white":
             return None
-        apart = y[:, :, :: self.stride, :: self.stride]  # neighbours that share noise differ too little
-        return scale_of(apart, WIDEST if self.config["units"] == "white" else None)
+        apart = max(weights_of(self.stride))
+        seen = y[:, :, ::apart, ::apart]  # neighbours that share noise differ too little
+        return scale_of(seen, WIDEST if self.config["units"] == "white" else None)
 
     def forward(self, y: Tensor, scale: Scale | None = None) -> Tensor:
         """Noisy images (N,C,H,W), float32, 0..1, any size -> denoised ones."""
@@ -200,7 +202,11 @@ class MWCNN(nn.Module):
         return self.on_phases(y)
 
     def on_phases(self, y: Tensor) -> Tensor:
-        return on_phases(lambda phase: (self.network(phase),), y, self.stride)[0]
+        results = [
+            weight * on_phases(lambda phase: (self.network(phase),), y, stride)[0]
+            for stride, weight in weights_of(self.stride).items()
+        ]
+        return sum(results[1:], results[0])
 
     def network(self, y: Tensor) -> Tensor:
         """Images of the network's units -> denoised ones."""

@@ -8,10 +8,13 @@ AP-BSN).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+Stride = int | dict[int, float]  # of several strides a mean of their results is taken, with these weights
 
 
 def on_phases(f: Callable[[Tensor], tuple[Tensor, ...]], y: Tensor, stride: int) -> tuple[Tensor, ...]:
@@ -35,3 +38,12 @@ def on_phases(f: Callable[[Tensor], tuple[Tensor, ...]], y: Tensor, stride: int)
             for at, part in zip(group, t.split(len(y))):
                 whole[:, :, at[0] :: stride, at[1] :: stride] = part
     return joined
+
+
+def weights_of(stride: Stride) -> dict[int, float]:
+    """Stride -> weight of its result; the weights add up to one."""
+    return {stride: 1.0} if isinstance(stride, int) else stride
+
+
+def common_multiple(stride: Stride) -> int:
+    return math.lcm(*weights_of(stride))

@@ -13,6 +13,7 @@ also made to fit: where the noise is small against the image's range, the range 
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -25,6 +26,7 @@ BLOCK = 8  # side of the blocks in pixels: those without noise, of one value, do
 # noise levels from 15 to 30 of 255 the lowest changes its results least.
 USUAL_MEAN, USUAL_NOISE = 0.45, 15 / 255
 BEYOND = 500  # of so many pixels one may be darker than a network's black, and one brighter than its white
+SMALL = 1 / 4  # of 0..1: pictures that fill less of it are stretched to be seen
 
 Scale = tuple[Tensor, Tensor]  # m and s, (N,1,1,1) each
 
@@ -89,3 +91,11 @@ def details(y: Tensor) -> Tensor:
     height, width = y.shape[2] // 2 * 2, y.shape[3] // 2 * 2
     a, b = y[:, :, 0:height:2, :width], y[:, :, 1:height:2, :width]
     return (a[..., 0::2] - a[..., 1::2] - b[..., 0::2] + b[..., 1::2]) / 2
+
+
+def shown_range(image: np.ndarray) -> tuple[float, float]:
+    """The values that are black and white in pictures of an image: 0 and 1 where it fits, else its own range."""
+    low, high = float(np.nanmin(image)), float(np.nanmax(image))
+    if (low > -0.5 and SMALL <= high < 1.5) or low == high:
+        return 0.0, 1.0
+    return low, high

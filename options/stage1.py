@@ -9,6 +9,14 @@ from options.base import BaseOptions, noise_levels, number
 SIGMA_N = ("residual", "envelope", "constrained", "exact", "reward", "split")
 
 
+def odd(text: str) -> int:
+    """An odd number of pixels, 1 to 15."""
+    value = number(int, 1, 15)(text)
+    if value % 2 == 0:
+        raise argparse.ArgumentTypeError(f"{value} is not odd")
+    return value
+
+
 class Stage1Options(BaseOptions):
     prog = "train_dbsn.py"
     description = (
@@ -62,6 +70,13 @@ class Stage1Options(BaseOptions):
             type=number(int, 1, 8),
             default=1,
             help="for noise that neighbours share: the network sees every STRIDE-th pixel, and so none of them",
+        )
+        model.add_argument(
+            "--hole",
+            type=odd,
+            default=1,
+            help="for such noise too: side of the square around each pixel that its prediction does not see, odd. "
+            "The network then sees all pixels around it",
         )
         model.add_argument(
             "--start-from",

@@ -40,6 +40,7 @@ from data.sidd_dnd import (
 )
 from models import load_model
 from models.inference import denoise_batch
+from models.phases import weights_of
 from models.stride import stride_for
 from options.base import Parser
 from options.sidd_dnd import BenchmarkOptions, DndOptions, ValidationOptions
@@ -83,7 +84,7 @@ def sidd_validation(opt: Namespace, argv: list[str]) -> int:
         truth = clean[picture, place]
         figures = {"noisy": compare(truth, noisy[picture, place]), method: compare(truth, block.pixels)}
         rows.append(
-            {"picture": picture + 1, "block": place + 1, "stride": block.stride, "seconds": block.seconds, **figures}
+            {"picture": picture + 1, "block": place + 1, "strides": block.strides, "seconds": block.seconds, **figures}
         )
     mean = means([{name: row[name] for name in ("noisy", method)} for row in rows])
     print(f"PSNR in dB after rounding to 8 bits, SSIM: means of {len(rows)} blocks")
@@ -101,7 +102,7 @@ def sidd_validation(opt: Namespace, argv: list[str]) -> int:
             "device": device_name(next(model.parameters()).device),
             "threads": torch.get_num_threads(),
             "seconds_per_block": float(np.mean([row["seconds"] for row in rows])),
-            "strides": {str(stride): n for stride, n in sorted(Counter(row["stride"] for row in rows).items())},
+            "strides": dict(Counter(" and ".join(map(str, sorted(row["strides"]))) for row in rows)),
             "mean": mean,
             "blocks": rows,
         }
@@ -176,7 +177,7 @@ def model_for(opt: Namespace):
 def denoise(model, block: np.ndarray, opt: Namespace) -> np.ndarray:
     """A block (H,W,3), float32, 0..1, as test.py denoises a picture. Gives the same kind, cut to 0..1.
 
-    The model keeps the stride that was taken.
+    The model keeps the stride, or strides, that were taken.
     """
     y = torch.from_numpy(np.ascontiguousarray(block.transpose(2, 0, 1)))[None]  # 1,3,H,W
     picture = as_checked(y)
@@ -201,7 +202,7 @@ def denoise_blocks(model, noisy: np.ndarray, opt: Namespace) -> list[list[Block]
             continue
         started = time.perf_counter()
         image = denoise(model, noisy[picture, place] / np.float32(255), opt)
-        block = Block(np.rint(255 * image).astype(np.uint8), time.perf_counter() - started, model.stride)
+        block = Block(np.rint(255 * image).astype(np.uint8), time.perf_counter() - started, weights_of(model.stride))
         if file:
             write_block(file, block)
         pictures[picture].append(block)

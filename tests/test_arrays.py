@@ -8,8 +8,10 @@ import sys
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter
+from skimage.data import astronaut
 
-from models import MWCNN, BlindSpotDenoiser, denoise
+from models import MWCNN, BlindSpotDenoiser, denoise, load_model
 from models.inference import denoise_batch
 from tests.helpers import ROOT
 
@@ -207,6 +209,16 @@ def test_what_is_refused(channels, array, words):
 def test_levels_that_make_no_sense(student, levels):
     with pytest.raises(ValueError, match="the array's own units"):
         denoise(student, IMAGE, **levels)
+
+
+def test_noise_that_neighbours_share_is_found():
+    """As in test.py: the result is nearer to the picture than that of neighbouring pixels together."""
+    clean = astronaut()[:128, 180:308].astype(np.float64)
+    noise = gaussian_filter(np.random.default_rng(0).normal(0, 30, clean.shape), (0.8, 0.8, 0))
+    model = load_model("color-hg-blind-full")
+    found, together = (denoise(model, clean + noise, white=255, stride=stride) for stride in (None, 1))
+    assert np.square(found - clean).mean() < 0.9 * np.square(together - clean).mean()
+    assert model.stride == 1
 
 
 def test_after_torch_hub_from_another_folder(tmp_path):

@@ -40,6 +40,25 @@ def test_blind_at_every_pixel(path, mdc, dtype):
         assert (grad.abs().amax(1) > 0).float().mean() > 0.5  # and it does look around (small networks have dead ReLUs)
 
 
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("hole", [3, 5])
+def test_blind_to_the_whole_hole(path, hole):
+    """No output depends on any pixel of the hole around its own, and some do on the pixels next to the hole."""
+    h, w, r = 11, 13, hole // 2
+    model = small(mdc="residual", hole=hole)
+    model.path = path
+    y = torch.rand(1, 1, h, w).repeat(h * w, 1, 1, 1).requires_grad_()
+    mu, cov = model.context(y)
+    i = torch.arange(h * w)
+    for out in (mu, cov.factor):
+        (grad,) = torch.autograd.grad(out.flatten(2)[i, :, i].sum(), y, retain_graph=True)
+        depends = (grad[:, 0] != 0).view(h, w, h, w)
+        rows, columns = torch.arange(h).view(h, 1, 1, 1), torch.arange(w).view(1, w, 1, 1)
+        away = torch.maximum((rows - torch.arange(h).view(1, 1, h, 1)).abs(), (columns - torch.arange(w)).abs())
+        assert not depends[away <= r].any()
+        assert depends[away == r + 1].any()
+
+
 @pytest.mark.slow
 def test_blind_when_compiled():
     """The gradient of every output with respect to its own pixel.
@@ -59,9 +78,10 @@ def test_blind_when_compiled():
 
 @pytest.mark.parametrize("mdc", ["release", "paper", "residual"])
 @pytest.mark.parametrize("size", [(12, 12), (13, 17), (5, 6), (1, 1), (3, 8)])
-def test_fast_paths_equal_the_plain_one(mdc, size):
+@pytest.mark.parametrize("hole", [1, 3])
+def test_fast_paths_equal_the_plain_one(mdc, size, hole):
     torch.manual_seed(0)
-    net = DBSN(3, width=8, blocks=2, mdc=mdc)
+    net = DBSN(3, width=8, blocks=2, mdc=mdc, hole=hole)
     y = torch.rand(2, 3, *size)
     expected, grads = {}, {}
     for path in PATHS:

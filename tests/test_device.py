@@ -19,6 +19,13 @@ def test_bf16_is_refused_by_a_cpu_without_it(monkeypatch):
     assert choose_dtype("off", CPU) == torch.float32
 
 
+@pytest.mark.parametrize("unit", ["amx_tile", "avx512_bf16", None])
+def test_auto_takes_bf16_where_the_processor_has_units_for_it(unit, monkeypatch):
+    for one in ("amx_tile", "avx512_bf16"):
+        monkeypatch.setattr(torch.cpu, f"_is_{one}_supported", lambda one=one: one == unit)
+    assert choose_dtype("auto", CPU) == (torch.bfloat16 if unit else torch.float32)
+
+
 def test_bf16_is_taken_where_it_is_asked_for(monkeypatch):
     monkeypatch.setattr(device, "cpu_has_bf16", lambda: True)
     assert choose_dtype("bf16", CPU) == torch.bfloat16

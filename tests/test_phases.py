@@ -50,10 +50,22 @@ def test_blind_to_the_whole_neighbourhood(path, stride, units):
     assert not torch.equal(model.context(far, scale)[0][..., stride, 0], before[0][..., stride, 0])
 
 
-@pytest.mark.parametrize("stride", [2, 3])
+@pytest.mark.parametrize("units", ["white", "noise"])
+def test_several_strides_have_weights(units):
+    student, y = MWCNN(3, 8, units).eval(), torch.rand(1, 3, 21, 26)
+    scale, results = (torch.full((1, 3, 1, 1), 0.4), torch.full((1, 1, 1, 1), 0.1)), []
+    for stride in (1, 2, {1: 0.7, 2: 0.3}):
+        student.stride = stride
+        results.append(student(y, scale))
+    torch.testing.assert_close(results[2], 0.7 * results[0] + 0.3 * results[1])
+
+
+@pytest.mark.parametrize("stride", [2, 3, {2: 0.5, 3: 0.5}])
 def test_tiles_equal_the_whole_on_phases(stride):
     y = torch.rand(1, 3, 75, 82)
     for model in (small(3, "hg").eval(), MWCNN(3, 8).eval()):
+        if model.stage == 1 and isinstance(stride, dict):
+            continue
         model.stride = stride
         whole, tiled = denoise_batch(model, y, tile=100), denoise_batch(model, y, tile=24)
         torch.testing.assert_close(tiled.image, whole.image, atol=1e-4, rtol=0)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter
 from skimage.data import camera as picture
 
 from models import MWCNN, load_model
 from models.noise.camera import Camera
 from models.noise.correlation import shared_noise
-from models.stride import STRIDES, best_stride, stride_for
+from models.phases import weights_of
+from models.stride import STRIDES, STRIDES_OF_HOLES, best_stride, stride_for
+from tests.helpers import small
 
 
 @pytest.fixture(scope="module")
@@ -47,3 +50,25 @@ def test_a_refined_student_takes_no_pixels_apart(rng):
     of_such, of_others = (MWCNN(1, 4, shared_noise=known, refined=True) for known in (True, False))
     assert stride_for(of_such, y, shared) == 1 and stride_for(of_others, y, shared) > 1
     assert stride_for(of_others, y, None) == 1
+
+
+@pytest.mark.parametrize("soft", [0, 1.5])
+def test_a_student_that_knows_shared_noise_mixes_strides(soft, rng):
+    """Nearly as good as the best weights, for a sharp picture and for one as soft as a camera's."""
+    x = torch.from_numpy(gaussian_filter(picture()[100:356, 150:406] / 255, soft)).float()[None, None]
+    x = x.expand(1, 3, 256, 256)
+    y, student = noisy(x, 15, 0.8, rng), load_model("color-photo-full")
+    assert stride_for(student, y, None) == 1
+    mixture = stride_for(student, y, shared_noise(y[0]))
+    errors = {}
+    for w in (0.0, 0.25, 0.5, 0.75, 1.0, None):
+        student.stride = mixture if w is None else {1: w, 2: 1 - w}
+        errors[w] = (student(y) - x).square().mean().item()
+    assert errors.pop(None) < 1.2 * min(errors.values())
+    assert sum(weights_of(mixture).values()) == pytest.approx(1)
+
+
+def test_a_hole_hides_neighbours_so_no_phases_are_needed(rng):
+    x = torch.from_numpy(picture()[100:228, 150:278] / 255).float()[None, None]
+    y = noisy(x, 5, 0.5, rng)
+    assert best_stride(small(hole=3), y, shared_noise(y[0])) in STRIDES_OF_HOLES

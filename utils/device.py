@@ -13,6 +13,8 @@ import torch
 
 from utils.errors import UsageError
 
+BF16_UNITS = ("amx_tile", "avx512_bf16")  # of CPUs, as PyTorch names them
+
 
 def choose_device(name: str, local_rank: int = 0, deterministic: bool = False) -> torch.device:
     """--device auto|cpu|cuda -> device.
@@ -44,7 +46,7 @@ def choose_dtype(amp: str, device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        native = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
+        native = any(getattr(torch.cpu, f"_is_{unit}_supported", lambda: False)() for unit in BF16_UNITS)
     if amp == "bf16" and not (native if device.type == "cuda" else cpu_has_bf16()):
         raise UsageError(f"--amp bf16: this {'GPU' if device.type == 'cuda' else 'CPU'} has no bfloat16; use --amp off")
     return torch.bfloat16 if native or amp == "bf16" else torch.float32

@@ -15,10 +15,9 @@ from statistics import NormalDist
 import torch
 from torch import Tensor
 
-from data.pictures import shown_range
 from models.inference import filled, outlying
 from models.noise.correlation import Shared, beside_surface, in_blocks, shared_noise
-from models.units import details, scale_of
+from models.units import details, scale_of, shown_range
 
 FALSE_ALARMS = 1e-5  # chance that independent noise fails a check of one picture
 

@@ -38,7 +38,7 @@ class Row:
     tiled: set[str] = field(default_factory=set)  # the checkpoints that took the image in tiles
     peak: list[float] | None = None  # of PSNR: the ends of the clean image's range; None: white
     unknown: str | None = None  # a word on noise that a checkpoint was not trained on
-    strides: dict[str, int] = field(default_factory=dict)  # of each checkpoint, where above 1
+    strides: dict[str, dict[int, float]] = field(default_factory=dict)  # of each checkpoint, where not 1 alone
     shared: Shared | None = None  # how its noise is shared, where neighbours share it
     known: bool = False  # whether every checkpoint knows such noise, or takes pixels apart
     checks: dict[str, list[Check]] = field(default_factory=dict)  # of the "input" and of each checkpoint's result
