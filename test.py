@@ -83,8 +83,7 @@ def evaluate(opt, world: World, argv: list[str]) -> int:
     if opt.save and models:
         put_stacks_together(opt.save, inputs, bad={inputs[row.index].path for row in bad})
     print_table(table)
-    strides = [f"{row.shown}: every {max(map(max, row.strides.values()))}" if row.strides else None for row in rows]
-    note("noise that neighbours share: pixels were taken apart (--stride)", strides)
+    note("noise that neighbours share: pixels were taken apart (--stride)", [row.strides_in_words for row in rows])
     kept = "; the images are written as they were" if opt.on_doubt == "keep" and opt.save else ""
     note(f"results that may be worse than the images, for their noise{kept}", [row.unknown for row in rows])
     doubts = [f"{row.shown}: {'; '.join(row.doubts)}" if row.doubts else None for row in rows]

@@ -54,6 +54,11 @@ class Row:
         return neighbours_share_noise(self.checks.get("input", []))
 
     @property
+    def strides_in_words(self) -> str | None:
+        taken = sorted({stride for weights in self.strides.values() for stride in weights})
+        return f"{self.shown}: every {', '.join(map(str, taken))}" if taken else None
+
+    @property
     def doubts(self) -> list[str]:
         """Why the results may be wrong, in words."""
         several = len(self.checks) > 2
