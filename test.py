@@ -169,7 +169,7 @@ def test_image(
         if std is None:  # of several, the first one's maps and level
             std, level, row.estimated = as_image(result.std), as_image(result.noise_level), found
 
-    row.known = all(m.shared_noise or m.name in row.strides or m.config.get("hole", 1) > 1 for m in models)
+    row.known = all(model.shared_noise or model.apart > 1 for model in models)
 
     # how near they come to the clean one
     row.level, row.unit = sample.level, sample.unit

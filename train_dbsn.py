@@ -186,6 +186,11 @@ def starting_model(opt, channels: int) -> BlindSpotDenoiser:
                 f"--start-from {source.file}: needed here is a stage-1 checkpoint for {channels} channels, "
                 f"this one is stage {source.stage} for {source.channels}"
             )
+        if source.dbsn.hole != opt.hole:
+            raise UsageError(
+                f"--hole {opt.hole}: {source.file} has --hole {source.dbsn.hole}, and other kernels; give that, or "
+                "leave --start-from out"
+            )
         units = opt.units or source.units
         if source.units == "noise" and units == "white":
             raise UsageError(f"--units white: {source.file} has units of noise, so leave --units out")

@@ -150,6 +150,7 @@ class DBSN(nn.Module):
 
     def __init__(self, channels: int, width: int = 96, blocks: int = 8, mdc: str = "release", hole: int = 1):
         super().__init__()
+        self.hole = hole
         self.head = Conv2d(channels, width, relu=True)
         self.branches = nn.ModuleList(Branch(width, blocks, k, mdc, hole) for k in (hole + 2, hole + 4))
         self.tail = Conv2d(2 * width, width)

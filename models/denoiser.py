@@ -164,7 +164,7 @@ class BlindSpotDenoiser(nn.Module):
     @property
     def apart(self) -> int:
         """How far from a pixel the nearest one is that its prediction sees, in pixels of the image."""
-        return (self.config.get("hole", 1) + 1) // 2 * self.stride
+        return (self.dbsn.hole + 1) // 2 * self.stride
 
     @property
     def receptive_radius(self) -> int:

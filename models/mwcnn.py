@@ -175,9 +175,14 @@ class MWCNN(nn.Module):
         return self.config.get("independent_noise", not self.shared_noise)
 
     @property
+    def apart(self) -> int:
+        """How far apart the pixels are that it sees together, in pixels of the image; of several strides the most."""
+        return max(weights_of(self.stride))
+
+    @property
     def receptive_radius(self) -> int:
         """How far the network sees, in pixels of the image: 2 (8 1) + 4 (8 1) + 8 (8 1), and what the wavelets add."""
-        return 120 * max(weights_of(self.stride))
+        return 120 * self.apart
 
     @property
     def multiple(self) -> int:
@@ -188,8 +193,7 @@ class MWCNN(nn.Module):
         """What `forward` needs to know of a whole image y (N,C,H,W) to work on parts of it."""
         if self.units == "white":
             return None
-        apart = max(weights_of(self.stride))
-        seen = y[:, :, ::apart, ::apart]  # neighbours that share noise differ too little
+        seen = y[:, :, :: self.apart, :: self.apart]  # neighbours that share noise differ too little
         return scale_of(seen, WIDEST if self.config["units"] == "white" else None)
 
     def forward(self, y: Tensor, scale: Scale | None = None) -> Tensor:

@@ -73,7 +73,7 @@ def denoise_picture(
 @torch.no_grad()
 def best_stride(model: BlindSpotDenoiser, y: Tensor, shared: Shared) -> int:
     """The stride whose mu has the least estimated error on a picture y (1,C,H,W) whose noise is shared."""
-    strides = STRIDES_OF_HOLES if model.config.get("hole", 1) > 1 else STRIDES
+    strides = STRIDES_OF_HOLES if model.dbsn.hole > 1 else STRIDES
     y, found = on_part(model, y, shared, strides)
     errors = {stride: float((result - y).square().mean()) + 2 * trace for stride, (result, trace) in found.items()}
     return min(errors, key=errors.get)

@@ -212,6 +212,7 @@ def test_other_students_in_onnx_runtime(channels, trained, flags, tmp_path):
         (3, "mg", dict(estimator="residual", units="noise", mdc="paper"), "noise"),
         (3, "camera", dict(estimator="residual", stride=2, mdc="residual"), "noise"),
         (1, "hg", dict(stride=3, head="mu"), "white"),
+        (1, "camera", dict(estimator="residual", hole=3), "noise"),
     ],
 )
 def test_other_contexts_in_onnx_runtime(channels, noise, kwargs, units, tmp_path):

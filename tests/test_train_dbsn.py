@@ -100,6 +100,7 @@ STAGE1 = "--name {} --clean {}/gray --noise {} {} --steps 9 --save-every 2 --val
         ("poisson --lam 30 60", "fixed"),
         ("poisson --lam 30 60", "fresh"),
         ("camera --sigma 2 20 --reach 0 1 --stride 2 --enlarge 1.2 3 --tones", "fresh"),
+        ("camera --sigma 2 20 --reach 0 1 --hole 3", "fixed"),
     ],
 )
 def test_stopped_and_resumed_is_never_stopped(noise, draw, run, pictures, tmp_path):
@@ -191,6 +192,8 @@ def test_signal_saves_and_says_resume(pictures, tmp_path):
         ("--name a --clean P/gray --noise awgn --sigma 25 --steps 0", "nothing to train"),
         ("--name a --clean P/gray --noise awgn --sigma 25 --batch-size 1.5", "--batch-size"),
         ("--name a --clean P/gray --noise awgn --sigma 25 --patch-size 16 --start-from s2", "--start-from"),
+        ("--name a --clean P/gray --noise awgn --sigma 25 --hole 2", "--hole: 2 is not odd"),
+        ("--name a --clean P/gray --noise awgn --sigma 25 --patch-size 16 --hole 3 --start-from s1", "--hole 3"),
         (
             "--name a --clean P/color --mode color --noise awgn --sigma 25 --patch-size 16 --start-from s1",
             "--start-from",
