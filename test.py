@@ -169,7 +169,8 @@ def test_image(
         if std is None:  # of several, the first one's maps and level
             std, level, row.estimated = as_image(result.std), as_image(result.noise_level), found
 
-    row.known = all(model.shared_noise or model.apart > 1 for model in models)
+    found = opt.stride is None and shared is not None  # then the stride suits the noise
+    row.known = found or all(m.shared_noise or (opt.stride or 1) > 1 or (m.stage == 1 and m.apart > 1) for m in models)
 
     # how near they come to the clean one
     row.level, row.unit = sample.level, sample.unit

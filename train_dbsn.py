@@ -83,11 +83,11 @@ def main(argv: list[str] | None = None) -> int:
 def train(opt, options: Stage1Options, world: World) -> int:
     started = time.monotonic()
     device = choose_device(opt.device, world.local_rank, opt.deterministic)
-    dtype = choose_dtype(opt.amp, device)
+    before = RunFolder(opt.checkpoints_dir / opt.name).recorded_options()
+    dtype = choose_dtype(opt.amp, device, (before or {}).get("amp"))
     keep_freed_memory()
     world.check_share(opt.batch_size, "--batch-size")
 
-    before = RunFolder(opt.checkpoints_dir / opt.name).recorded_options()
     opt.streams = streams_of(before)
     if before and "units" not in before:
         opt.units = "white"  # a run of an older version, which knew no others

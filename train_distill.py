@@ -68,7 +68,8 @@ def main(argv: list[str] | None = None) -> int:
 def train(opt, options: Stage2Options, world: World) -> int:
     started = time.monotonic()
     device = choose_device(opt.device, world.local_rank, opt.deterministic)
-    dtype = choose_dtype(opt.amp, device)
+    before = RunFolder(opt.checkpoints_dir / opt.name).recorded_options()
+    dtype = choose_dtype(opt.amp, device, (before or {}).get("amp"))
     keep_freed_memory()
     noisy_count = round(opt.noisy_share * opt.batch_size)
     clean_count = opt.batch_size - noisy_count
@@ -80,7 +81,6 @@ def train(opt, options: Stage2Options, world: World) -> int:
     clean, noisy, val = find_material(opt, mode, white_level, teacher.units)
     noise = noise_of(opt) if opt.synthetic_noisy else None
     redraw = noise is not None and opt.noise_draw == "fresh"
-    before = RunFolder(opt.checkpoints_dir / opt.name).recorded_options()
     opt.streams, before = streams_of(before), before or {"images": "auto"}
     if opt.images == "auto":  # it decides what the targets are, see Lessons: a run keeps what it began with
         opt.images = before.get("images", "memory")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import numbers
 
 import numpy as np
 import torch
@@ -33,7 +34,8 @@ def denoise(
     network works in units of noise (models/units.py): whatever the array's brightness and offset are, the result
     follows them.
     tile, self_ensemble: see models.inference.denoise_batch.
-    stride: see models/phases.py. None chooses it for each image: above 1 where neighbours share its noise.
+    stride: see models/phases.py. None chooses it for each image, where neighbours share its noise; the model's own
+    `stride` does not count.
 
     Raises TypeError for other kinds of objects and ValueError for arrays that are no image of the model's, or whose
     axes could be read in two ways. The message is one sentence with the remedy.
@@ -41,6 +43,9 @@ def denoise(
     check(array)
     axis = channel_axis(tuple(array.shape), model.channels)
     check_levels(black, white)
+    if stride is not None and not (isinstance(stride, numbers.Integral) and stride > 0):
+        raise ValueError(f"stride is {stride!r}: give a whole number above 0, or None")
+    stride = stride and int(stride)
     used = copy.copy(model)  # it shares the weights; what is set here the caller's model never sees
     used.training = False
     if white is None:

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from models.denoiser import BlindSpotDenoiser, Prediction, noise_level, posterior
 from models.gaussian import Full
 from models.mwcnn import MWCNN, pad_to_multiple
+from models.phases import on_phases, weights_of
 
 # bytes of activations that an untiled image, or a tile, may take; on a GPU at most half of what is free
 WORKING_SET = {"cpu": 1e9, "cuda": 8e9}
@@ -154,14 +155,14 @@ def outlying(y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def run(model: BlindSpotDenoiser | MWCNN, y: Tensor, tile: int | None, progress: bool) -> Denoised:
-    tile = tile or automatic_tile(model, y)
-    tiled = max(y.shape[2:]) > tile
+    side = tile or automatic_tile(model, y)
+    tiled = max(y.shape[2:]) > side
     if model.stage == 2:
-        height, width = y.shape[2:]
-        scale = model.scale(y)
-        whole = pad_to_multiple(y, model.multiple)
-        (image,) = in_tiles(lambda part: (model(part, scale),), model, whole, tile, progress)
-        return Denoised(image[:, :, :height, :width].cpu(), tiled=tiled)
+        results = [
+            weight * run_student(model, y, stride, tile, tiled, progress)
+            for stride, weight in weights_of(model.stride).items()
+        ]
+        return Denoised(sum(results[1:], results[0]).cpu(), tiled=tiled)
 
     device = next(model.parameters()).device
 
@@ -172,7 +173,7 @@ def run(model: BlindSpotDenoiser | MWCNN, y: Tensor, tile: int | None, progress:
         return mu, cov.factor
 
     # the network tile by tile, the noise over the whole image, and what is left is pixel by pixel
-    mu, factor = in_tiles(context, model, y, tile, progress)
+    mu, factor = in_tiles(context, model, y, side, progress)
     y = y.to(mu.device)
     gain = None if model.noise_estimator.learned else model.gain(y, mu, Full(factor))
     theta = model.theta(y, mu, Full(factor), gain)
@@ -188,6 +189,25 @@ def run(model: BlindSpotDenoiser | MWCNN, y: Tensor, tile: int | None, progress:
         maps.append(noise_level(cov_n).cpu())
     noise = maps[0] if maps[0].shape[2:] == (1, 1) else torch.cat(maps, 2)
     return Denoised(image.cpu(), mu.cpu(), std.cpu(), noise, theta.cpu(), tiled)
+
+
+def run_student(model: MWCNN, y: Tensor, stride: int, tile: int | None, tiled: bool, progress: bool = False) -> Tensor:
+    """What a student makes of images (N,C,H,W) on their phases of a stride.
+
+    tile: as given for the images, None chooses it for each phase. tiled: whether the images are too large to be taken
+    whole; phases are then taken one at a time.
+    """
+    scale = model.scale(y[:, :, ::stride, ::stride])  # of one phase: neighbours that share noise differ too little
+
+    def of(phases: Tensor) -> tuple[Tensor]:
+        height, width = phases.shape[2:]
+        own = scale and tuple(t.repeat(len(phases) // len(y), 1, 1, 1) for t in scale)
+        whole = pad_to_multiple(phases, model.multiple)
+        side = tile or automatic_tile(model, whole)
+        (image,) = in_tiles(lambda part: (model(part, own),), model, whole, side, progress)
+        return (image[:, :, :height, :width],)
+
+    return on_phases(of, y, stride, together=not tiled)[0]
 
 
 def at_least(std: Tensor, variance: Tensor, gain: Tensor | None) -> Tensor:

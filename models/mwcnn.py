@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from models.layers import Conv2d
-from models.phases import Stride, common_multiple, on_phases, weights_of
+from models.phases import Stride
 from models.units import USUAL_MEAN, USUAL_NOISE, Scale, scale_of
 
 MULTIPLE = 8  # three halvings
@@ -104,8 +104,8 @@ class MWCNN(nn.Module):
     The levels have `width`, 1.6 `width` and 1.6 `width` channels (160, 256 and 256 by default).
 
     The noise is what the network predicts: the input's own wavelet bands are added to the last convolution's.
-    Attributes to set freely: `dtype`, float32 or bfloat16, in which the convolutions are computed, `stride` (see
-    models/phases.py; of several a mean of the results is taken) and `units` (see models/units.py).
+    Attributes to set freely: `dtype`, float32 or bfloat16, in which the convolutions are computed, `units` (see
+    models/units.py) and `stride`, which models.inference takes into account: `forward` sees an image as it is.
     """
 
     stage = 2
@@ -175,26 +175,20 @@ class MWCNN(nn.Module):
         return self.config.get("independent_noise", not self.shared_noise)
 
     @property
-    def apart(self) -> int:
-        """How far apart the pixels are that it sees together, in pixels of the image; of several strides the most."""
-        return max(weights_of(self.stride))
-
-    @property
     def receptive_radius(self) -> int:
         """How far the network sees, in pixels of the image: 2 (8 1) + 4 (8 1) + 8 (8 1), and what the wavelets add."""
-        return 120 * self.apart
+        return 120
 
     @property
     def multiple(self) -> int:
         """Tiles of an image begin at multiples of it, and its sides are such."""
-        return MULTIPLE * common_multiple(self.stride)
+        return MULTIPLE
 
     def scale(self, y: Tensor) -> Scale | None:
         """What `forward` needs to know of a whole image y (N,C,H,W) to work on parts of it."""
         if self.units == "white":
             return None
-        seen = y[:, :, :: self.apart, :: self.apart]  # neighbours that share noise differ too little
-        return scale_of(seen, WIDEST if self.config["units"] == "white" else None)
+        return scale_of(y, WIDEST if self.config["units"] == "white" else None)
 
     def forward(self, y: Tensor, scale: Scale | None = None) -> Tensor:
         """Noisy images (N,C,H,W), float32, 0..1, any size -> denoised ones."""
@@ -202,15 +196,8 @@ class MWCNN(nn.Module):
             m, s = (t.to(y) for t in scale or self.scale(y))
             mean, noise = (USUAL_MEAN, USUAL_NOISE) if self.config["units"] == "white" else (0, 1)
             s = s / noise
-            return m + s * (self.on_phases(mean + (y - m) / s) - mean)
-        return self.on_phases(y)
-
-    def on_phases(self, y: Tensor) -> Tensor:
-        results = [
-            weight * on_phases(lambda phase: (self.network(phase),), y, stride)[0]
-            for stride, weight in weights_of(self.stride).items()
-        ]
-        return sum(results[1:], results[0])
+            return m + s * (self.network(mean + (y - m) / s) - mean)
+        return self.network(y)
 
     def network(self, y: Tensor) -> Tensor:
         """Images of the network's units -> denoised ones."""

@@ -8,7 +8,6 @@ AP-BSN).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -17,11 +16,13 @@ from torch import Tensor
 Stride = int | dict[int, float]  # of several strides a mean of their results is taken, with these weights
 
 
-def on_phases(f: Callable[[Tensor], tuple[Tensor, ...]], y: Tensor, stride: int) -> tuple[Tensor, ...]:
+def on_phases(
+    f: Callable[[Tensor], tuple[Tensor, ...]], y: Tensor, stride: int, together: bool = True
+) -> tuple[Tensor, ...]:
     """Applies f, images (N,C,h,w) -> tensors (N,K,h,w), to each phase of y (N,C,H,W) and puts the results together.
 
-    Phase (p, q) holds the pixels (p + stride i, q + stride j). f sees phases of one size at a time, stacked in N.
-    The results are channels-last where f's are.
+    Phase (p, q) holds the pixels (p + stride i, q + stride j). f sees phases of one size stacked in N, or one phase at
+    a time. The results are channels-last where f's are.
     """
     if stride == 1:
         return f(y)
@@ -29,8 +30,11 @@ def on_phases(f: Callable[[Tensor], tuple[Tensor, ...]], y: Tensor, stride: int)
     places = [(p, q) for p in range(min(stride, height)) for q in range(min(stride, width))]
     phases = {at: y[:, :, at[0] :: stride, at[1] :: stride] for at in places}
     joined: tuple[Tensor, ...] = ()
-    for size in dict.fromkeys(phase.shape for phase in phases.values()):
-        group = [at for at in places if phases[at].shape == size]
+    sizes = dict.fromkeys(phase.shape for phase in phases.values())
+    groups = (
+        [[at for at in places if phases[at].shape == size] for size in sizes] if together else [[at] for at in places]
+    )
+    for group in groups:
         results = f(torch.cat([phases[at] for at in group]))
         if not joined:
             joined = tuple(t.new_empty(len(y), t.shape[1], height, width) for t in results)
@@ -43,7 +47,3 @@ def on_phases(f: Callable[[Tensor], tuple[Tensor, ...]], y: Tensor, stride: int)
 def weights_of(stride: Stride) -> dict[int, float]:
     """Stride -> weight of its result; the weights add up to one."""
     return {stride: 1.0} if isinstance(stride, int) else stride
-
-
-def common_multiple(stride: Stride) -> int:
-    return math.lcm(*weights_of(stride))

@@ -9,8 +9,8 @@ with n drawn from N(0, Sigma) and a small e (Ramani, Blu and Unser 2008). Sigma 
 reads from the picture, made STRONGER: the noise of cameras and microscopes has parts that reach further than the
 Gaussian blur that is read, and the stride must be large enough for them.
 
-The errors of a student differ from one stride to the next. So a mean of its results is better than any of them, with
-the weights of the least estimated error.
+The errors of a student differ from one stride to the next. So a mean of its results can be better than any of them.
+It has the weights of the least estimated error.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from models.denoiser import BlindSpotDenoiser
-from models.inference import Denoised, denoise_batch
+from models.inference import Denoised, denoise_batch, run_student
 from models.mwcnn import MWCNN
 from models.noise.camera import spread, with_margin
 from models.noise.correlation import Shared
@@ -48,6 +48,12 @@ def stride_for(model: BlindSpotDenoiser | MWCNN, y: Tensor, shared: Shared | Non
     return (best_mixture if model.stage == 2 else best_stride)(model, y, shared)
 
 
+def stride_of(model: BlindSpotDenoiser | MWCNN, y: Tensor) -> Stride:
+    """stride_for a picture (1,C,H,W), any units, whose noise is looked at first."""
+    shown = doubts.as_checked(y)
+    return stride_for(model, shown, doubts.shared_by_neighbours(shown[0]))
+
+
 def denoise_picture(
     model: BlindSpotDenoiser | MWCNN,
     y: Tensor,
@@ -61,10 +67,7 @@ def denoise_picture(
     """
     before = model.stride
     try:
-        if stride is None:
-            shown = doubts.as_checked(y)
-            stride = stride_for(model, shown, doubts.shared_by_neighbours(shown[0]))
-        model.stride = stride
+        model.stride = stride_of(model, y) if stride is None else stride
         return denoise_batch(model, y, tile, self_ensemble)
     finally:
         model.stride = before
@@ -100,9 +103,9 @@ def best_mixture(model: MWCNN, y: Tensor, shared: Shared) -> Stride:
 def least(g: Tensor, t: Tensor) -> Tensor:
     """The weights w (K,), 0 or more with the sum 1, of the least w^T G w + 2 t^T w. G: (K,K), positive semidefinite.
 
-    At the minimum those above 0 solve the problem without bounds, so every set of them is tried.
+    At the minimum those above 0 solve the problem without that bound, so every set of them is tried.
     """
-    best, least_value = torch.zeros_like(t), torch.inf
+    best, least_value = torch.eye(len(t), dtype=t.dtype)[0], torch.inf
     for count in range(1, len(t) + 1):
         for chosen in map(list, combinations(range(len(t)), count)):
             # where the gradient 2 G w + 2 t is the same number -m along all of them, and the sum is 1
@@ -113,7 +116,8 @@ def least(g: Tensor, t: Tensor) -> Tensor:
             w = torch.zeros_like(t)
             w[chosen] = torch.linalg.lstsq(system, right[:, None]).solution[:count, 0]
             value = float(w @ g @ w + 2 * t @ w)
-            if (w >= 0).all() and value < least_value:
+            # of equal results the system may have no solution, and what is given then has another sum
+            if (w >= 0).all() and abs(float(w.sum()) - 1) < 1e-6 and value < least_value:
                 best, least_value = w, value
     return best
 
@@ -121,7 +125,7 @@ def least(g: Tensor, t: Tensor) -> Tensor:
 def on_part(
     model: BlindSpotDenoiser | MWCNN, y: Tensor, shared: Shared, strides: tuple[int, ...]
 ) -> tuple[Tensor, dict[int, tuple[Tensor, float]]]:
-    """The middle of a picture, and for each stride what the model makes of it and tr(J Sigma) for each value.
+    """The middle of a picture, and for each stride the model's result there and tr(J Sigma) over the number of values.
 
     The model's own stride stays as it is.
     """
@@ -140,7 +144,7 @@ def on_part(
 
 
 def image_of(model: BlindSpotDenoiser | MWCNN, y: Tensor) -> Tensor:
-    return model(y) if model.stage == 2 else model.context(y)[0]
+    return run_student(model, y, model.stride, None, False) if model.stage == 2 else model.context(y)[0]
 
 
 def noise(shared: Shared, like: Tensor) -> Tensor:

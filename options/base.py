@@ -25,7 +25,7 @@ RENAMED = frozenset("recipe clean noisy synthetic_noisy teacher".split())
 # what a run reports and how it computes: of no use to a reader
 WATCHED = frozenset("log_every val val_every compile deterministic on_nonfinite".split())
 # a checkpoint's own values and its configuration tell these
-IN_CONFIG = frozenset("white_level width blocks mdc units student_width".split())
+IN_CONFIG = frozenset("white_level width blocks mdc hole units student_width".split())
 MAY_CHANGE = WHERE | RENAMED
 NO_FACTS = WHERE | WATCHED | IN_CONFIG
 
@@ -213,7 +213,8 @@ class BaseOptions:
             default=None,
             metavar="auto|N",
             help=f"denoise every N-th pixel by itself, for noise that neighbours share. {auto}: N follows from each "
-            "picture's noise, and is that of the training, mostly 1, where neighbours share none",
+            "picture's noise, and of a student several are mixed; it is that of the training, mostly 1, where "
+            "neighbours share none",
         )
         group.add_argument(
             "--tile",

@@ -10,8 +10,8 @@ SIGMA_N = ("residual", "envelope", "constrained", "exact", "reward", "split")
 
 
 def odd(text: str) -> int:
-    """An odd number of pixels, 1 to 15."""
-    value = number(int, 1, 15)(text)
+    """An odd number of pixels, 1 to 7."""
+    value = number(int, 1, 7)(text)
     if value % 2 == 0:
         raise argparse.ArgumentTypeError(f"{value} is not odd")
     return value
@@ -75,14 +75,14 @@ class Stage1Options(BaseOptions):
             "--hole",
             type=odd,
             default=1,
-            help="for such noise too: side of the square around each pixel that its prediction does not see, odd. "
-            "The network then sees all pixels around it",
+            help="for such noise too: side of the square around each pixel that its prediction does not see, odd, at "
+            "most 7. The network then sees most pixels outside the square",
         )
         model.add_argument(
             "--start-from",
             default=None,
             metavar="CHECKPOINT",
-            help="start with this stage-1 model's weights, and its size, instead of from scratch",
+            help="start with this stage-1 model's weights, and its size, instead of from scratch; --hole must be its",
         )
         loss = self.parser.add_argument_group("loss")
         loss.add_argument(

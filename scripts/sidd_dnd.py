@@ -41,11 +41,10 @@ from data.sidd_dnd import (
 from models import load_model
 from models.inference import denoise_batch
 from models.phases import weights_of
-from models.stride import stride_for
+from models.stride import stride_of
 from options.base import Parser
 from options.sidd_dnd import BenchmarkOptions, DndOptions, ValidationOptions
 from utils.device import choose_device, choose_dtype, device_name
-from utils.doubts import as_checked, shared_by_neighbours
 from utils.errors import RunError, UsageError, run_script
 from utils.files import atomic_write_text, shown
 from utils.metrics import measure
@@ -102,7 +101,7 @@ def sidd_validation(opt: Namespace, argv: list[str]) -> int:
             "device": device_name(next(model.parameters()).device),
             "threads": torch.get_num_threads(),
             "seconds_per_block": float(np.mean([row["seconds"] for row in rows])),
-            "strides": dict(Counter(" and ".join(map(str, sorted(row["strides"]))) for row in rows)),
+            "blocks_of_strides": dict(Counter(" and ".join(map(str, sorted(row["strides"]))) for row in rows)),
             "mean": mean,
             "blocks": rows,
         }
@@ -180,8 +179,7 @@ def denoise(model, block: np.ndarray, opt: Namespace) -> np.ndarray:
     The model keeps the stride, or strides, that were taken.
     """
     y = torch.from_numpy(np.ascontiguousarray(block.transpose(2, 0, 1)))[None]  # 1,3,H,W
-    picture = as_checked(y)
-    model.stride = opt.stride or stride_for(model, picture, shared_by_neighbours(picture[0]))
+    model.stride = opt.stride or stride_of(model, y)
     result = denoise_batch(model, y, opt.tile, opt.self_ensemble)
     return result.image[0].permute(1, 2, 0).clamp(0, 1).numpy()
 
@@ -226,7 +224,7 @@ def begin(opt: Namespace, model, file: Path) -> None:
     settings = {
         "file": hashlib.sha256(file.read_bytes()).hexdigest(),
         "checkpoint": hashlib.sha256(model.file.read_bytes()).hexdigest(),
-        "stride": opt.stride or "auto",
+        "stride": opt.stride or "mixed",
         "self_ensemble": opt.self_ensemble,
         "precision": str(model.dtype).removeprefix("torch."),
     }

@@ -211,6 +211,12 @@ def test_levels_that_make_no_sense(student, levels):
         denoise(student, IMAGE, **levels)
 
 
+@pytest.mark.parametrize("stride", [0, -1, 1.5, "2"])
+def test_strides_that_make_no_sense(student, stride):
+    with pytest.raises(ValueError, match="whole number above 0"):
+        denoise(student, IMAGE, stride=stride)
+
+
 def test_noise_that_neighbours_share_is_found():
     """As in test.py: the result is nearer to the picture than that of neighbouring pixels together."""
     clean = astronaut()[:128, 180:308].astype(np.float64)

@@ -95,8 +95,9 @@ def test_fast_paths_equal_the_plain_one(mdc, size, hole):
             torch.testing.assert_close(a, b, atol=1e-4 * b.abs().max().item() + 1e-7, rtol=1e-3)
 
 
-def test_receptive_radius_is_what_reaches_a_pixel():
-    net = DBSN(1, width=4, blocks=2)
+@pytest.mark.parametrize("hole", [1, 3])
+def test_receptive_radius_is_what_reaches_a_pixel(hole):
+    net = DBSN(1, width=4, blocks=2, hole=hole)
     torch.manual_seed(0)
     for p in net.parameters():  # all positive, so that no ReLU hides a path
         torch.nn.init.uniform_(p, 0.01, 0.1)

@@ -26,6 +26,15 @@ def test_auto_takes_bf16_where_the_processor_has_units_for_it(unit, monkeypatch)
     assert choose_dtype("auto", CPU) == (torch.bfloat16 if unit else torch.float32)
 
 
+def test_auto_keeps_what_a_run_began_with(monkeypatch):
+    monkeypatch.setattr(device, "cpu_has_bf16", lambda: True)
+    for unit in (True, False):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda unit=unit: unit)
+        assert choose_dtype("auto", CPU, "float32") == torch.float32
+        assert choose_dtype("auto", CPU, "bfloat16") == torch.bfloat16
+    assert choose_dtype("off", CPU, "bfloat16") == torch.float32  # the run's record then names the flag
+
+
 def test_bf16_is_taken_where_it_is_asked_for(monkeypatch):
     monkeypatch.setattr(device, "cpu_has_bf16", lambda: True)
     assert choose_dtype("bf16", CPU) == torch.bfloat16

@@ -27,19 +27,21 @@ def test_phases_are_put_together_as_they_were(size, stride):
 
 
 @pytest.mark.parametrize("path", ["plain", "fused", "phases"])
-@pytest.mark.parametrize("stride", [2, 3])
+@pytest.mark.parametrize(("stride", "hole"), [(2, 1), (3, 1), (2, 3)])
 @pytest.mark.parametrize("units", ["white", "noise"])
-def test_blind_to_the_whole_neighbourhood(path, stride, units):
-    """What is predicted at a pixel does not change with any pixel nearer than the stride, borders included."""
-    model = small(1, "awgn").eval()
+def test_blind_to_the_whole_neighbourhood(path, stride, hole, units):
+    """What is predicted at a pixel does not change with any nearer than `apart`, borders included."""
+    model = small(1, "awgn", hole=hole).eval()
     model.units = model.config["units"] = units
     model.path, model.stride = path, stride
+    apart = model.apart
+    assert apart == stride * (hole + 1) // 2
     y = torch.rand(1, 1, 7, 8)
     scale = model.scale(y)
     before = model.context(y, scale)
     for i in range(7):
         for j in range(8):
-            near = slice(max(0, i - stride + 1), i + stride), slice(max(0, j - stride + 1), j + stride)
+            near = slice(max(0, i - apart + 1), i + apart), slice(max(0, j - apart + 1), j + apart)
             other = y.clone()
             other[:, :, *near] = torch.rand(other[:, :, *near].shape)
             after = model.context(other, scale)
@@ -47,25 +49,45 @@ def test_blind_to_the_whole_neighbourhood(path, stride, units):
             assert torch.equal(before[1].factor[..., i, j], after[1].factor[..., i, j])
     far = y.clone()
     far[..., 0, 0] += 1
-    assert not torch.equal(model.context(far, scale)[0][..., stride, 0], before[0][..., stride, 0])
+    assert not torch.equal(model.context(far, scale)[0][..., apart, 0], before[0][..., apart, 0])
 
 
 @pytest.mark.parametrize("units", ["white", "noise"])
 def test_several_strides_have_weights(units):
-    student, y = MWCNN(3, 8, units).eval(), torch.rand(1, 3, 21, 26)
-    scale, results = (torch.full((1, 3, 1, 1), 0.4), torch.full((1, 1, 1, 1), 0.1)), []
-    for stride in (1, 2, {1: 0.7, 2: 0.3}):
+    """Each stride sees the image as it does alone, its scale included."""
+    student, y = MWCNN(3, 8, units).eval(), torch.rand(2, 3, 21, 26)
+    results = []
+    for stride in (1, 3, {1: 0.7, 3: 0.3}):
         student.stride = stride
-        results.append(student(y, scale))
+        results.append(denoise_batch(student, y).image)
     torch.testing.assert_close(results[2], 0.7 * results[0] + 0.3 * results[1])
 
 
-@pytest.mark.parametrize("stride", [2, 3, {2: 0.5, 3: 0.5}])
-def test_tiles_equal_the_whole_on_phases(stride):
-    y = torch.rand(1, 3, 75, 82)
-    for model in (small(3, "hg").eval(), MWCNN(3, 8).eval()):
-        if model.stage == 1 and isinstance(stride, dict):
-            continue
-        model.stride = stride
-        whole, tiled = denoise_batch(model, y, tile=100), denoise_batch(model, y, tile=24)
-        torch.testing.assert_close(tiled.image, whole.image, atol=1e-4, rtol=0)
+@pytest.mark.parametrize("stride", [2, 3, {1: 0.4, 3: 0.6}])
+@pytest.mark.parametrize("kind", ["student", "student in units of noise", "stage 1"])
+def test_tiles_equal_the_whole_on_phases(kind, stride, monkeypatch):
+    """With a student's receptive field taken for 24 pixels, so that tiles are parts of the picture indeed."""
+    if kind == "stage 1":
+        if isinstance(stride, dict):
+            pytest.skip("of stage 1 one stride is taken")
+        model, y = small(3, "hg").eval(), torch.rand(1, 3, 75, 82)
+    else:
+        model, y = MWCNN(3, 8, "noise" if "units" in kind else "white").eval(), torch.rand(1, 3, 195, 210)
+        for convolution in (model.down2[0], model.up2[-1]):  # without its lower levels it sees no farther
+            torch.nn.init.zeros_(convolution.weight)
+        monkeypatch.setattr(MWCNN, "receptive_radius", 24)
+    model.stride = stride
+    whole, tiled = denoise_batch(model, y, tile=1000), denoise_batch(model, y, tile=24)
+    assert tiled.tiled and not whole.tiled
+    torch.testing.assert_close(tiled.image, whole.image, atol=1e-4, rtol=0)
+
+
+def test_large_pictures_take_no_more_work_on_phases():
+    """Tiles are cut from the phases, so a large stride adds no margins: pixels that the network sees."""
+    student, seen = MWCNN(1, 4).eval(), []
+    student.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].numel()))
+    for stride in (1, 4):
+        student.stride = stride
+        denoise_batch(student, torch.rand(1, 1, 640, 640), tile=320)
+    half = len(seen) - 16
+    assert sum(seen[half:]) <= sum(seen[:half])

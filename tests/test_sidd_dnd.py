@@ -228,7 +228,7 @@ def test_sidd_validation(sidd, call):
     mean = record["mean"]["distilled"]
     assert mean["psnr"] == pytest.approx(np.mean([row["distilled"]["psnr"] for row in record["blocks"]]))
     assert f"{mean['psnr']:.2f}  {mean['ssim']:.4f}" in out and mean["psnr"] > record["mean"]["noisy"]["psnr"] + 2
-    assert record["models"][0]["stage"] == 2 and record["strides"] == {"1": 4}
+    assert record["models"][0]["stage"] == 2 and record["blocks_of_strides"] == {"1": 4}
 
 
 def test_a_block_is_denoised_as_test_py_does(call, run, tmp_path):

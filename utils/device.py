@@ -36,11 +36,14 @@ def choose_device(name: str, local_rank: int = 0, deterministic: bool = False) -
     return device
 
 
-def choose_dtype(amp: str, device: torch.device) -> torch.dtype:
+def choose_dtype(amp: str, device: torch.device, recorded: str | None = None) -> torch.dtype:
     """--amp auto|bf16|off -> dtype of the convolutions.
 
     auto takes bfloat16 where the processor multiplies it in hardware.
+    recorded: the dtype that a run began with, by name; auto then keeps it.
     """
+    if amp == "auto" and recorded:
+        amp = {"float32": "off", "bfloat16": "bf16"}.get(recorded, amp)
     if amp == "off":
         return torch.float32
     if device.type == "cuda":

@@ -40,7 +40,7 @@ class Row:
     unknown: str | None = None  # a word on noise that a checkpoint was not trained on
     strides: dict[str, dict[int, float]] = field(default_factory=dict)  # of each checkpoint, where not 1 alone
     shared: Shared | None = None  # how its noise is shared, where neighbours share it
-    known: bool = False  # whether every checkpoint knows such noise, or takes pixels apart
+    known: bool = False  # whether every checkpoint knows such noise, or its stride suits it
     checks: dict[str, list[Check]] = field(default_factory=dict)  # of the "input" and of each checkpoint's result
     within: dict[str, dict[str, float] | None] = field(default_factory=dict)  # utils.metrics.shares_within, stage 1's
     # for --report: what was found of the noise, root mean square of what was removed (file units), and what is shown
