@@ -13,6 +13,8 @@ from scipy.ndimage import gaussian_filter, gaussian_filter1d
 from skimage.data import astronaut, camera
 from torch.nn import functional as F
 
+import test as test_script
+from tests.helpers import ok
 from utils import report
 from utils.doubts import Check, check_noise, check_result, doubts
 
@@ -158,6 +160,17 @@ def test_doubts_are_told_recorded_and_kept(on_doubt, two, models, run, tmp_path)
         *(np.array(Image.open(f)) for f in (two / "shared.png", tmp_path / "out/shared_denoised.png"))
     )
     assert same == (on_doubt == "keep")
+
+
+def test_a_stride_that_was_found_is_not_doubted(two, models, run, tmp_path, monkeypatch):
+    """Not even where it is 1: the estimate has seen the noise. Asked for by --stride 1 it is."""
+    monkeypatch.setattr(test_script, "stride_for", lambda *_: 1)
+    for flag, doubted in (("", False), ("--stride 1", True)):
+        files = f"--data {two} --save {tmp_path}/out --json {tmp_path}/r.json"
+        line = f"--checkpoint {models}/s2/last.safetensors {files} {flag}"
+        ok(run("test", line))
+        _, shared = json.loads((tmp_path / "r.json").read_text())["images"]
+        assert any("neighbouring" in words for words in shared["doubts"]) == doubted
 
 
 def test_pixels_are_taken_apart_where_neighbours_share_their_noise(two, models, run, tmp_path):
