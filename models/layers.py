@@ -55,9 +55,6 @@ class CentrallyMaskedConv2d(Conv2d):
         super().__init__(in_channels, out_channels, kernel_size, relu=relu)
         mask = torch.ones(1, 1, kernel_size, kernel_size)
         ring = (kernel_size - hole) // 2
-        if hole > 1:  # of the taps that Kaiming's rule counts, these are left; with one pixel it hardly matters
-            with torch.no_grad():
-                self.weight *= kernel_size / (kernel_size**2 - hole**2) ** 0.5
         mask[..., ring : ring + hole, ring : ring + hole] = 0
         self.register_buffer("mask", mask, persistent=False)
 
