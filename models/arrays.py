@@ -14,6 +14,7 @@ from models.denoiser import BlindSpotDenoiser
 from models.mwcnn import MWCNN
 from models.stride import denoise_picture
 
+MAX_STRIDE = 8
 AXES = "(H,W), (H,W,C), (C,H,W) or (N,C,H,W)"
 
 
@@ -43,8 +44,10 @@ def denoise(
     check(array)
     axis = channel_axis(tuple(array.shape), model.channels)
     check_levels(black, white)
-    if stride is not None and not (isinstance(stride, numbers.Integral) and stride > 0):
-        raise ValueError(f"stride is {stride!r}: give a whole number above 0, or None")
+    if (
+        stride is not None and not (isinstance(stride, numbers.Integral) and 1 <= stride <= MAX_STRIDE)
+    ) or stride is True:
+        raise ValueError(f"stride is {stride!r}: give a whole number from 1 to {MAX_STRIDE}, or None")
     stride = stride and int(stride)
     used = copy.copy(model)  # it shares the weights; what is set here the caller's model never sees
     used.training = False

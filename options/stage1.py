@@ -109,6 +109,11 @@ class Stage1Options(BaseOptions):
         self.add_training(steps=10_000, batch_size=6, patch_size=64, muon_lr=4e-3, adam_lr=3e-4, warmup=200, clip=10.0)
 
     def check(self, opt: argparse.Namespace) -> None:
+        if NOISES[opt.noise].shared and opt.stride == opt.hole == 1:
+            self.parser.error(
+                f"--noise {opt.noise} is shared by neighbours, from which the network would read each pixel's own: "
+                "give --stride 2, or --hole 3"
+            )
         if NOISES[opt.noise].needs_color and opt.mode == "gray":
             self.parser.error(
                 f"--noise {opt.noise} describes correlated colour channels and makes no sense with --mode gray: "

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 import test as test_script
 from tests.helpers import ok
 from utils import report
-from utils.doubts import Check, check_noise, check_result, doubts
+from utils.doubts import Check, check_noise, check_result, doubts, neighbours_share_noise
 
 GRAY = torch.from_numpy(camera()[100:292, 150:342] / 255.0)[None]
 COLOR = torch.from_numpy(astronaut()[:192, 100:292] / 255.0).permute(2, 0, 1)
@@ -160,6 +160,24 @@ def test_doubts_are_told_recorded_and_kept(on_doubt, two, models, run, tmp_path)
         *(np.array(Image.open(f)) for f in (two / "shared.png", tmp_path / "out/shared_denoised.png"))
     )
     assert same == (on_doubt == "keep")
+
+
+def test_a_black_border_is_no_stripe(rng):
+    y = torch.zeros(1, 256, 256)
+    y[:, 50:206, 30:226] = 0.4 + 0.06 * torch.randn(1, 156, 196, generator=rng)
+    assert not [check for check in check_noise(y) if check.name.startswith("stripes") and check.failed]
+    y[:, 50:206, 30:226] += 0.06 * torch.randn(1, 156, 1, generator=rng)
+    assert [check.name for check in check_noise(y) if check.failed] == ["stripes, rows"]
+
+
+def test_independence_is_not_claimed_where_shared_noise_may_pass(rng):
+    """In a small picture, and in one whose pixels are clipped but for a few blocks."""
+    noise = 0.08 * torch.randn(1, 192, 192, generator=rng)
+    assert neighbours_share_noise(check_noise((0.5 + noise).clamp(0, 1))) is False
+    assert neighbours_share_noise(check_noise((0.5 + noise[:, :64, :64]).clamp(0, 1))) is None
+    clipped = noise.clone()
+    clipped[:, :40] += 0.5
+    assert neighbours_share_noise(check_noise(clipped.clamp(0, 1))) is None
 
 
 def test_a_stride_that_was_found_is_not_doubted(two, models, run, tmp_path, monkeypatch):

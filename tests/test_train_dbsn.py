@@ -193,6 +193,7 @@ def test_signal_saves_and_says_resume(pictures, tmp_path):
         ("--name a --clean P/gray --noise awgn --sigma 25 --batch-size 1.5", "--batch-size"),
         ("--name a --clean P/gray --noise awgn --sigma 25 --patch-size 16 --start-from s2", "--start-from"),
         ("--name a --clean P/gray --noise awgn --sigma 25 --hole 2", "--hole: 2 is not odd"),
+        ("--name a --noisy P/gray --noise camera", "give --stride 2, or --hole 3"),
         ("--name a --clean P/gray --noise awgn --sigma 25 --patch-size 16 --hole 3 --start-from s1", "--hole 3"),
         (
             "--name a --clean P/color --mode color --noise awgn --sigma 25 --patch-size 16 --start-from s1",
