@@ -88,7 +88,7 @@ NOT_MEASURED = """- **The published size.** The released weights are small and w
 - **Several machines.** Two processes on one CPU were tested
   ([performance.md](performance.md#many-processes)).
 - **The self-ensemble** at AWGN 15 and 50.
-- **DND and SIDD**, the benchmarks of camera noise, and PolyU.
+- **DND and SIDD**, the benchmarks of camera noise.
 
 On a machine with a GPU:
 
