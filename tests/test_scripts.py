@@ -36,8 +36,8 @@ def test_both_stages_and_the_test(mode, noise, run, pictures, tmp_path):
         run(
             "train_dbsn",
             (
-                f"--name s1 --mode {mode} --clean {images} {levels} {hidden} {TINY} --mu-steps 2 --sigma-steps 2 --steps 4 "
-                f"--val {images}/0.png --val-every 4"
+                f"--name s1 --mode {mode} --clean {images} {levels} {hidden} {TINY} "
+                f"--mu-steps 2 --sigma-steps 2 --steps 4 --val {images}/0.png --val-every 4"
             ),
         )
     )
