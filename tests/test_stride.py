@@ -24,7 +24,7 @@ def error(result, x):
     return (result - x).square().mean().item()
 
 
-@pytest.mark.parametrize("sigma", [5, 20])
+@pytest.mark.parametrize("sigma", [pytest.param(5, marks=pytest.mark.slow), 20])
 def test_the_choice_of_stage_1_is_nearly_the_best(sigma, rng):
     x = torch.from_numpy(picture()[100:292, 150:342] / 255).float()[None, None]
     y, model, errors = noisy(x, sigma, 0.7, rng), load_model("gray-hg-blind"), {}
@@ -37,12 +37,12 @@ def test_the_choice_of_stage_1_is_nearly_the_best(sigma, rng):
 
 
 @pytest.mark.parametrize("name", ["gray-hg-blind-full", "color-photo-full"])
-@pytest.mark.parametrize("soft", [0, 1.5])
+@pytest.mark.parametrize("soft", [0, pytest.param(1.5, marks=pytest.mark.slow)])
 def test_a_mixture_is_nearly_as_good_as_the_best_stride_or_better(name, soft, rng):
     """For a student that knows shared noise and one that does not, for a sharp picture and a soft one."""
     student = load_model(name)
-    x = torch.from_numpy(gaussian_filter(picture()[100:356, 150:406] / 255, soft)).float()
-    x = x.expand(1, student.channels, 256, 256)
+    x = torch.from_numpy(gaussian_filter(picture()[100:292, 150:342] / 255, soft)).float()
+    x = x.expand(1, student.channels, 192, 192)
     y = noisy(x, 15, 0.8, rng)
     assert stride_for(student, y, None) == 1
     mixture, errors = stride_for(student, y, shared_noise(y[0])), []
