@@ -62,6 +62,7 @@ def result(out, name):
     return out / f"{name}_denoised.png"
 
 
+@pytest.mark.slow
 def test_gray_and_colour_clean_pictures_and_stacks(noisy, tmp_path, capsys):
     (noisy / "1.png").unlink()
     random = np.random.RandomState(1)

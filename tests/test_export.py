@@ -151,6 +151,7 @@ def check_context(session, model):
         assert_near(session.run(["mu", "factor"], {"noisy": y.numpy()}), expected_context(model, y), y)
 
 
+@pytest.mark.slow
 @needs_onnx
 def test_student_in_onnx_runtime(tmp_path, monkeypatch, capsys):
     session, model = exported(student(1), tmp_path)
@@ -183,6 +184,7 @@ def test_student_in_onnx_runtime(tmp_path, monkeypatch, capsys):
     assert_near([found["denoised"]], [run_model(model, noisy, None, False).image], noisy)
 
 
+@pytest.mark.slow
 @needs_onnx
 def test_context_in_onnx_runtime(tmp_path):
     session, model = exported(small(3, "hg", estimator="residual"), tmp_path)

@@ -156,6 +156,7 @@ def test_what_was_found_is_json():
     assert record["gain"] == poisson().gain and len(record["curves"][0]["std"]) == 16
 
 
+@pytest.mark.slow
 def test_camera_pictures_share_their_noise():
     root = real_data("cc15")
     found = LOOK(255 * to_float(read_image(root / "cc15" / "d800_iso6400_1_real.png"))[:256, :256])
