@@ -65,8 +65,8 @@ drawn with seed 0, and the output is clamped but not rounded.
 - An asterisk marks a method that is told the true noise level. For HG and MG this is the root mean
   square over each image. The networks are not told. BM3D in colour is CBM3D.
 - Columns in italics are what the paper published.
-- Each file has the `precision` of its run. A CPU with bfloat16 units takes bfloat16 by default, which
-  was measured to cost up to 0.02 dB. `--amp off` gives float32."""
+- The file of a network's run has its `precision`. A CPU with bfloat16 units takes bfloat16 by
+  default. It was measured to cost up to 0.02 dB. `--amp off` gives float32."""
 NOTES = """The paper's HG noise is taken to be two independent draws, which fits its figures. Its MG covariance
 is not published, so that row is for other noise (`--mg-seed`). The measured figures depend on the
 code and on the weights named below."""
