@@ -81,6 +81,7 @@ class Inspection:
     autocorrelation: along "rows" and "columns" at 1, 2, 3 and 4 pixels; None where too few blocks are flat.
     channels: correlation of the channels (C,C); None as before.
     stripes: noise that whole "rows" or "columns" share, in parts of the pixels' own, where there is such.
+    texture: whether what neighbours share may be texture. It is then not counted as noise.
     clipped: the shares of pixels with the picture's least and greatest value.
     """
 
@@ -97,6 +98,7 @@ class Inspection:
     autocorrelation: dict[str, list[float]] | None
     channels: np.ndarray | None
     stripes: dict[str, float]
+    texture: bool
     clipped: tuple[float, float]
 
     @property
@@ -109,12 +111,16 @@ class Inspection:
 
 @torch.no_grad()
 def inspect_noise(
-    model: BlindSpotDenoiser, y: Tensor, neighbours_share: bool, stripes: dict[str, float] | None = None
+    model: BlindSpotDenoiser,
+    y: Tensor,
+    neighbours_share: bool,
+    stripes: dict[str, float] | None = None,
+    texture: bool = False,
 ) -> Inspection:
     """The noise of a picture y (C,H,W), any units; NaN where there is none. Of a large one its middle is looked at.
 
     model: a network of stage 1 with the residual estimator, such as gray-awgn-blind or color-awgn-blind.
-    neighbours_share: what utils/doubts.py finds. stripes: likewise.
+    neighbours_share, stripes, texture: what utils/doubts.py finds.
     """
     clipped = share_at_ends(y)
     top, left = (max(0, (length - PART) // 2) for length in y.shape[1:])
@@ -154,6 +160,7 @@ def inspect_noise(
         reach=shared.reach if neighbours_share and shared else 0.0,
         **of_flattest(shown[0]),
         stripes=stripes or {},
+        texture=texture,
         clipped=clipped,
     )
 

@@ -14,9 +14,10 @@ from skimage.data import astronaut, camera
 from torch.nn import functional as F
 
 import test as test_script
+from models.noise.correlation import unevenness
 from tests.helpers import ok
 from utils import report
-from utils.doubts import Check, check_noise, check_result, doubts, neighbours_share_noise
+from utils.doubts import Check, check_noise, check_result, doubts, neighbours_share_noise, shared_by_neighbours
 
 GRAY = torch.from_numpy(camera()[100:292, 150:342] / 255.0)[None]
 COLOR = torch.from_numpy(astronaut()[:192, 100:292] / 255.0).permute(2, 0, 1)
@@ -61,6 +62,39 @@ def test_noise_that_neighbours_share_is_doubted(x, rng):
     y = rounded(x + torch.from_numpy(15 / 255 * n / n.std()))
     assert "neighbours, rows and columns" in failed(check_noise(y))
     assert "neighbouring pixels share" in doubts(check_noise(y))[0]
+
+
+def grass(rng) -> torch.Tensor:
+    """A texture (1,192,192) like grass: blades of two directions, whose strength changes as well."""
+
+    def blurred(*sigma: float) -> np.ndarray:
+        n = gaussian_filter(normal(FLAT, rng)[0].numpy(), sigma)
+        return n / n.std()
+
+    first = 1 / (1 + np.exp(-4 * blurred(3, 3)))
+    blades = first * blurred(0.6, 2) + (1 - first) * blurred(2, 0.6)
+    return FLAT + 20 / 255 * torch.from_numpy(blades * np.exp(0.5 * blurred(4, 4)))
+
+
+def test_texture_is_not_taken_for_noise(rng):
+    y = rounded(grass(rng) + 2 / 255 * normal(FLAT, rng))
+    assert {"neighbours, rows and columns", "texture"} <= failed(check_noise(y))
+    assert neighbours_share_noise(check_noise(y)) is None and shared_by_neighbours(y) is None
+
+
+@pytest.mark.parametrize("reach", [0.7, 1, 2])
+@pytest.mark.parametrize("x", [COLOR, FLAT], ids=["color", "flat"])
+def test_noise_is_not_taken_for_texture(x, reach, rng):
+    n = np.stack([gaussian_filter(plane, reach) for plane in normal(x, rng).numpy()])
+    y = rounded(x + torch.from_numpy(20 / 255 * n / n.std()))
+    assert "texture" not in failed(check_noise(y)) and neighbours_share_noise(check_noise(y))
+    assert shared_by_neighbours(y).variance > (10 / 255) ** 2
+
+
+@pytest.mark.parametrize("reach", [0, 0.7, 1.5])
+def test_gaussian_noise_is_even(reach, rng):
+    n = normal(torch.zeros(1, 384, 384), rng)
+    assert unevenness(torch.from_numpy(gaussian_filter(n[0].numpy(), reach))[None]) == pytest.approx(1, abs=0.15)
 
 
 def test_noise_shared_along_rows_alone_is_doubted(rng):
@@ -211,3 +245,14 @@ def test_weights_for_shared_noise_are_told_of_independent_noise(run, tmp_path, r
     )
     code, _, err = run("test", f"--checkpoint color-photo-full --data {tmp_path}/a.png --save {tmp_path}/out")
     assert code == 0 and "a: the noise of neighbouring pixels is independent" in err and "color-hg-blind" in err
+
+
+def test_texture_is_kept_and_told_of(models, run, tmp_path, rng):
+    Image.fromarray((255 * rounded(grass(rng)))[0].numpy().round().astype(np.uint8)).save(tmp_path / "a.png")
+    for flag, stride in (("", None), ("--stride 3", {"3": 1.0})):
+        line = f"--checkpoint {models}/s2/last.safetensors --data {tmp_path}/a.png {flag} --save {tmp_path}/out"
+        line = f"{line} --json {tmp_path}/r.json"
+        code, _, err = run("test", line)
+        (image,) = json.loads((tmp_path / "r.json").read_text())["images"]
+        assert code == 0 and "it may be texture" in err and "neighbouring pixels share their noise" not in err
+        assert list(image.get("strides", {}).values()) == ([stride] if stride else [])

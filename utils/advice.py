@@ -15,7 +15,7 @@ from models.denoiser import BlindSpotDenoiser
 from models.inference import known_part
 from models.inspection import Inspection, inspect_noise
 from utils.device import choose_dtype
-from utils.doubts import as_checked, check_noise
+from utils.doubts import as_checked, check_noise, may_be_texture, neighbours_share_noise
 
 LITTLE = 0.01  # of the picture's range: the noise of fewer than 2.5 of 255, below all that the weights know
 LOOKERS = {1: "gray-awgn-blind", 3: "color-awgn-blind"}  # released weights that measure the noise of so many channels
@@ -66,6 +66,11 @@ def advise(found: Inspection, channels: int, span: float) -> Advice:
         if found.channels_share:
             noise = "mg"
             remarks.append(f"channels share their noise, which {weights} does not know: train with --noise mg")
+    if found.texture:
+        remarks.append(
+            "what neighbouring pixels share may be texture, so it was not counted as noise: compare the results of "
+            "test.py with --stride 1 and --stride 3"
+        )
     if found.level < LITTLE * span:
         remarks.append(
             f"the noise is {found.level / span:.2%} of the range of the picture: little can be gained, and what looks "
@@ -107,7 +112,7 @@ class Looker:
         checks = check_noise(as_checked(y[None])[0])
         failed = {check.name: check.value for check in checks if check.failed}
         stripes = {name.split(", ")[1]: value for name, value in failed.items() if name.startswith("stripes")}
-        return inspect_noise(model, y, any(name.startswith("neighbours") for name in failed), stripes)
+        return inspect_noise(model, y, neighbours_share_noise(checks) is True, stripes, may_be_texture(checks))
 
 
 @cache

@@ -14,7 +14,7 @@ from models.noise import NOISES
 from models.noise.correlation import Shared
 from utils.baselines import describe_baseline
 from utils.device import device_name
-from utils.doubts import Check, doubts, neighbours_share_noise
+from utils.doubts import Check, doubts, may_be_texture, neighbours_share_noise
 from utils.page import PicturePage, short
 from utils.provenance import training_facts
 
@@ -60,12 +60,16 @@ class Row:
 
     @property
     def doubts(self) -> list[str]:
-        """Why the results may be wrong, in words."""
+        """Why the results may be wrong, in words.
+
+        Shared noise is no doubt where every checkpoint knows it, or where it may be texture, which is a doubt itself.
+        """
         several = len(self.checks) > 2
+        moot = "neighbours" if self.known or may_be_texture(self.checks.get("input", [])) else ()
         return [
             f"{short(name)}: {words}" if several and name != "input" else words
             for name, checks in self.checks.items()
-            for words in doubts(c for c in checks if not (self.known and c.name.startswith("neighbours")))
+            for words in doubts(c for c in checks if not c.name.startswith(moot))
         ]
 
     @property

@@ -28,6 +28,7 @@ CHANCE = 0.5  # 1 in flat pictures; in photographs of bsd68 with noise of 12 of 
 CLIPPED = 0.02  # share of clipped pixels above which a block does not count
 DISTANCES = (1, 2, 3, 4)  # pixels
 LEAST_CHROMA = 0.1  # with less, the channels' covariance is singular
+SQUARE = 4  # side of the squares of a block whose strengths are compared
 REACHES = tuple(0.05 * k for k in range(61))
 
 
@@ -68,6 +69,53 @@ def shared_noise(y: Tensor) -> Shared | None:
     chroma = min(max((of_colors / max(variance, 1e-6 * mean)) ** 0.5, LEAST_CHROMA), 1 / LEAST_CHROMA)
     left = share_left([(variance / (3 * mean), reach)] + 2 * [(of_colors / (3 * mean), further)])
     return Shared(reach, chroma, further - reach, mean / left, intensity)
+
+
+def unevenness(y: Tensor) -> float | None:
+    """How unevenly the residuals of the flattest blocks of a picture y (C,H,W) are spread, in any units.
+
+    1 for Gaussian noise, whatever its reach is. Texture has more: its strength and its direction change within a few
+    pixels. None where too few blocks are usable, or they are without noise.
+
+    Of each block E_s is the mean of r_i^2 in one of its 4x4 squares, and A the mean of r_i r_j over neighbours in rows
+    less that over neighbours in columns. The result is the geometric mean of
+
+        std_s(E_s) / mean(E)  and  std_blocks(A / mean(E)),    each over what Gaussian noise has (`spread_of`)
+    """
+    blocks = flattest(y.double())
+    if blocks is None:
+        return None
+    r = (blocks.flatten(2) @ beside_surface(SIDE)).view_as(blocks)
+    r = r[:, 0] if y.shape[0] == 1 else torch.einsum("c,bcij->bij", OPPONENT[0].to(r), r)
+    energy = r.square().mean((1, 2))
+    r, energy = r[energy > 0], energy[energy > 0]
+    if len(r) < FEWEST:
+        return None
+    squares = F.avg_pool2d(r.square()[:, None], SQUARE).flatten(1)
+    strength = (squares.std(1) / energy).mean()
+    rows, columns = (r[:, :, 1:] * r[:, :, :-1]).mean((1, 2)), (r[:, 1:] * r[:, :-1]).mean((1, 2))
+    direction = ((rows - columns) / energy).std()
+    of_noise = spread_of(fit(r)[0])
+    return float(strength / of_noise[0] * direction / of_noise[1]) ** 0.5
+
+
+@lru_cache(maxsize=len(REACHES))
+def spread_of(reach: float) -> tuple[float, float]:
+    """Both standard deviations of `unevenness` for Gaussian noise of this reach.
+
+    For residuals of covariance M the variance of r^T D r is 2 tr(M D M D), and cov(r_i^2, r_j^2) is 2 M_ij^2.
+    """
+    p = beside_surface(SIDE)
+    m = p @ autocorrelation(reach) @ p
+    m *= SIDE**2 / m.trace()
+    number = SIDE // SQUARE
+    parts = m.square().view(number, SQUARE, number, SQUARE, number, SQUARE, number, SQUARE)
+    between_squares = 2 * parts.sum((1, 3, 5, 7)).reshape(number**2, number**2) / SQUARE**4
+    strength = (between_squares.diagonal().mean() - between_squares.mean()) * number**2 / (number**2 - 1)
+    step = torch.diag(torch.ones(SIDE - 1, dtype=m.dtype), 1)
+    step, same = (step + step.T) / (2 * SIDE * (SIDE - 1)), torch.eye(SIDE, dtype=m.dtype)
+    md = m @ (torch.kron(same, step) - torch.kron(step, same))
+    return float(strength.sqrt()), float((2 * (md @ md).trace()).sqrt())
 
 
 def share_left(planes: list[tuple[float, float]]) -> float:
@@ -137,15 +185,20 @@ def curves() -> Tensor:
 
 def curve(reach: float) -> Tensor:
     """Means of (P K P)_ij at distances 0 and DISTANCES, (1+D,), K the autocorrelation of a blur by `reach` pixels."""
+    k, p = autocorrelation(reach), beside_surface(SIDE)
+    pkp = (p @ k @ p).view(SIDE, SIDE, SIDE, SIDE)
+    rows, columns = torch.meshgrid(torch.arange(SIDE), torch.arange(SIDE), indexing="ij")
+    return torch.stack([pkp[rows, columns, rows, columns].mean(), *(between(pkp, d) for d in DISTANCES)])
+
+
+def autocorrelation(reach: float) -> Tensor:
+    """K of the pixels of a block, (SIDE^2,SIDE^2), for white noise blurred by `reach` pixels."""
     at = torch.arange(-16, 17, dtype=torch.float64)
     kernel = torch.exp(-at.square() / max(2 * reach**2, 1e-4))
     own = F.conv1d(kernel.view(1, 1, -1), kernel.view(1, 1, -1), padding=32).flatten()  # at -32..32
     distance = (torch.arange(SIDE)[:, None] - torch.arange(SIDE)).abs()
     along_axis = (own / own.max())[32 + distance]  # SIDE,SIDE
-    k, p = torch.kron(along_axis, along_axis), beside_surface(SIDE)
-    pkp = (p @ k @ p).view(SIDE, SIDE, SIDE, SIDE)
-    rows, columns = torch.meshgrid(torch.arange(SIDE), torch.arange(SIDE), indexing="ij")
-    return torch.stack([pkp[rows, columns, rows, columns].mean(), *(between(pkp, d) for d in DISTANCES)])
+    return torch.kron(along_axis, along_axis)
 
 
 def between(pkp: Tensor, distance: int) -> Tensor:
