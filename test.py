@@ -40,7 +40,7 @@ from utils.files import atomic_write_text
 from utils.metrics import measure, shares_within
 from utils.page import Reporter, write_page
 from utils.provenance import code_version
-from utils.report import Row, independent, method_name, noise_not_trained_on, note, print_table, test_record
+from utils.report import Row, method_name, noise_not_trained_on, note, print_table, smoothed, test_record
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -151,8 +151,9 @@ def test_image(
         row.checks[model.name] = check_result(shown, (image[0] - low) / (high - low), noise_map, row.shared)
         if model.stride != 1:
             row.strides[model.name] = weights_of(model.stride)
-        if opt.protocol == "none" and not model.independent_noise and row.neighbours_share_noise is False:
-            row.unknown = f"{source.name}: {independent(model)}"
+        words = smoothed(model, row.neighbours_share_noise, row.may_be_texture) if opt.protocol == "none" else None
+        if words:
+            row.unknown = f"{source.name}: {words}"
         if model.stage == 2:
             images[method_name("distilled", model, models)] = as_image(result.image)
             continue

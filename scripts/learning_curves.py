@@ -35,12 +35,12 @@ START, END = "<!-- learning curves: start -->", "<!-- learning curves: end -->"
 
 WIDTH, BLOCKS = 32, 3
 TEACHER = Path(__file__).resolve().parents[1] / "checkpoints" / "gray-awgn-blind.safetensors"
-FIXED = "--noise awgn --sigma 25 --noise-draw fresh --device cpu"
-FIXED1 = f"--width {WIDTH} --blocks {BLOCKS}"
+FIXED = "--noise awgn --sigma 25 --device cpu"
 FIXED2 = f"--teacher {TEACHER} --noisy-share 0"
 BASE = dict(mdc="residual", units="white", optimizer="adam", lr=2e-3, warmup=50, batch_size=8, patch_size=48)
-BASE |= dict(steps=400, seed=0)
+BASE |= dict(steps=400, seed=0, width=WIDTH, blocks=BLOCKS, noise_draw="fresh")
 STUDENT = dict(student_width=64, optimizer="adam", lr=2e-3, warmup=50, batch_size=8, patch_size=96, steps=400, seed=0)
+STUDENT |= dict(noise_draw="fresh")
 
 # name -> what differs from BASE
 VARIANTS = {
@@ -56,6 +56,13 @@ VARIANTS = {
     "muon, lr 5e-3": dict(optimizer="muon", lr=5e-3),
     "muon, lr 1e-2": dict(optimizer="muon", lr=1e-2),
     "muon, lr 5e-3, 1200 steps": dict(optimizer="muon", lr=5e-3, steps=1200, warmup=150),
+    "muon, lr 5e-3, fixed draw, 1200 steps": dict(
+        optimizer="muon", lr=5e-3, steps=1200, warmup=150, noise_draw="fixed"
+    ),
+    # about as many operations as 1200 steps of the base
+    "muon, lr 5e-3, width 24, 2000 steps": dict(optimizer="muon", lr=5e-3, steps=2000, warmup=150, width=24),
+    "muon, lr 5e-3, width 48, 560 steps": dict(optimizer="muon", lr=5e-3, steps=560, warmup=70, width=48),
+    "muon, lr 5e-3, blocks 5, 760 steps": dict(optimizer="muon", lr=5e-3, steps=760, warmup=95, blocks=5),
     "muon, lr 5e-3, units of noise": dict(optimizer="muon", lr=5e-3, units="noise"),
     "muon, lr 5e-3, units of noise, 1200 steps": dict(optimizer="muon", lr=5e-3, steps=1200, warmup=150, units="noise"),
     "release": dict(mdc="release"),
@@ -75,6 +82,7 @@ STUDENTS = {
     "student, muon, lr 4e-3": dict(optimizer="muon", lr=4e-3),
     "student, muon, 1200 steps": dict(optimizer="muon", steps=1200, warmup=150),
     "student, muon, 2400 steps of batch 4": dict(optimizer="muon", steps=2400, warmup=300, batch_size=4),
+    "student, muon, width 48, 2000 steps": dict(optimizer="muon", student_width=48, steps=2000, warmup=150),
     "student, muon, width 96, 600 steps": dict(optimizer="muon", student_width=96, steps=600, warmup=75),
 }
 ALL = VARIANTS | STUDENTS
@@ -148,7 +156,7 @@ def train(name: str, data_root: Path | None, folder: Path) -> dict:
     if name in STUDENTS:  # none of a batch is noisy images, but they must be named and must not be among the clean ones
         code = train_distill.main([*argv, *FIXED2.split(), "--synthetic-noisy", *map(str, val)])
     else:
-        code = train_dbsn.main([*argv, *FIXED1.split()])
+        code = train_dbsn.main(argv)
     if code:
         raise SystemExit(code)
     stats = [json.loads(line) for line in (folder / run / "stats.jsonl").read_text().splitlines()]
@@ -174,7 +182,7 @@ def cost(options: dict) -> tuple[int, int]:
             network = MWCNN(1, options["student_width"])
             image = network(y)
         else:
-            network = DBSN(1, WIDTH, BLOCKS, options["mdc"])
+            network = DBSN(1, options["width"], options["blocks"], options["mdc"])
             image, _ = network(y, path="plain")  # the counter knows no fused kernel
         image.sum().backward()
     return sum(p.numel() for p in network.parameters()), counter.get_total_flops() // side**2
@@ -208,6 +216,7 @@ def write_table(file: Path, rows: list[dict]) -> None:
     atomic_write_text(file, f"{before}{START}\n{table(rows)}{END}{after}")
 
 
+SIZES = {"width 24", "width 48", "blocks 5", "fixed draw"}
 PANELS = {  # title -> (x axis, variants)
     "optimizer": (
         "step",
@@ -219,7 +228,11 @@ PANELS = {  # title -> (x axis, variants)
     ),
     "block form": ("teraflops", ["base", "release", "paper", "muon", "muon, release", "muon, paper"]),
     "crops": ("megapixels", ["muon", "muon, batch 4", "muon, batch 16", "muon, patch 32", "muon, patch 96"]),
-    "units": ("step", [name for name in VARIANTS if name.startswith("muon, lr 5e-3")]),
+    "units": ("step", [n for n in VARIANTS if n.startswith("muon, lr 5e-3") and not SIZES.intersection(n.split(", "))]),
+    "size, draw": (
+        "teraflops",
+        ["muon, lr 5e-3, 1200 steps", *(n for n in VARIANTS if SIZES.intersection(n.split(", ")))],
+    ),
     "stage 2": ("step", list(STUDENTS)),
 }
 

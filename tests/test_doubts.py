@@ -256,3 +256,14 @@ def test_texture_is_kept_and_told_of(models, run, tmp_path, rng):
         (image,) = json.loads((tmp_path / "r.json").read_text())["images"]
         assert code == 0 and "it may be texture" in err and "neighbouring pixels share their noise" not in err
         assert list(image.get("strides", {}).values()) == ([stride] if stride else [])
+
+
+@pytest.mark.parametrize(
+    "shared, texture, told",
+    [(False, False, "independent"), (None, True, "texture"), (True, False, None), (None, False, None)],
+)
+def test_weights_for_shared_noise_are_told_of_what_they_smooth(shared, texture, told):
+    photo = SimpleNamespace(name="photo", channels=3, independent_noise=False)
+    words = report.smoothed(photo, shared, texture)
+    assert words is None if told is None else (told in words and "color-hg-blind-full" in words)
+    assert report.smoothed(SimpleNamespace(independent_noise=True), shared, texture) is None

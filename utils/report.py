@@ -54,6 +54,11 @@ class Row:
         return neighbours_share_noise(self.checks.get("input", []))
 
     @property
+    def may_be_texture(self) -> bool:
+        """Whether a check of the input takes what neighbours share for texture."""
+        return may_be_texture(self.checks.get("input", []))
+
+    @property
     def strides_in_words(self) -> str | None:
         taken = sorted({stride for weights in self.strides.values() for stride in weights})
         return f"{self.shown}: every {', '.join(map(str, taken))}" if taken else None
@@ -65,7 +70,7 @@ class Row:
         Shared noise is no doubt where every checkpoint knows it, or where it may be texture, which is a doubt itself.
         """
         several = len(self.checks) > 2
-        moot = "neighbours" if self.known or may_be_texture(self.checks.get("input", [])) else ()
+        moot = "neighbours" if self.known or self.may_be_texture else ()
         return [
             f"{short(name)}: {words}" if several and name != "input" else words
             for name, checks in self.checks.items()
@@ -185,12 +190,22 @@ def noise_not_trained_on(model, level: float, spread: float) -> str | None:
     return f"noise of {level:.2g}, {model.name} was trained on {trained} (of 255, white){remedy}"
 
 
-def independent(model) -> str:
-    """A word on independent noise, for a model that was trained on noise that neighbours share."""
+def smoothed(model, neighbours_share: bool | None, texture: bool) -> str | None:
+    """A word on what a model that was trained on shared noise alone smooths; None where the noise may be such.
+
+    neighbours_share, texture: what utils/doubts.py finds of the picture.
+    """
+    if model.independent_noise or not (texture or neighbours_share is False):
+        return None
     kind = "gray" if model.channels == 1 else "color"
+    what = (
+        "what neighbouring pixels share may be texture"
+        if texture
+        else "the noise of neighbouring pixels is independent"
+    )
     return (
-        f"the noise of neighbouring pixels is independent, and {model.name} smooths fine detail as noise that they "
-        f"share: use {kind}-hg-blind or {kind}-hg-blind-full"
+        f"{what}, and {model.name} smooths fine detail as noise that they share: use {kind}-hg-blind or "
+        f"{kind}-hg-blind-full"
     )
 
 
