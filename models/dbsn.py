@@ -23,7 +23,8 @@ A network runs on one of three paths, the same function with the same weights:
 - phases  channels-last, each branch on the d x d interleaved sub-images of the picture, where its convolutions are
   dense; the fastest on GPUs
 
-"auto" is phases on CUDA and fused elsewhere.
+"auto" is phases on CUDA and fused elsewhere. Of widths that are no multiple of LANES it is plain where a CPU computes
+gradients in bfloat16: oneDNN has wrong ones there, of dilated channels-last convolutions (seen with PyTorch 2.14).
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from torch.nn import functional as F
 from models.layers import CentrallyMaskedConv2d, Conv2d, PointwiseNet
 
 MDC_FORMS = ("release", "paper", "residual")
+LANES = 16
 PATHS = ("auto", "plain", "fused", "phases")
 
 
@@ -166,7 +168,9 @@ class DBSN(nn.Module):
         hole around i.
         """
         if path == "auto":
-            path = "phases" if y.device.type == "cuda" else "fused"
+            trained = torch.is_grad_enabled() and y.device.type == "cpu" and y.dtype == torch.bfloat16
+            wrong = trained and self.head.out_channels % LANES != 0
+            path = "phases" if y.device.type == "cuda" else "plain" if wrong else "fused"
         x = self.head(y)
         if path != "plain":
             x = x.contiguous(memory_format=torch.channels_last)
