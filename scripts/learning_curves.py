@@ -60,7 +60,6 @@ VARIANTS = {
         optimizer="muon", lr=5e-3, steps=1200, warmup=150, noise_draw="fixed"
     ),
     # about as many operations as 1200 steps of the base
-    "muon, lr 5e-3, width 24, 2000 steps": dict(optimizer="muon", lr=5e-3, steps=2000, warmup=150, width=24),
     "muon, lr 5e-3, width 48, 560 steps": dict(optimizer="muon", lr=5e-3, steps=560, warmup=70, width=48),
     "muon, lr 5e-3, blocks 5, 760 steps": dict(optimizer="muon", lr=5e-3, steps=760, warmup=95, blocks=5),
     "muon, lr 5e-3, units of noise": dict(optimizer="muon", lr=5e-3, units="noise"),
@@ -216,7 +215,7 @@ def write_table(file: Path, rows: list[dict]) -> None:
     atomic_write_text(file, f"{before}{START}\n{table(rows)}{END}{after}")
 
 
-SIZES = {"width 24", "width 48", "blocks 5", "fixed draw"}
+SIZES = {"width 48", "blocks 5", "fixed draw"}
 PANELS = {  # title -> (x axis, variants)
     "optimizer": (
         "step",
