@@ -33,12 +33,11 @@ from utils.files import atomic_write_text
 VALIDATION_IMAGES = 12
 START, END = "<!-- learning curves: start -->", "<!-- learning curves: end -->"
 
-WIDTH, BLOCKS = 32, 3
 TEACHER = Path(__file__).resolve().parents[1] / "checkpoints" / "gray-awgn-blind.safetensors"
 FIXED = "--noise awgn --sigma 25 --device cpu"
 FIXED2 = f"--teacher {TEACHER} --noisy-share 0"
 BASE = dict(mdc="residual", units="white", optimizer="adam", lr=2e-3, warmup=50, batch_size=8, patch_size=48)
-BASE |= dict(steps=400, seed=0, width=WIDTH, blocks=BLOCKS, noise_draw="fresh")
+BASE |= dict(steps=400, seed=0, width=32, blocks=3, noise_draw="fresh")
 STUDENT = dict(student_width=64, optimizer="adam", lr=2e-3, warmup=50, batch_size=8, patch_size=96, steps=400, seed=0)
 STUDENT |= dict(noise_draw="fresh")
 

@@ -15,6 +15,7 @@ from data.images import read_image, to_float
 from models.noise import NOISES
 from models.noise.mg import multivariate_covariance
 from tests.helpers import real_data
+from tests.test_doubts import grass
 from utils.advice import Looker, advise, as_record
 
 LOOK = Looker(Path("checkpoints"), torch.device("cpu"), torch.float32)
@@ -110,6 +111,14 @@ def test_rows_with_noise_of_their_own():
     found = LOOK(image)
     assert list(found.stripes) == ["rows"] and found.stripes["rows"] == pytest.approx(10 / 15, rel=0.3)
     assert any("rows" in remark and "dark frame" in remark for remark in advise(found, 1, 255).remarks)
+
+
+def test_texture_is_not_called_independent_noise():
+    y = grass(torch.Generator().manual_seed(0))
+    found = LOOK((255 * y).permute(1, 2, 0).numpy().astype(np.float32))
+    advice = advise(found, 1, 255)
+    assert found.texture and not found.shared
+    assert advice.reasons.startswith("taken to be independent") and "may be texture" in advice.remarks[0]
 
 
 def test_clipped_values_are_counted():

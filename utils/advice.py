@@ -59,7 +59,7 @@ def advise(found: Inspection, channels: int, span: float) -> Advice:
         start = "color-photo" if mode == "color" else "gray-hg-blind"
         noise, weights = "camera", f"{start}-full"
     else:
-        reasons = f"independent from pixel to pixel; {varying}"
+        reasons = f"{'taken to be ' if found.texture else ''}independent from pixel to pixel; {varying}"
         kind = "hg" if found.grows or found.falls else "awgn"
         noise, start = kind, f"{mode}-{kind}-blind"
         weights = f"{start}-full"
