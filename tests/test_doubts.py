@@ -73,7 +73,7 @@ def grass(rng) -> torch.Tensor:
 
     first = 1 / (1 + np.exp(-4 * blurred(3, 3)))
     blades = first * blurred(0.6, 2) + (1 - first) * blurred(2, 0.6)
-    return FLAT + 20 / 255 * torch.from_numpy(blades * np.exp(0.5 * blurred(4, 4)))
+    return FLAT + 20 / 255 * torch.from_numpy(blades * np.exp(0.25 * blurred(4, 4)))
 
 
 def test_texture_is_not_taken_for_noise(rng):

@@ -76,11 +76,9 @@ def test_a_small_study(monkeypatch, pictures, tmp_path):
         curves.main(argv.split())
 
 
-def test_the_fast_recipes_arithmetic(monkeypatch):
+def test_the_fast_recipes_arithmetic():
     """The page's estimate follows from the recipe's numbers and the counted operations."""
     one, two = (COMMON[stage] | FLAVOURS["fast"][stage] for stage in ("stage1", "stage2"))
-    monkeypatch.setattr(curves, "WIDTH", one["width"])
-    monkeypatch.setattr(curves, "BLOCKS", one["blocks"])
     teacher, student = curves.cost(one)[1], curves.cost(two)[1]
     pixels1, pixels2 = (stage["batch_size"] * stage["patch_size"] ** 2 for stage in (one, two))
     steps = pixels1 * teacher, pixels2 * (student + two["noisy_share"] * teacher / 3)
