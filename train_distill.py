@@ -119,9 +119,13 @@ def train(opt, options: Stage2Options, world: World) -> int:
         "noisy_images": digest(noisy, before.get("noisy_images")),
         "teacher_weights": checksum({k: v.cpu() for k, v in teacher.state_dict().items()}, {}),
     }
-    size = {"student_width": student.config["width"]}
+    size = {"student_width": student.config["width"], "student_blocks": student.config.get("blocks", "plain")}
 
-    with training.open(size, digests, options, {"images": "memory"}), clean_source, noisy_source:
+    with (
+        training.open(size, digests, options, {"images": "memory", "student_blocks": "plain"}),
+        clean_source,
+        noisy_source,
+    ):
         whole = noisy_count > 0 and not redraw and opt.images == "memory"
         if training.step < opt.steps:
             drawn = noise if opt.pairs == "drawn" else None
@@ -264,7 +268,7 @@ def starting_student(opt, teacher: BlindSpotDenoiser) -> MWCNN:
     shared = teacher.shared_noise or (opt.pairs == "drawn" and NOISES[opt.noise].shared)
     if opt.student is None:
         seed_weights(opt.seed)
-        return MWCNN(teacher.channels, opt.student_width, teacher.units, shared)
+        return MWCNN(teacher.channels, opt.student_width, teacher.units, opt.student_blocks, shared)
     student = load_model(opt.student, "cpu", opt.checkpoints_dir)
     if student.stage != 2 or student.channels != teacher.channels:
         raise UsageError(

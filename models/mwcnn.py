@@ -17,6 +17,7 @@ from models.phases import Stride
 from models.units import USUAL_MEAN, USUAL_NOISE, Scale, scale_of
 
 MULTIPLE = 8  # three halvings
+BLOCKS = ("plain", "residual")
 WIDEST = 1.0  # the range of values that a network trained on 0..1 bears: it cuts what is beyond
 
 
@@ -92,16 +93,32 @@ def pad_to_multiple(x: Tensor, multiple: int = MULTIPLE) -> Tensor:
     return F.pad(x, (0, right, 0, bottom), mode="reflect" if bottom < height and right < width else "replicate")
 
 
-def convolutions(sizes: list[int], relu_last: bool = True) -> nn.Sequential:
-    """3x3 convolutions through the given channel counts, each with a ReLU; the last one's is optional."""
-    pairs = list(zip(sizes, sizes[1:]))
-    return nn.Sequential(*(Conv2d(a, b, 3, relu=relu_last or k < len(pairs) - 1) for k, (a, b) in enumerate(pairs)))
+def convolutions(*sizes: int) -> nn.Sequential:
+    """3x3 convolutions through the given channel counts, each with a ReLU."""
+    return nn.Sequential(*(Conv2d(a, b, 3, relu=True) for a, b in zip(sizes, sizes[1:])))
+
+
+class ResidualBlock(nn.Module):
+    """x + conv(relu(conv(x))) with 3x3 convolutions, (N,width,H,W) -> the same shape.
+
+    He et al., "Deep residual learning for image recognition". Nothing on the way through the sums can shut a layer off.
+    """
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.first, self.second = Conv2d(width, width, 3, relu=True), Conv2d(width, width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.second(self.first(x))
 
 
 class MWCNN(nn.Module):
-    """A U-Net of three wavelet levels, with four convolutions down and four up at each.
+    """A U-Net of three wavelet levels. Each has 3x3 convolutions on its way down and on its way up.
 
-    The levels have `width`, 1.6 `width` and 1.6 `width` channels (160, 256 and 256 by default).
+    blocks "plain" is the published network: four convolutions down and four up at each level, each with a ReLU. The
+    levels have `width`, 1.6 `width` and 1.6 `width` channels (160, 256 and 256 by default). "residual" has two residual
+    blocks in the place of three or four of these convolutions, and sums without a ReLU before them. Its lower levels
+    have 1.5 `width` channels. Long training shuts the lower levels of a plain one off (docs/recipes.md).
 
     The noise is what the network predicts: the input's own wavelet bands are added to the last convolution's.
     Attributes to set freely: `dtype`, float32 or bfloat16, in which the convolutions are computed, `units` (see
@@ -115,6 +132,7 @@ class MWCNN(nn.Module):
         channels: int,
         width: int = 160,
         units: str = "white",
+        blocks: str = "plain",
         shared_noise: bool = False,
         independent_noise: bool = False,
         refined: bool = False,
@@ -125,31 +143,42 @@ class MWCNN(nn.Module):
         """
         super().__init__()
         self.config = dict(channels=channels, width=width, units=units)
-        if shared_noise:  # older versions read what has none
-            self.config["shared_noise"] = True
-        if independent_noise:
-            self.config["independent_noise"] = True
-        if refined:
-            self.config["refined"] = True
-        self.channels, self.dtype, self.units = channels, torch.float32, units
+        # older versions read what has none of these
+        given = dict(shared_noise=shared_noise, independent_noise=independent_noise, refined=refined)
+        self.config |= {"blocks": blocks} if blocks != "plain" else {}
+        self.config |= {name: True for name, value in given.items() if value}
+        self.channels, self.dtype, self.units, self.blocks = channels, torch.float32, units, blocks
         self.stride: Stride = 1
-        f1, f2, f3 = width, round(1.6 * width), round(1.6 * width)
         bands = 4 * channels
-        self.down1 = convolutions([bands, f1, f1, f1, f1])
-        self.down2 = convolutions([4 * f1, f2, f2, f2, f2])
-        self.down3 = convolutions([4 * f2, f3, f3, f3, f3])
-        self.up3 = convolutions([f3, f3, f3, f3, 4 * f2])
-        self.up2 = convolutions([f2, f2, f2, f2, 4 * f1])
-        self.up1 = convolutions([f1, f1, f1, f1])
+        f1 = width
+        if blocks == "plain":
+            f2 = f3 = round(1.6 * width)
+            self.down1 = convolutions(bands, f1, f1, f1, f1)
+            self.down2 = convolutions(4 * f1, f2, f2, f2, f2)
+            self.down3 = convolutions(4 * f2, f3, f3, f3, f3)
+            self.up3 = convolutions(f3, f3, f3, f3, 4 * f2)
+            self.up2 = convolutions(f2, f2, f2, f2, 4 * f1)
+            self.up1 = convolutions(f1, f1, f1, f1)
+        else:
+            f2 = f3 = round(1.5 * width)
+            self.down1 = nn.Sequential(Conv2d(bands, f1, 3), ResidualBlock(f1), ResidualBlock(f1))
+            self.down2 = nn.Sequential(Conv2d(4 * f1, f2, 3), ResidualBlock(f2), ResidualBlock(f2))
+            self.down3 = nn.Sequential(Conv2d(4 * f2, f3, 3), ResidualBlock(f3))
+            self.up3 = nn.Sequential(ResidualBlock(f3), Conv2d(f3, 4 * f2, 3))
+            self.up2 = nn.Sequential(ResidualBlock(f2), ResidualBlock(f2), Conv2d(f2, 4 * f1, 3))
+            self.up1 = nn.Sequential(ResidualBlock(f1), ResidualBlock(f1))
         self.last = Conv2d(f1, bands, 3)
         for module in self.modules():
             if isinstance(module, Conv2d):
                 nn.init.orthogonal_(module.weight)
-        # What is added to a skip connection starts small, so that the network starts near the identity. It learns
-        # faster so (docs/recipes.md).
+        # What is added to something else starts small, so that the network starts near the identity. It learns faster
+        # so (docs/recipes.md).
         with torch.no_grad():
             for convolution in (self.up3[-1], self.up2[-1], self.last):
                 convolution.weight *= 0.1
+            for module in self.modules():
+                if isinstance(module, ResidualBlock):
+                    module.second.weight *= 0.1
 
     @torch.no_grad()
     def take_up_units_of_noise(self) -> None:
@@ -176,8 +205,12 @@ class MWCNN(nn.Module):
 
     @property
     def receptive_radius(self) -> int:
-        """How far the network sees, in pixels of the image: 2 (8 1) + 4 (8 1) + 8 (8 1), and what the wavelets add."""
-        return 120
+        """How far the network sees, in pixels of the image.
+
+        Plain: 2 (8 1) + 4 (8 1) + 8 (8 1), and what the wavelets add. The residual one has ten convolutions at each of
+        the upper two levels, and six at the third.
+        """
+        return 120 if self.blocks == "plain" else 116
 
     @property
     def multiple(self) -> int:

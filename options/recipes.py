@@ -55,6 +55,7 @@ COMMON = {
     "stage2": dict(
         noise_draw="fresh",
         student_width=160,
+        student_blocks="plain",
         noisy_share=0.125,
         noisy_weight=0.1,
         level_jitter=0.1,

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import argparse
 
+from models.mwcnn import BLOCKS
 from models.noise import NOISES
 from options.base import BaseOptions, noise_levels, number
 
@@ -79,6 +80,12 @@ class Stage2Options(BaseOptions):
         )
         model = self.parser.add_argument_group("model")
         model.add_argument("--student-width", type=number(int, 4), default=96, help="channels of MWCNN's first level")
+        model.add_argument(
+            "--student-blocks",
+            choices=BLOCKS,
+            default="plain",
+            help="MWCNN's convolutions: plain, as published, or in residual blocks, which learn faster",
+        )
         model.add_argument(
             "--student", default=None, metavar="CHECKPOINT", help="start from this MWCNN instead of from scratch"
         )

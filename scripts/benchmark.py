@@ -124,6 +124,7 @@ class Scale:
     matrix: int
     rounds: int
     mdc: str = "release"
+    student_blocks: str = "plain"
 
 
 def scale_of(quick: bool, device_type: str, network: str = "published") -> Scale:
@@ -135,7 +136,7 @@ def scale_of(quick: bool, device_type: str, network: str = "published") -> Scale
             "infer": ((1, 32, 32), (1, 64, 64)),
             "train": ((1, 32, 32), (2, 32, 32)),
         }
-        return Scale(24, 1, 16, sizes, (2, 13, 17), scaling, large_side=500, matrix=512, rounds=2)
+        return Scale(32, 1, 16, sizes, (2, 13, 17), scaling, large_side=500, matrix=512, rounds=2)
     sizes = {"train": (8, 96, 96), "infer": (1, 321, 481), "distill": (32 if cuda else 8, 160, 160)}
     if network == "released":
         sizes |= {"train": (6, 64, 64), "distill": (8, 96, 96)}
@@ -143,9 +144,11 @@ def scale_of(quick: bool, device_type: str, network: str = "published") -> Scale
         "infer": ((1, 256, 256), (1, 512, 512), (1, 1024, 1024)),
         "train": ((2, 96, 96), (4, 96, 96), (8, 96, 96)),
     }
-    width, blocks, mdc, student_width = (64, 3, "residual", 96) if network == "released" else (96, 8, "release", 160)
+    released = network == "released"
+    width, blocks, student_width = (64, 3, 96) if released else (96, 8, 160)
+    forms = dict(mdc="residual") if released else {}
     matrix = 8192 if cuda else 2048
-    return Scale(width, blocks, student_width, sizes, (2, 37, 41), scaling, 10_000, matrix, rounds=5, mdc=mdc)
+    return Scale(width, blocks, student_width, sizes, (2, 37, 41), scaling, 10_000, matrix, rounds=5, **forms)
 
 
 # --------------------------------------------------------------------------------------- what is timed
@@ -158,7 +161,7 @@ class Case:
         self.task, self.variant, self.device = task, variant, device
         torch.manual_seed(0)
         if task == "distill":
-            self.model = MWCNN(1, scale.student_width)
+            self.model = MWCNN(1, scale.student_width, blocks=scale.student_blocks)
             if not variant.channels_last:
                 # the student turns its input channels-last, and what follows keeps the layout it is given
                 self.model.down1.register_forward_pre_hook(lambda _, args: (args[0].contiguous(),))
@@ -614,7 +617,7 @@ def main(argv: list[str] | None = None) -> int:
         flush=True,
     )
     stage1 = f"D-BSN {scale.width} channels, {scale.blocks}+{scale.blocks} {scale.mdc} blocks"
-    print(f"{stage1}; MWCNN {scale.student_width} channels\n", flush=True)
+    print(f"{stage1}; MWCNN {scale.student_width} channels, {scale.student_blocks} blocks\n", flush=True)
 
     rows: list[dict] = []
 

@@ -39,7 +39,7 @@ FIXED2 = f"--teacher {TEACHER} --noisy-share 0"
 BASE = dict(mdc="residual", units="white", optimizer="adam", lr=2e-3, warmup=50, batch_size=8, patch_size=48)
 BASE |= dict(steps=400, seed=0, width=32, blocks=3, noise_draw="fresh")
 STUDENT = dict(student_width=64, optimizer="adam", lr=2e-3, warmup=50, batch_size=8, patch_size=96, steps=400, seed=0)
-STUDENT |= dict(noise_draw="fresh")
+STUDENT |= dict(noise_draw="fresh", student_blocks="plain")
 
 # name -> what differs from BASE
 VARIANTS = {
@@ -82,6 +82,8 @@ STUDENTS = {
     "student, muon, 2400 steps of batch 4": dict(optimizer="muon", steps=2400, warmup=300, batch_size=4),
     "student, muon, width 48, 2000 steps": dict(optimizer="muon", student_width=48, steps=2000, warmup=150),
     "student, muon, width 96, 600 steps": dict(optimizer="muon", student_width=96, steps=600, warmup=75),
+    "student, muon, residual": dict(optimizer="muon", student_blocks="residual"),
+    "student, muon, residual, 1200 steps": dict(optimizer="muon", student_blocks="residual", steps=1200, warmup=150),
 }
 ALL = VARIANTS | STUDENTS
 
@@ -177,7 +179,7 @@ def cost(options: dict) -> tuple[int, int]:
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         y = torch.zeros(1, 1, side, side)
         if "student_width" in options:
-            network = MWCNN(1, options["student_width"])
+            network = MWCNN(1, options["student_width"], blocks=options["student_blocks"])
             image = network(y)
         else:
             network = DBSN(1, options["width"], options["blocks"], options["mdc"])

@@ -5,7 +5,8 @@
 
 Every measured figure comes from a file that `python test.py .. --json results/NAME.json` wrote, every published one
 from results/published.json; other files in results/ are left alone. A file is refused where it is not whole, names
-folders of one machine, or was measured with other weights than those released.
+folders of one machine, or was measured with other weights than those released. Where that is so for some of its
+models, the figures of these are left out: a student can be replaced, and its teacher's figures stay.
 """
 
 from __future__ import annotations
@@ -168,6 +169,21 @@ class Section:
                         f"{column}, {label}: keep one of them"
                     )
 
+    def pair_up(self) -> None:
+        """Gives a released stage-1 model and its student one row, where they were measured one by one."""
+        for label, groups in self.rows.items():
+            for student in [name for name in groups if name.endswith("-full")]:
+                teacher = student.removesuffix("-full").rpartition(", ")[2]
+                both = f"{teacher}, {teacher}-full"
+                parts = [name for name in groups if name in (teacher, student, both)]
+                if len(parts) > 1:
+                    joined = {column: cell for name in parts for column, cell in groups[name].items()}
+                    self.rows[label] = groups = {
+                        both if name == parts[0] else name: joined if name == parts[0] else cells
+                        for name, cells in groups.items()
+                        if name not in parts[1:]
+                    }
+
     def render_narrow(self) -> str:
         """The table of the README.
 
@@ -261,16 +277,23 @@ def read_results(root: Path) -> list[Result]:
                     f"results/{file.name} was made with the path {argument} of one machine: "
                     "make it again with a named set and $DBSN_DATA"
                 )
+        replaced = []
         for model in table["models"]:
             weights = root / model["file"]
             released = weights.parent == root / "checkpoints" and weights.is_file()
             if model["sha256"] != (
                 content_hash(weights) if released else weights_of.setdefault(model["file"], model["sha256"])
             ):
-                others = "those now in" if released else "another file there of"
-                raise RunError(
-                    f"results/{file.name} was measured with other weights than {others} {model['file']}: make it again"
-                )
+                replaced.append(model)
+                if not released or len(replaced) == len(table["models"]):
+                    others = "those now in" if released else "another file there of"
+                    raise RunError(
+                        f"results/{file.name} was measured with other weights than {others} {model['file']}: "
+                        "make it again"
+                    )
+        for model in replaced:
+            table["models"].remove(model)
+            del table["seconds_per_image"][model["file"]]
         if table["mean"]:
             results.append(Result(file.name, table))
     return results
@@ -303,6 +326,8 @@ def sections_of(results: list[Result], published: dict) -> tuple[list[Section], 
             found[0].add(label, result)
         else:
             others.add(f"{images}{' in ' + table['mode'] if table['mode'] else ''}, {label}", result)
+    for section in (*tables.values(), others, real):
+        section.pair_up()
     return list(tables.values()), others, real
 
 

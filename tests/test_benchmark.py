@@ -76,7 +76,7 @@ def test_the_released_size_is_that_of_the_recipe():
     scale = benchmark.scale_of(quick=False, device_type="cpu", network="released")
     one, two = RECIPES["gray-awgn-blind-small"].values()
     assert (scale.width, scale.blocks, scale.mdc) == (one["width"], one["blocks"], one["mdc"])
-    assert scale.student_width == two["student_width"]
+    assert (scale.student_width, scale.student_blocks) == (two["student_width"], two["student_blocks"])
     for task, values in (("train", one), ("distill", two)):
         assert scale.sizes[task] == (values["batch_size"], values["patch_size"], values["patch_size"])
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from models import MWCNN
-from models.mwcnn import dwt, iwt
+from models.mwcnn import BLOCKS, dwt, iwt
 
 
 def test_wavelets_are_orthonormal_and_inverse():
@@ -31,9 +32,10 @@ def test_wavelets_keep_channels_last(rng):
     assert torch.equal(dwt(horizontal)[0, :, 0], torch.tensor([[1.0, 5], [1, 1], [0, 0], [0, 0]]))
 
 
-def test_mwcnn_and_its_gradient_compile_to_one_graph(rng):
+@pytest.mark.parametrize("blocks", BLOCKS)
+def test_mwcnn_and_its_gradient_compile_to_one_graph(rng, blocks):
     torch.manual_seed(0)
-    model, x = MWCNN(1, width=8), torch.rand(1, 1, 16, 24, generator=rng)
+    model, x = MWCNN(1, width=8, blocks=blocks), torch.rand(1, 1, 16, 24, generator=rng)
     gradients = []
     for _ in range(2):
         out = model(x)
@@ -45,13 +47,15 @@ def test_mwcnn_and_its_gradient_compile_to_one_graph(rng):
 def test_mwcnn_is_the_published_size_and_takes_any_image():
     with torch.device("meta"):
         assert 16.0e6 < sum(p.numel() for p in MWCNN(1).parameters()) < 16.3e6
-    model = MWCNN(1, width=8)
-    for size in ((1, 1), (7, 5), (8, 8), (33, 17), (9, 64)):
-        assert model(torch.rand(1, 1, *size)).shape == (1, 1, *size)
+    for blocks in BLOCKS:
+        model = MWCNN(1, width=8, blocks=blocks)
+        for size in ((1, 1), (7, 5), (8, 8), (33, 17), (9, 64)):
+            assert model(torch.rand(1, 1, *size)).shape == (1, 1, *size)
 
 
-def test_receptive_radius_of_mwcnn():
-    model = MWCNN(1, width=4)
+@pytest.mark.parametrize("blocks", BLOCKS)
+def test_receptive_radius_of_mwcnn(blocks):
+    model = MWCNN(1, width=4, blocks=blocks)
     for p in model.parameters():
         torch.nn.init.uniform_(p, 0.01, 0.1)
     r = model.receptive_radius

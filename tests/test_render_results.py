@@ -157,6 +157,28 @@ def test_the_readme_names_the_models_of_a_row_where_there_are_several(project):
     )
 
 
+def test_a_student_is_replaced_and_its_teachers_figures_stay(project):
+    line = "--data bsd68 --noise awgn --sigma 25"
+    student = Path("checkpoints/s1-full.safetensors")
+    source = load_checkpoint("checkpoints/s2.safetensors")
+    save_checkpoint(student, "stage2", source.tensors, source.values)
+    before = measured("a", f"--checkpoint s1 s1-full {line}")["mean"]
+    eight = measured("c", f"--checkpoint s1 s1-full {line} --self-ensemble")["mean"]
+    tensors = source.tensors | {"last.weight": source.tensors["last.weight"] + 1}
+    save_checkpoint(student, "stage2", tensors, source.values)
+    after = measured("b", f"--checkpoint s1-full {line}")["mean"]
+    render(project)
+    text = (project / "docs" / "results.md").read_text()
+    row = dict(zip(row_of(text, "noise"), row_of(text, "AWGN 25")))
+    assert row["model"] == "s1, s1-full"
+    assert row["posterior"] == f"{before['posterior']['psnr']:.2f}"
+    assert row["posterior x8"] == f"{eight['posterior']['psnr']:.2f}" and "distilled x8" not in row
+    assert row["distilled"] == f"{after['distilled']['psnr']:.2f}" != f"{before['distilled']['psnr']:.2f}"
+    Path("results/a.json").unlink()
+    save_checkpoint("checkpoints/s1.safetensors", "stage2", tensors, source.values)
+    refused(project, "c.json was measured with other weights")
+
+
 def test_weights_from_before_point_to_their_card(project):
     source = load_checkpoint("checkpoints/s1.safetensors")
     save_checkpoint(
