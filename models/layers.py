@@ -20,14 +20,20 @@ class Conv2d(nn.Conv2d):
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: int = 1, dilation: int = 1, relu: bool = False
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 1,
+        dilation: int = 1,
+        relu: bool = False,
+        bias: bool = True,
     ):
-        super().__init__(
-            in_channels, out_channels, kernel_size, padding=dilation * (kernel_size // 2), dilation=dilation
-        )
+        padding = dilation * (kernel_size // 2)
+        super().__init__(in_channels, out_channels, kernel_size, padding=padding, dilation=dilation, bias=bias)
         self.relu = relu
         nn.init.kaiming_normal_(self.weight, mode="fan_in")
-        nn.init.zeros_(self.bias)
+        if bias:
+            nn.init.zeros_(self.bias)
 
     def kernel(self) -> Tensor:
         return self.weight
@@ -44,7 +50,7 @@ class Conv2d(nn.Conv2d):
                 return ConcatConv.apply(self.weight.to(x[0].dtype), self.bias.to(x[0].dtype), self.relu, *x)
             x = torch.cat(x, 1)
         dilation = 1 if dense else self.dilation[0]
-        weight, bias = self.kernel().to(x.dtype), self.bias.to(x.dtype)
+        weight, bias = self.kernel().to(x.dtype), None if self.bias is None else self.bias.to(x.dtype)
         return convolve(x, weight, bias, dilation * (self.kernel_size[0] // 2), dilation, self.relu)
 
 
@@ -75,7 +81,7 @@ class PointwiseNet(nn.Module):
         return self.last(self.hidden(x).float())
 
 
-def convolve(x: Tensor, weight: Tensor, bias: Tensor, padding: int, dilation: int, relu: bool) -> Tensor:
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int, dilation: int, relu: bool) -> Tensor:
     """Gives relu(conv(x)) or conv(x).
 
     It is one fused CPU kernel for channels-last tensors, F.conv2d and an in-place ReLU otherwise.

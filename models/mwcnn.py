@@ -101,12 +101,13 @@ def convolutions(*sizes: int) -> nn.Sequential:
 class ResidualBlock(nn.Module):
     """x + conv(relu(conv(x))) with 3x3 convolutions, (N,width,H,W) -> the same shape.
 
-    He et al., "Deep residual learning for image recognition". Nothing on the way through the sums can shut a layer off.
+    He et al., "Deep residual learning for image recognition". There are no additive constants: training drives those of
+    the lower levels down until no unit there responds.
     """
 
     def __init__(self, width: int):
         super().__init__()
-        self.first, self.second = Conv2d(width, width, 3, relu=True), Conv2d(width, width, 3)
+        self.first, self.second = Conv2d(width, width, 3, relu=True, bias=False), Conv2d(width, width, 3, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.second(self.first(x))

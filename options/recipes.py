@@ -111,6 +111,7 @@ FLAVOURS = {
         "stage2": dict(
             clean=["bsd432"],
             synthetic_noisy=["bsd432"],
+            student_blocks="residual",
             steps=60_000,
             optimizer="muon",
             lr=1e-3,
@@ -134,10 +135,13 @@ FLAVOURS = {
             ema=0.999,
         ),
         "stage2": dict(
-            clean=["bsd432"],
+            clean=["bsd432", "general100"],
             synthetic_noisy=["bsd432"],
             noise_draw="fixed",
-            student_width=96,
+            pairs_loss="log",
+            noisy_share=0,
+            student_width=64,
+            student_blocks="residual",
             batch_size=8,
             patch_size=96,
             optimizer="muon",
@@ -147,32 +151,36 @@ FLAVOURS = {
     },
 }
 
-# How long each released model was trained, and what it started from. Stage 1 of an AWGN model was trained in two
-# parts: this is the first one, and its card has the second.
+# The students that have not been trained again since MWCNN got its residual blocks.
+PLAIN = dict(student_width=96, student_blocks="plain")
+FORMER = PLAIN | dict(clean=["bsd432"], pairs_loss="squared", noisy_share=0.125)
+
+# How long each released model was trained, and what it started from. Stage 1 of the AWGN models was trained in two
+# parts, and so was the student in colour: this is the first one, and the card has the second.
 RELEASED = {
     "gray-awgn-blind": {
         "stage1": dict(steps=10_000, lr=4e-3, warmup=200),
-        "stage2": dict(steps=14_000, lr=1.5e-3, warmup=300),
+        "stage2": FORMER | dict(steps=14_000, lr=1.5e-3, warmup=300),
     },
     "color-awgn-blind": {
         "stage1": dict(steps=8_000, lr=4e-3, warmup=200),
-        "stage2": dict(steps=12_000, lr=1.5e-3, warmup=300),
+        "stage2": dict(steps=9_000, lr=2e-3, warmup=200),
     },
     "gray-hg-blind": {
         "stage1": dict(start_from="gray-awgn-blind", steps=2_500, lr=2e-3, warmup=100),
-        "stage2": dict(student="gray-awgn-blind-full", steps=4_000, lr=1.5e-3, warmup=200),
+        "stage2": FORMER | dict(student="gray-awgn-blind-full", steps=4_000, lr=1.5e-3, warmup=200),
     },
     "color-hg-blind": {
         "stage1": dict(start_from="color-awgn-blind", steps=2_500, lr=2e-3, warmup=100),
-        "stage2": dict(student="color-awgn-blind-full", steps=4_000, lr=1.5e-3, warmup=200),
+        "stage2": FORMER | dict(student="color-awgn-blind-full", steps=4_000, lr=1.5e-3, warmup=200),
     },
     "color-mg": {
         "stage1": dict(start_from="color-awgn-blind", steps=2_500, lr=2e-3, warmup=100),
-        "stage2": dict(student="color-awgn-blind-full", steps=2_000, lr=1e-3, warmup=200),
+        "stage2": FORMER | dict(student="color-awgn-blind-full", steps=2_000, lr=1e-3, warmup=200),
     },
     "color-photo": {
         "stage1": dict(start_from="color-hg-blind", steps=500, lr=2e-3, warmup=50),
-        "stage2": dict(student="color-hg-blind-full", steps=3_500, lr=1.5e-3, warmup=100),
+        "stage2": PLAIN | dict(student="color-hg-blind-full", steps=3_500, lr=1.5e-3, warmup=100),
     },
 }
 
@@ -206,7 +214,9 @@ RECIPES = {
     for flavour in FLAVOURS
     if exists(mode, row, flavour)
 }
-DEFAULT = "gray-awgn-blind-small"  # the flags' defaults are this recipe's, images, noise, levels and units aside
+# The flags' defaults are those of these recipes. Images, noise, levels and units are not, and stage 2's batches are the
+# paper's.
+DEFAULTS = {"stage1": "gray-awgn-blind-small", "stage2": "color-awgn-blind-small"}
 
 
 def arguments(name: str, stage: str, really_noisy: bool = False, optimizer: str | None = None) -> list[str]:

@@ -79,11 +79,11 @@ class Stage2Options(BaseOptions):
             help="squared error, or its logarithm for each crop: crops of little noise then count as much as others",
         )
         model = self.parser.add_argument_group("model")
-        model.add_argument("--student-width", type=number(int, 4), default=96, help="channels of MWCNN's first level")
+        model.add_argument("--student-width", type=number(int, 4), default=64, help="channels of MWCNN's first level")
         model.add_argument(
             "--student-blocks",
             choices=BLOCKS,
-            default="plain",
+            default="residual",
             help="MWCNN's convolutions: plain, as published, or in residual blocks, which learn faster",
         )
         model.add_argument(
@@ -109,7 +109,7 @@ class Stage2Options(BaseOptions):
             default=1.0,
             help="synthetic noise is so many times what the teacher finds",
         )
-        self.add_training(steps=14_000, batch_size=8, patch_size=96, muon_lr=1.5e-3, adam_lr=1e-4, warmup=300, clip=1.0)
+        self.add_training(steps=9_000, batch_size=8, patch_size=96, muon_lr=2e-3, adam_lr=1e-4, warmup=200, clip=1.0)
 
     def check(self, opt: argparse.Namespace) -> None:
         if opt.synthetic_noisy:

@@ -145,8 +145,8 @@ def scale_of(quick: bool, device_type: str, network: str = "published") -> Scale
         "train": ((2, 96, 96), (4, 96, 96), (8, 96, 96)),
     }
     released = network == "released"
-    width, blocks, student_width = (64, 3, 96) if released else (96, 8, 160)
-    forms = dict(mdc="residual") if released else {}
+    width, blocks, student_width = (64, 3, 64) if released else (96, 8, 160)
+    forms = dict(mdc="residual", student_blocks="residual") if released else {}
     matrix = 8192 if cuda else 2048
     return Scale(width, blocks, student_width, sizes, (2, 37, 41), scaling, 10_000, matrix, rounds=5, **forms)
 
@@ -540,7 +540,7 @@ def parser() -> Parser:
         "--network",
         choices=("published", "released"),
         default="published",
-        help="the paper's sizes, or those of the released weights: 64 channels, 3 + 3 blocks, a student of 96",
+        help="the paper's sizes, or those of the released weights: 64 channels, 3 + 3 blocks, a residual student of 64",
     )
     p.add_argument(
         "--quick",

@@ -74,7 +74,7 @@ def test_flops_of_the_published_network():
 
 def test_the_released_size_is_that_of_the_recipe():
     scale = benchmark.scale_of(quick=False, device_type="cpu", network="released")
-    one, two = RECIPES["gray-awgn-blind-small"].values()
+    one, two = RECIPES["gray-awgn-blind-small"]["stage1"], RECIPES["color-awgn-blind-small"]["stage2"]
     assert (scale.width, scale.blocks, scale.mdc) == (one["width"], one["blocks"], one["mdc"])
     assert (scale.student_width, scale.student_blocks) == (two["student_width"], two["student_blocks"])
     for task, values in (("train", one), ("distill", two)):

@@ -28,10 +28,10 @@ needs_onnx = pytest.mark.skipif(
 SIZES = [(2, 29, 43), (1, 64, 40), (3, 8, 8), (1, 17, 3), (1, 131, 67)]  # N, H, W
 
 
-def student(channels: int, units: str = "white") -> MWCNN:
+def student(channels: int, units: str = "white", blocks: str = "residual") -> MWCNN:
     """A small student whose every weight matters."""
     torch.manual_seed(1)
-    model = MWCNN(channels, width=4, units=units).requires_grad_(False)
+    model = MWCNN(channels, width=4, units=units, blocks=blocks).requires_grad_(False)
     for p in model.parameters():
         p += 0.05 * torch.randn_like(p)
     return model.eval()
@@ -75,9 +75,12 @@ def documented(words: str) -> str:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize(("trained", "used"), [("white", "white"), ("white", "noise"), ("noise", "noise")])
-def test_graph_of_a_student_is_the_student(channels, trained, used):
-    model = student(channels, trained)
+@pytest.mark.parametrize(
+    ("trained", "used", "blocks"),
+    [("white", "white", "residual"), ("white", "noise", "plain"), ("noise", "noise", "residual")],
+)
+def test_graph_of_a_student_is_the_student(channels, trained, used, blocks):
+    model = student(channels, trained, blocks)
     model.units = used
     for size in [*SIZES, (1, 1, 1), (1, 1, 30), (1, 5, 9), (1, 2, 2)]:
         y = noisy_pictures(size, channels)
@@ -167,7 +170,7 @@ def test_student_in_onnx_runtime(tmp_path, monkeypatch, capsys):
         "trained_units": "white",
         "white_level": "",
         "multiple": "8",
-        "receptive_radius": "120",
+        "receptive_radius": "116",
         "shared_noise": "False",
         "least_side": "1",
         "sizes": "any N; any H and W of 1 or more; padding is in the graph",

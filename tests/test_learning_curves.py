@@ -50,7 +50,7 @@ def test_a_small_study(monkeypatch, pictures, tmp_path):
     monkeypatch.setattr(curves, "FIXED", "--noise awgn --sigma 25 --device cpu --log-every 1 --amp off")
     tiny = dict(optimizer="adam", lr=2e-3, warmup=2, batch_size=2, patch_size=16, steps=2, seed=0)
     monkeypatch.setattr(curves, "BASE", dict(mdc="residual", width=4, blocks=1, **tiny))
-    monkeypatch.setattr(curves, "STUDENT", dict(student_width=4, **tiny))
+    monkeypatch.setattr(curves, "STUDENT", dict(student_width=4, student_blocks="residual", **tiny))
     monkeypatch.setattr(curves, "VALIDATION_IMAGES", 2)
     page = tmp_path / "page.md"
     page.write_text(f"before\n{curves.START}\nold\n{curves.END}\nafter\n")

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from skimage.data import astronaut
 
-from models import MWCNN
+from models import MWCNN, load_model
+from models.layers import Conv2d
 from models.mwcnn import BLOCKS, dwt, iwt
+from tests.helpers import ROOT
 
 
 def test_wavelets_are_orthonormal_and_inverse():
@@ -51,6 +55,29 @@ def test_mwcnn_is_the_published_size_and_takes_any_image():
         model = MWCNN(1, width=8, blocks=blocks)
         for size in ((1, 1), (7, 5), (8, 8), (33, 17), (9, 64)):
             assert model(torch.rand(1, 1, *size)).shape == (1, 1, *size)
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "checkpoints").glob("*-full.safetensors")), ids=lambda file: file.stem)
+def test_no_layer_of_a_released_student_is_shut_off(file, rng):
+    """Nearly every unit responds somewhere in a noisy photograph, and the lower levels tell more than a constant."""
+    model = load_model(file)
+    if model.blocks == "plain":
+        pytest.skip("the lower levels of plain students are shut off: docs/recipes.md")
+    x = torch.from_numpy(astronaut()[100:292, 100:292] / np.float32(255)).permute(2, 0, 1)[None]
+    x = x.mean(1, keepdim=True) if model.channels == 1 else x
+    seen = {}
+
+    def keep(name):
+        return lambda module, args, out: seen.update({name: out})
+
+    for name, module in model.named_modules():
+        if (isinstance(module, Conv2d) and module.relu) or name in ("up2", "up3"):
+            module.register_forward_hook(keep(name))
+    model(x + 25 / 255 * torch.randn(x.shape, generator=rng))
+    for level in (seen.pop("up3"), seen.pop("up2")):
+        assert (level.std((2, 3)) > 1e-3).float().mean() > 0.5
+    for name, out in seen.items():
+        assert (out > 0).any(3).any(2).float().mean() > 0.5, name
 
 
 @pytest.mark.parametrize("blocks", BLOCKS)

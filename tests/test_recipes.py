@@ -15,7 +15,7 @@ import pytest
 
 from data.sets import SETS
 from options.base import noise_levels
-from options.recipes import DEFAULT, LEVELS, PAPER, RECIPES, RELEASED, arguments
+from options.recipes import DEFAULTS, LEVELS, PAPER, RECIPES, RELEASED, arguments
 from options.stage1 import Stage1Options
 from options.stage2 import Stage2Options
 from options.test import TestOptions
@@ -112,8 +112,12 @@ BLIND1 = (
 )
 SMALL1 = "--patch-size 64 --batch-size 6 --optimizer muon"
 SMALL2 = (
-    "--clean bsd432 --synthetic-noisy bsd432 --noise-draw fixed --student-width 96 --patch-size 96 --batch-size 8 "
-    "--optimizer muon"
+    "--clean bsd432 general100 --synthetic-noisy bsd432 --noise-draw fixed --student-width 64 "
+    "--student-blocks residual --patch-size 96 --batch-size 8 --optimizer muon --pairs-loss log --noisy-share 0"
+)
+FORMER2 = (
+    "--clean bsd432 --synthetic-noisy bsd432 --noise-draw fixed --student-width 96 --student-blocks plain "
+    "--patch-size 96 --batch-size 8 --optimizer muon"
 )
 HG, MG = "--noise hg --alpha 10 60 --delta 2 20", "--noise mg --sigma 75"
 SIZE1 = "--clean bsd432 --noise-draw fresh --width 64 --blocks 3 --mdc residual --units white"
@@ -122,15 +126,15 @@ PHOTO = (
     "--enlarge 1.2 3 --tones"
 )
 PAIRS = (
-    "--synthetic-noisy bsd432 --noise-draw fixed --student-width 96 --patch-size 96 --batch-size 8 --optimizer muon "
-    "--pairs drawn --pairs-loss log --noisy-share 0"
+    "--synthetic-noisy bsd432 --noise-draw fixed --student-width 96 --student-blocks plain --patch-size 96 "
+    "--batch-size 8 --optimizer muon --pairs drawn --pairs-loss log --noisy-share 0"
 )
 CARDS = {
     "gray-awgn-blind": [
         f"--name blind2 --mode gray {BLIND1} {SMALL1} --steps 10000 --lr 4e-3 --warmup 200",
         f"--name blind4 --mode gray --start-from blind2 {BLIND1} {SMALL1} --steps 8000 --lr 3e-3 --warmup 200",
         (
-            f"--name blind5-full --teacher gray-awgn-blind {SMALL2} --noise awgn --sigma 5 55 --steps 14000 "
+            f"--name blind5-full --teacher gray-awgn-blind {FORMER2} --noise awgn --sigma 5 55 --steps 14000 "
             "--lr 1.5e-3 --warmup 300"
         ),
     ],
@@ -141,8 +145,12 @@ CARDS = {
             "--warmup 200"
         ),
         (
-            f"--name color-full4 --teacher color-awgn-blind {SMALL2} --noise awgn --sigma 5 55 --steps 12000 "
-            "--lr 1.5e-3 --warmup 300"
+            f"--name color-part1 --teacher color-awgn-blind {SMALL2} --noise awgn --sigma 5 55 --steps 9000 --lr 2e-3 "
+            "--warmup 200"
+        ),
+        (
+            f"--name color-part2 --teacher color-awgn-blind --student color-part1 {SMALL2} --noise awgn --sigma 5 55 "
+            "--steps 6000 --lr 1.5e-3 --warmup 200"
         ),
     ],
     "gray-hg-blind": [
@@ -151,7 +159,7 @@ CARDS = {
             "--warmup 100"
         ),
         (
-            f"--name hg5-full --teacher gray-hg-blind --student gray-awgn-blind-full {SMALL2} {HG} --steps 4000 "
+            f"--name hg5-full --teacher gray-hg-blind --student gray-awgn-blind-full {FORMER2} {HG} --steps 4000 "
             "--lr 1.5e-3 --warmup 200"
         ),
     ],
@@ -161,7 +169,7 @@ CARDS = {
             "--lr 2e-3 --warmup 100"
         ),
         (
-            f"--name color-hg-full3 --teacher color-hg-blind --student color-awgn-blind-full {SMALL2} {HG} "
+            f"--name color-hg-full3 --teacher color-hg-blind --student color-awgn-blind-full {FORMER2} {HG} "
             "--steps 4000 --lr 1.5e-3 --warmup 200"
         ),
     ],
@@ -171,7 +179,7 @@ CARDS = {
             "--warmup 100"
         ),
         (
-            f"--name mg-full2 --teacher color-mg --student color-awgn-blind-full {SMALL2} {MG} --steps 2000 --lr 1e-3 "
+            f"--name mg-full2 --teacher color-mg --student color-awgn-blind-full {FORMER2} {MG} --steps 2000 --lr 1e-3 "
             "--warmup 200"
         ),
     ],
@@ -222,7 +230,8 @@ def test_the_released_weights_were_made_by_their_cards_commands(name):
         assert {k: opt[k] for k in ("width", "blocks", "mdc") if k in opt} == {
             k: size[k] for k in ("width", "blocks", "mdc") if k in opt
         }
-        assert opt.get("student_width", size["width"]) == size["width"]
+        if width := opt.get("student_width"):
+            assert (width, opt["student_blocks"]) == (size["width"], size.get("blocks", "plain"))
         told = {
             key: value
             for key, value in values["training"].items()
@@ -242,9 +251,14 @@ def test_the_defaults_are_a_recipe():
             "stage2": "--name x --teacher t --clean a --synthetic-noisy b --noise awgn --sigma 5 55",
         }
         plain, by_recipe = (
-            vars(options().parse(f"{given[stage]} {more}".split())) for more in ("", f"--recipe {DEFAULT}")
+            vars(options().parse(f"{given[stage]} {more}".split())) for more in ("", f"--recipe {DEFAULTS[stage]}")
         )
-        assert {key for key in plain if plain[key] != by_recipe[key]} <= {"recipe", "units"}
+        assert {key for key in plain if plain[key] != by_recipe[key]} <= {
+            "recipe",
+            "units",
+            "pairs_loss",
+            "noisy_share",
+        }
 
 
 def test_flags_override_wherever_they_stand(tmp_path):
@@ -256,7 +270,7 @@ def test_flags_override_wherever_they_stand(tmp_path):
         assert (opt.lr, opt.clean, opt.sigma) == (5e-4, ["a", "b"], (30, 30))
         assert opt.batch_size == RECIPES["gray-awgn25-fast"]["stage1"]["batch_size"]
     plain = stage1("--clean a --noise awgn --sigma 25")
-    assert plain.recipe is None and plain.batch_size == RECIPES[DEFAULT]["stage1"]["batch_size"]
+    assert plain.recipe is None and plain.batch_size == RECIPES[DEFAULTS["stage1"]]["stage1"]["batch_size"]
 
 
 def test_the_default_learning_rate_is_the_optimizers():
@@ -264,7 +278,7 @@ def test_the_default_learning_rate_is_the_optimizers():
         stage1(f"--noisy a --noise awgn {o}").lr for o in ("", "--optimizer adam", "--optimizer adam --lr 0.01")
     ] == [4e-3, 3e-4, 0.01]
     assert [stage2(f"--clean a --noisy b {o}").lr for o in ("", "--optimizer adamw", "--lr 0.01")] == [
-        1.5e-3,
+        2e-3,
         1e-4,
         0.01,
     ]
@@ -305,7 +319,7 @@ def test_a_record_is_completed_by_defaults_and_not_by_the_recipe():
     options.parse("--name x --recipe gray-awgn25-fast".split())
     assert (
         options.defaults()["steps"]
-        == RECIPES[DEFAULT]["stage1"]["steps"]
+        == RECIPES[DEFAULTS["stage1"]]["stage1"]["steps"]
         != RECIPES["gray-awgn25-fast"]["stage1"]["steps"]
     )
     assert options.defaults()["recipe"] is None
