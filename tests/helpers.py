@@ -35,7 +35,7 @@ LEVELS = {
     "camera": "--noise camera --sigma 10",
 }
 TINY = "--width 4 --blocks 1 --patch-size 16 --batch-size 2 --log-every 1 --warmup 2 --amp off"
-TINY2 = "--student-width 4 --patch-size 16 --batch-size 8 --log-every 1 --warmup 2 --amp off"
+TINY2 = "--student-width 4 --student-blocks plain --patch-size 16 --batch-size 8 --log-every 1 --warmup 2 --amp off"
 needs_bf16 = pytest.mark.skipif(not cpu_has_bf16(), reason="this CPU has no bfloat16")
 
 

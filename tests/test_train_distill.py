@@ -104,7 +104,7 @@ def test_clean_images_of_stage_2_have_a_white_level_of_their_own(run, pictures, 
 
 FROM_DISK = (
     "--teacher s1 --clean {0}/gray --synthetic-noisy {0}/gray "
-    + f"{LEVELS['awgn']} {TINY2} --noisy-share 0.25 --steps 5 --save-every 2"
+    + f"{LEVELS['awgn']} {TINY2} --student-blocks residual --noisy-share 0.25 --steps 5 --save-every 2"
 )
 
 
