@@ -119,7 +119,7 @@ def train(opt, options: Stage2Options, world: World) -> int:
         "noisy_images": digest(noisy, before.get("noisy_images")),
         "teacher_weights": checksum({k: v.cpu() for k, v in teacher.state_dict().items()}, {}),
     }
-    size = {"student_width": student.config["width"], "student_blocks": student.config.get("blocks", "plain")}
+    size = {"student_width": student.config["width"], "student_blocks": student.blocks}
 
     with (
         training.open(size, digests, options, {"images": "memory", "student_blocks": "plain"}),
