@@ -48,12 +48,16 @@ cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of its image before any pixel is decoded; height and width as shown, after any EXIF rotation."""
+    """What a file says of its image before any pixel is decoded; height and width as shown, after any EXIF rotation.
+
+    premultiplied: the colours of partly transparent pixels are multiplied by alpha (a kind of TIFF).
+    """
 
     height: int
     width: int
     channels: int
     dtype: np.dtype
+    premultiplied: bool = False
 
 
 def file_and_page(path: Path) -> tuple[Path, int | None]:
@@ -103,9 +107,10 @@ def read_image(
     or of another kind.
     """
     image = decoded(path, max_pixels)
-    if image.shape[2] in (2, 4):
-        image = transparent_as_nan(image) if holes else without_alpha(path, image)
     scale = white_level or full_scale(image.dtype)
+    wide = np.float64 if image.dtype.itemsize >= 4 and image.dtype != np.float32 else np.float32
+    if image.shape[2] in (2, 4):
+        image = transparent_as_nan(image, wide) if holes else without_alpha(path, image)
     if image.dtype.kind == "f":
         finite = np.isfinite(image)
         if not (finite | (np.isnan(image) & holes)).all():
@@ -114,7 +119,6 @@ def read_image(
         if not finite.any():
             raise bad(path, "holds no finite value; give another image")
     if white_level is not None or image.dtype != np.uint8:
-        wide = np.float64 if image.dtype.itemsize >= 4 and image.dtype != np.float32 else np.float32
         with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite
             image = (image.astype(wide) / wide(scale)).astype(np.float32)
         if np.isinf(image).any():
@@ -147,13 +151,15 @@ def decoded(path: Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         return decode_tiff(path, file, max_pixels) if is_tiff(file) else decode_other(path, file, max_pixels)
 
 
-def transparent_as_nan(image: np.ndarray) -> np.ndarray:
-    """(H,W,2) or (H,W,4) -> (H,W,1) or (H,W,3). NaN where alpha is 0; in float32 of 0..1 where there is such a part."""
+def transparent_as_nan(image: np.ndarray, wide: type) -> np.ndarray:
+    """(H,W,2) or (H,W,4) -> (H,W,1) or (H,W,3), still in file values.
+
+    Where a part has alpha 0, it is NaN and the image is of the float type `wide`.
+    """
     hidden = image[..., -1] == 0
     if not hidden.any():
         return image[..., :-1]
-    scaled = image[..., :-1].astype(np.float32) / np.float32(full_scale(image.dtype))
-    return np.where(hidden[..., None], np.float32(np.nan), scaled)
+    return np.where(hidden[..., None], wide(np.nan), image[..., :-1].astype(wide))
 
 
 def to_float(image: np.ndarray) -> np.ndarray:
@@ -169,6 +175,7 @@ def write_image(
     holes: bool = False,
     values: np.dtype | None = None,
     alpha: np.ndarray | None = None,
+    premultiplied: bool = False,
 ) -> None:
     """Writes (H,W,C), uint8 or float 0..1, as PNG, TIFF or .npy by the suffix, atomically.
 
@@ -176,7 +183,7 @@ def write_image(
     like: an image whose pixel sizes, or colour profile, EXIF and dpi, another one takes over.
     holes: values that are NaN are written as such.
     values: the image holds file values of this type instead, and bits do not count.
-    alpha: (H,W), a channel to be written as one more.
+    alpha: (H,W), a channel to be written as one more. premultiplied: see Header; TIFF only.
 
     Raises RunError where the disk refuses or a value is not finite.
     """
@@ -207,7 +214,7 @@ def write_image(
         np.save(buffer, pixels)
         data = buffer.getvalue()
     elif tiff:
-        extra = {} if alpha is None else {"extrasamples": ["unassalpha"]}
+        extra = {} if alpha is None else {"extrasamples": ["assocalpha" if premultiplied else "unassalpha"]}
         options = (
             dict(photometric="minisblack" if image.shape[2] < 3 else "rgb")
             | extra
@@ -220,9 +227,9 @@ def write_image(
             pixels = pixels[..., [0, 0, 0, 1]]
         order = {2: ..., 3: [2, 1, 0], 4: [2, 1, 0, 3]}[pixels.ndim if pixels.ndim == 2 else pixels.shape[2]]
         data = cv2.imencode(".png", np.ascontiguousarray(pixels[..., order] if pixels.ndim == 3 else pixels))[1]
-        data = data.tobytes()
+        data = with_profile(data.tobytes(), profile(like, 1 if pixels.ndim == 2 else pixels.shape[2]) if like else {})
     else:
-        Image.fromarray(pixels).save(buffer, "PNG", **(profile(like) if like else {}))
+        Image.fromarray(pixels).save(buffer, "PNG", **(profile(like, image.shape[2]) if like else {}))
         data = buffer.getvalue()
     atomic_write_bytes(path, data)
 
@@ -236,19 +243,43 @@ def as_type(image: np.ndarray, dtype: np.dtype) -> np.ndarray:
     return np.rint(image.astype(np.float64)).clip(limits.min, limits.max).astype(dtype)
 
 
-def profile(path: Path) -> dict:
+def profile(path: Path, channels: int) -> dict:
     """Options of Pillow's save that keep the colour profile, EXIF and dpi of a PNG, JPEG, BMP or WebP file.
 
-    The EXIF orientation is left out, since it is applied when the file is read. A profile of another number of channels
-    than the result's, and whatever makes no sense, is left out too.
+    The EXIF orientation is left out, since it is applied when the file is read. So is a profile of another colour space
+    than that of the result's channels (with alpha), and whatever makes no sense.
     """
+    space = b"GRAY" if channels < 3 else b"RGB "
     options = {}
     with suppress(Exception), Image.open(path) as image:  # what is damaged in these is not worth a result
         exif = image.getexif()
         exif.pop(ORIENTATION, None)
-        found = {"icc_profile": image.info.get("icc_profile"), "dpi": image.info.get("dpi")}
+        icc = image.info.get("icc_profile") or b""
+        found = {"icc_profile": icc if icc[16:20] == space else None, "dpi": image.info.get("dpi")}
         options = {name: value for name, value in found.items() if value} | ({"exif": exif.tobytes()} if exif else {})
     return options
+
+
+def with_profile(png: bytes, options: dict) -> bytes:
+    """A PNG file with the colour profile, EXIF and dpi that Pillow would write for the options."""
+    if not options:
+        return png
+    written = io.BytesIO()
+    Image.new("L", (1, 1)).save(written, "PNG", **options)
+    chunks = png_chunks(written.getvalue())
+    kept = b"".join(chunk for kind, chunk in chunks if kind in (b"iCCP", b"pHYs", b"eXIf"))
+    end = len(PNG_SIGNATURE) + len(png_chunks(png)[0][1])  # of the header
+    return png[:end] + kept + png[end:]
+
+
+def png_chunks(png: bytes) -> list[tuple[bytes, bytes]]:
+    """The chunks of a whole PNG file: the kind of each, and all of its bytes."""
+    chunks, start = [], len(PNG_SIGNATURE)
+    while start < len(png):
+        length, kind = struct.unpack_from(">I4s", png, start)
+        chunks.append((kind, png[start : start + length + 12]))
+        start += length + 12
+    return chunks
 
 
 def calibration(path: Path, pixels: np.ndarray, pages: int = 1) -> dict:
@@ -562,7 +593,8 @@ def tiff_page(path: Path, tiff: tifffile.TiffFile, max_pixels: int) -> tuple[tif
     gray = samples == 1 and (
         page.photometric != PHOTOMETRIC.PALETTE or bool((page.colormap >> 8 == page.colormap[:1] >> 8).all())
     )
-    return page, Header(height, width, 1 if gray else 3, dtype.newbyteorder("="))
+    premultiplied = bool(extra) and page.extrasamples[0] == EXTRASAMPLE.ASSOCALPHA
+    return page, Header(height, width, 1 if gray else 3, dtype.newbyteorder("="), premultiplied)
 
 
 def raw_page(path: Path, tiff: tifffile.TiffFile, max_pixels: int) -> tuple[tifffile.TiffPage, Header]:

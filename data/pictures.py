@@ -12,6 +12,7 @@ from data.images import TIFF_SUFFIXES, write_image
 from data.inputs import Input, Sample
 from data.stacks import images_of, write_stack
 from models.units import shown_range
+from utils.files import shown
 
 CAPTION = 22  # pixels of height
 GAP = 4
@@ -92,7 +93,8 @@ def save_pictures(
         like, alpha = None if source.page else source.path, sample.alpha
         if alpha is not None and dtype.kind == "f":
             alpha = alpha.astype(np.float32) / np.float32(np.iinfo(alpha.dtype).max if alpha.dtype.kind in "iu" else 1)
-        write_image(target, values, like=like, holes=True, values=dtype, alpha=alpha)
+        premultiplied = source.header.premultiplied
+        write_image(target, values, like=like, holes=True, values=dtype, alpha=alpha, premultiplied=premultiplied)
     if source.page:
         return
     if sample.clean is not None:
@@ -124,7 +126,7 @@ def put_stacks_together(folder: Path, inputs: list[Input], bad: set[Path]) -> No
     for stack, pages in stacks.items():
         if pages != images_of(stack):
             print(
-                f"note: {stack}: the results stay in single pages, since not all of its pages were denoised",
+                f"note: {shown(stack)}: the results stay in single pages, since not all of its pages were denoised",
                 file=sys.stderr,
             )
             continue

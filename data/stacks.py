@@ -51,11 +51,13 @@ def write_stack(path: Path, pages: list[Path], like: Path) -> None:
 
     Raises RunError where the disk refuses.
     """
-    arrays = (tifffile.imread(page) for page in pages)
     first = tifffile.imread(pages[0])
     dtype = np.result_type(*(tifffile.imread(page).dtype for page in pages))  # a page alone may need floats
-    arrays, first = (array.astype(dtype) for array in arrays), first.astype(dtype)
+    arrays, first = (tifffile.imread(page).astype(dtype) for page in pages), first.astype(dtype)
+    alpha = [alpha_of(page) for page in pages]
     options = calibration(like, first, len(pages))
+    if any(alpha):  # ImageJ and OME have no such channel
+        options = {name: options[name] for name in ("resolution", "resolutionunit") if name in options}
     with atomic_path(path) as temporary:
         if "metadata" in options:
             with tifffile.TiffFile(like) as original:
@@ -72,10 +74,18 @@ def write_stack(path: Path, pages: list[Path], like: Path) -> None:
             )
         else:
             with tifffile.TiffWriter(temporary, bigtiff=first.nbytes * len(pages) > 2**31) as writer:
-                for array in arrays:
-                    writer.write(array, photometric=photometric(array), compression="zlib", metadata=None, **options)
+                for array, extra in zip(arrays, alpha):
+                    form = dict(photometric=photometric(array), compression="zlib", metadata=None) | extra
+                    writer.write(array, **form, **options)
 
 
 def photometric(pixels: np.ndarray) -> str:
-    """What tifffile is to call the samples of a gray (H,W) or RGB (H,W,3) page."""
-    return "minisblack" if pixels.ndim == 2 else "rgb"
+    """What tifffile is to call the samples of a gray (H,W) or RGB (H,W,3) page, with alpha (H,W,2) or (H,W,4)."""
+    return "minisblack" if pixels.ndim == 2 or pixels.shape[2] == 2 else "rgb"
+
+
+def alpha_of(page: Path) -> dict:
+    """The option of tifffile.imwrite for the alpha channel of a TIFF file; empty where it has none."""
+    with tifffile.TiffFile(page) as tiff:
+        kinds = tiff.pages[0].extrasamples
+        return {"extrasamples": kinds} if kinds else {}

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image
+from PIL import Image, ImageCms
 
 from data.images import image_header, read_image, to_float, write_image
 from tests.helpers import png_chunk
@@ -357,6 +357,43 @@ def test_white_level(tmp_path):
     np.testing.assert_allclose(image[..., 0], (GRAY16 // 16) / 4095, rtol=1e-6)
     tifffile.imwrite(tmp_path / "f.tif", 300 * SIXTEEN[..., 0])
     np.testing.assert_allclose(read_image(tmp_path / "f.tif", white_level=300), SIXTEEN, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("dtype", "white"), [(np.uint8, None), (np.uint8, 200), (np.uint16, None), (np.uint16, 4095)])
+def test_transparent_parts_have_the_units_of_the_others(dtype, white, tmp_path):
+    values = np.full((9, 7, 4), 150, dtype)
+    values[..., 3] = np.iinfo(dtype).max
+    values[0, 0, 3] = 0
+    tifffile.imwrite(tmp_path / "a.tif", values, photometric="rgb", extrasamples=["unassalpha"])
+    image = read_image(tmp_path / "a.tif", white_level=white, holes=True)
+    assert image.dtype == np.float32 and np.isnan(image[0, 0]).all()
+    np.testing.assert_allclose(image[1:], 150 / (white or np.iinfo(dtype).max), rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["assocalpha", "unassalpha"])
+def test_alpha_is_written_as_it_was_read(kind, tmp_path):
+    pixels = np.full((9, 7, 4), 60, np.uint8)
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", extrasamples=[kind])
+    header = image_header(tmp_path / "a.tif")
+    color, alpha = pixels[..., :3], pixels[..., 3]
+    write_image(tmp_path / "b.tif", color, values=np.uint8, alpha=alpha, premultiplied=header.premultiplied)
+    with tifffile.TiffFile(tmp_path / "b.tif") as tiff:
+        assert [one.name.lower() for one in tiff.pages[0].extrasamples] == [kind]
+        np.testing.assert_array_equal(tiff.asarray(), pixels)
+
+
+@pytest.mark.parametrize(("bits", "channels"), [(8, 1), (8, 3), (16, 1), (16, 3)])
+def test_png_keeps_profile_and_resolution(bits, channels, tmp_path):
+    """A profile that is for other channels than the result's would make it invalid."""
+    icc = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    png(tmp_path / "a.png", COLOUR)
+    Image.open(tmp_path / "a.png").save(tmp_path / "a.png", icc_profile=icc, dpi=(300, 300))
+    write_image(tmp_path / "b.png", COLOUR[..., :channels] / np.float32(255), bits=bits, like=tmp_path / "a.png")
+    with Image.open(tmp_path / "b.png") as written:
+        assert written.info["dpi"] == pytest.approx((300, 300), abs=0.1)
+        assert written.info.get("icc_profile") == (icc if channels == 3 else None)
+    image = to_float(read_image(tmp_path / "b.png"))
+    np.testing.assert_allclose(image, COLOUR[..., :channels] / 255, atol=0.5 / (2**bits - 1))
 
 
 def test_limit_of_pixels(tmp_path):

@@ -171,6 +171,24 @@ def test_a_stack_with_a_bad_page_stays_in_pages(run, models, tmp_path):
     ]
 
 
+@pytest.mark.parametrize("kind", ["assocalpha", "unassalpha"])
+def test_a_stack_keeps_its_alpha(kind, run, models, tmp_path):
+    (tmp_path / "in").mkdir()
+    pages = np.random.default_rng(0).integers(60, 90, (2, 20, 20, 2)).astype(np.uint8)
+    pages[..., 1] = 255
+    pages[1, :5, :, 1] = 0
+    with tifffile.TiffWriter(tmp_path / "in" / "a.tif") as writer:
+        for page in pages:
+            writer.write(page, photometric="minisblack", extrasamples=[kind], metadata=None)
+    ok(run("test", f"--checkpoint {models}/s2/last.safetensors --data {tmp_path}/in --save {tmp_path}/out"))
+    with tifffile.TiffFile(tmp_path / "out" / "a_denoised.tif") as tiff:
+        first, second = (page.asarray() for page in tiff.pages)
+        assert second.shape == (20, 20, 2) and tiff.pages[1].extrasamples[0].name.lower() == kind
+    assert first.ndim == 2  # all of it is opaque
+    np.testing.assert_array_equal(second[..., 1] / second[..., 1].max(), pages[1, ..., 1] / 255)
+    np.testing.assert_array_equal(second[:5, :, 0], pages[1, :5, :, 0])
+
+
 def test_a_colour_stack_made_gray(run, models, tmp_path):
     (tmp_path / "in").mkdir()
     tifffile.imwrite(tmp_path / "in" / "a.tif", COLOUR, imagej=True)
