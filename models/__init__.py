@@ -2,7 +2,7 @@
 
     from models import denoise, load_model, posterior
 
-    model = load_model("checkpoints/quickstart/stage1/last.safetensors")
+    model = load_model("gray-hg-blind")  # released weights, a run's name or a file
     clean = denoise(model, array)  # NumPy or torch, of any real type and brightness
 
     p = model(y)

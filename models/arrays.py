@@ -33,7 +33,8 @@ def denoise(
     image of N is denoised by itself. The array stays as it is, and so does the model.
     black, white: the values that are 0 and 1 to the network. Where only white is given, black is 0. Without white the
     network works in units of noise (models/units.py): whatever the array's brightness and offset are, the result
-    follows them.
+    follows them. A model that has learned a noise level (the paper's CNN_est) cannot: its white is that of its
+    training, see `learned_white`.
     tile, self_ensemble: see models.inference.denoise_batch.
     stride: see models/phases.py. None chooses it for each image, where neighbours share its noise; the model's own
     `stride` does not count.
@@ -51,6 +52,9 @@ def denoise(
     stride = stride and int(stride)
     used = copy.copy(model)  # it shares the weights; what is set here the caller's model never sees
     used.training = False
+    if white is None and model.level_is_learned:
+        white = learned_white(model, array)
+        check_levels(black, white)
     if white is None:
         used.units = "noise"
     out = empty_like(array)
@@ -90,6 +94,35 @@ def check_levels(black: float | None, white: float | None) -> None:
         raise ValueError(f"{given}: both must be finite, in the array's own units")
     if white is not None and white <= (black or 0):
         raise ValueError(f"{given}: white must be above black (0 where it is not given), in the array's own units")
+
+
+def learned_white(model: BlindSpotDenoiser, array: np.ndarray | Tensor) -> float:
+    """The value of an array that is white to a model whose noise level is learned, as test.py takes it for a file.
+
+    It is the white level that the model was trained with, else the greatest value of an integer type, and 1 for floats.
+
+    Raises ValueError where the array's values do not look like these.
+    """
+    dtype = as_numpy_dtype(array)
+    usual = float(np.iinfo(dtype).max) if dtype.kind in "iu" else 1.0
+    trained = (getattr(model, "values", None) or {}).get("white_level")
+    if trained and dtype == np.uint8 and trained > 255:
+        problem = f"was trained on files in which {trained:g} is white, and the array has 8 bits"
+        raise ValueError(f"the model {problem}: say with white= which value is white here")
+    if dtype.kind == "f":
+        low, high = float(array.min()), float(array.max())
+        if high <= 1.5 < trained if trained else low < -0.5 or high > 1.5:
+            problem = f"{trained or 1:g} is white to the model, and the array has float values from {low:g} to {high:g}"
+            raise ValueError(f"{problem}: say with white= which value is white here")
+    return trained or usual
+
+
+def as_numpy_dtype(array: np.ndarray | Tensor) -> np.dtype:
+    """Its type; float32 for the floats of torch that NumPy lacks."""
+    if isinstance(array, Tensor):
+        name = "float32" if array.is_floating_point() else str(array.dtype).removeprefix("torch.")
+        return np.dtype(name)
+    return array.dtype
 
 
 def channel_axis(shape: tuple[int, ...], channels: int) -> int | None:

@@ -162,6 +162,11 @@ class BlindSpotDenoiser(nn.Module):
         return not self.shared_noise
 
     @property
+    def level_is_learned(self) -> bool:
+        """Whether it has learned a noise level, which holds for the scale of its training alone."""
+        return self.noise_estimator.learned
+
+    @property
     def apart(self) -> int:
         """How far from a pixel the nearest one is that its prediction sees, in pixels of the image."""
         return (self.dbsn.hole + 1) // 2 * self.stride
@@ -238,7 +243,7 @@ class BlindSpotDenoiser(nn.Module):
         network for a number that is only watched.
         """
         if gain is None:
-            gain = 0.0 if self.noise_estimator.learned or self.training else self.gain(y, mu, v)
+            gain = 0.0 if self.level_is_learned or self.training else self.gain(y, mu, v)
         gain = gain.to(y.device) if isinstance(gain, Tensor) else gain
         return self.noise_estimator.estimate(y, mu, v, gain, self.unit(y))
 

@@ -175,7 +175,7 @@ def run(model: BlindSpotDenoiser | MWCNN, y: Tensor, tile: int | None, progress:
     # the network tile by tile, the noise over the whole image, and what is left is pixel by pixel
     mu, factor = in_tiles(context, model, y, side, progress)
     y = y.to(mu.device)
-    gain = None if model.noise_estimator.learned else model.gain(y, mu, Full(factor))
+    gain = None if model.level_is_learned else model.gain(y, mu, Full(factor))
     theta = model.theta(y, mu, Full(factor), gain)
     image, maps = torch.empty_like(mu), []
     std = factor[:, : model.channels]  # strips of the factor are not needed again once they are used

@@ -32,6 +32,7 @@ from models.stride import best_stride
 
 PART = 512  # side in pixels of the part of a picture that is looked at, its middle
 GROUPS = 20  # parts of a picture for the standard errors
+LEAST_PIXELS = 20 * GROUPS  # fewer leave parts without a pixel that counts
 NORMAL_95 = 1.96  # standard errors of a 95% interval
 GROWS = 1.15  # ratio of the noise in bright and in dark parts above which it depends on the signal
 TEXTURE = 0.0012  # of a picture's range: a standard deviation of the error that pictures add, measured on Set12

@@ -117,9 +117,10 @@ class MWCNN(nn.Module):
     """A U-Net of three wavelet levels. Each has 3x3 convolutions on its way down and on its way up.
 
     blocks "plain" is the published network: four convolutions down and four up at each level, each with a ReLU. The
-    levels have `width`, 1.6 `width` and 1.6 `width` channels (160, 256 and 256 by default). "residual" has two residual
-    blocks in the place of three or four of these convolutions, and sums without a ReLU before them. Its lower levels
-    have 1.5 `width` channels. Long training shuts the lower levels of a plain one off (docs/recipes.md).
+    levels have `width`, 1.6 `width` and 1.6 `width` channels (160, 256 and 256 by default). "residual" has residual
+    blocks in the place of three or four of these convolutions, two at the upper levels and one at the lowest, and sums
+    without a ReLU before them. Its lower levels have 1.5 `width` channels. Long training shuts the lower levels of a
+    plain one off (docs/recipes.md).
 
     The noise is what the network predicts: the input's own wavelet bands are added to the last convolution's.
     Attributes to set freely: `dtype`, float32 or bfloat16, in which the convolutions are computed, `units` (see
@@ -127,6 +128,7 @@ class MWCNN(nn.Module):
     """
 
     stage = 2
+    level_is_learned = False  # it has no noise level
 
     def __init__(
         self,

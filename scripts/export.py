@@ -20,7 +20,6 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's modules, from wherever this is run
 
-from data.inputs import learned_level
 from models import MWCNN, BlindSpotDenoiser, load_model
 from models.graphs import ContextGraph, StudentGraph
 from models.inference import run
@@ -91,7 +90,7 @@ def chosen_units(model: MWCNN | BlindSpotDenoiser, units: str | None) -> str:
     trained = model.config["units"]
     if units == "white" and trained == "noise":
         raise UsageError(f"--units white: {model.name} was trained in units of noise and knows no others; leave it out")
-    return units or (trained if learned_level(model) else "noise")
+    return units or (trained if model.level_is_learned else "noise")
 
 
 def graph_of(model: MWCNN | BlindSpotDenoiser) -> StudentGraph | ContextGraph:

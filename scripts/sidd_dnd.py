@@ -24,7 +24,6 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's modules, from wherever this is run
 
-from data.inputs import learned_level
 from data.sidd_dnd import (
     Block,
     bundle_dnd,
@@ -168,7 +167,7 @@ def model_for(opt: Namespace):
             "such as color-photo-full"
         )
     model.dtype = choose_dtype(opt.amp, device)
-    if not learned_level(model):
+    if not model.level_is_learned:
         model.units = "noise"
     return model
 

@@ -121,6 +121,26 @@ def test_black_and_white_are_0_and_1_to_the_network(model):
     np.testing.assert_allclose(denoise(network("hg"), array, black=0), expected, atol=0.02)
 
 
+def test_a_learned_level_holds_for_the_scale_of_its_training():
+    torch.manual_seed(0)
+    learned = BlindSpotDenoiser(1, "hg", width=8, blocks=1).eval()
+    dim = picture(40, 36)
+    y = torch.from_numpy(dim / 255).float()[None, None]
+    expected = 255 * denoise_batch(learned, y).image[0, 0].numpy()
+    np.testing.assert_allclose(denoise(learned, dim.astype(np.uint8)), expected, atol=1e-3)
+    np.testing.assert_allclose(255 * denoise(learned, dim / 255), expected, atol=1e-3)
+    with pytest.raises(ValueError, match=r"1 is white to the model, .* from 12 to 107: say with white="):
+        denoise(learned, dim)
+    np.testing.assert_allclose(denoise(learned, dim, white=255), expected, atol=1e-3)
+    learned.values = {"white_level": 4095.0}
+    sixteen = 16 * dim.astype(np.uint16)
+    np.testing.assert_array_equal(denoise(learned, sixteen), denoise(learned, sixteen, white=4095))
+    with pytest.raises(ValueError, match="4095 is white, and the array has 8 bits"):
+        denoise(learned, dim.astype(np.uint8))
+    with pytest.raises(ValueError, match="4095 is white to the model"):
+        denoise(learned, dim / 255)
+
+
 def test_images_of_a_batch_do_not_touch_each_other(model):
     batch = picture(3, 1, 24, 20) * np.array([1, 100, 0.01]).reshape(3, 1, 1, 1) + 7
     together = denoise(model, batch)
