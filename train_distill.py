@@ -107,7 +107,9 @@ def train(opt, options: Stage2Options, world: World) -> int:
     world.check_share(clean_count, "clean part of the batch,")
     training = Training(opt, world, started, device, dtype, "stage2", opt.steps, student, student, white_level)
     clean_names = clean  # of the crops, for messages
+    begun_with: dict[str, str] = {}
     if opt.refine:
+        begun_with["student_weights"] = checksum_of(load_model(opt.student, "cpu", opt.checkpoints_dir))
         results = refined(opt, noisy_pool, device, dtype)
         clean_pool = clean_pool.joined(results) if clean_pool else results
         clean_names = Images([*clean.files, *noisy.files], [])
@@ -117,12 +119,12 @@ def train(opt, options: Stage2Options, world: World) -> int:
     digests = {
         "clean_images": digest(clean, before.get("clean_images")),
         "noisy_images": digest(noisy, before.get("noisy_images")),
-        "teacher_weights": checksum({k: v.cpu() for k, v in teacher.state_dict().items()}, {}),
-    }
+        "teacher_weights": checksum_of(teacher),
+    } | begun_with
     size = {"student_width": student.config["width"], "student_blocks": student.blocks}
 
     with (
-        training.open(size, digests, options, {"images": "memory", "student_blocks": "plain"}),
+        training.open(size, digests, options, {"images": "memory", "student_blocks": "plain"} | begun_with),
         clean_source,
         noisy_source,
     ):
@@ -183,7 +185,7 @@ def find_teacher(opt, device: torch.device, dtype: torch.dtype) -> BlindSpotDeno
         raise UsageError(f"{problem}; the teacher {teacher.file} is a gray one")
     teacher.dtype = dtype
     if opt.read_noise:
-        if teacher.noise_estimator.learned:
+        if teacher.level_is_learned:
             problem = f"--read-noise {opt.read_noise}: {teacher.file} has a noise estimator that was trained"
             raise UsageError(f"{problem}, which finds its own kind of noise; use a teacher with --sigma-n residual")
         teacher.noise = opt.read_noise
@@ -253,6 +255,11 @@ def refined(opt, noisy: ImagePool, device: torch.device, dtype: torch.dtype) -> 
     return noisy.map(one)
 
 
+def checksum_of(model: BlindSpotDenoiser | MWCNN) -> str:
+    """Of its weights, on whatever device they are."""
+    return checksum({name: tensor.cpu() for name, tensor in model.state_dict().items()}, {})
+
+
 def some_independent(noisy: ImagePool | DiskPool) -> bool:
     """Whether there are images whose neighbouring pixels do not share their noise."""
     return any(neighbours_share_noise(check_noise(as_checked(noisy.image(k))[0])) is False for k in spaced(len(noisy)))
@@ -307,7 +314,7 @@ class Lessons:
         as_bytes = isinstance(noisy, ImagePool) and noisy.pixels.dtype == torch.uint8
         self.recorded = as_bytes and teacher.units == "white"
         self.means, self.thetas = posterior_means(teacher, noisy) if whole else (None, None)
-        if self.drawn or teacher.noise_estimator.learned:
+        if self.drawn or teacher.level_is_learned:
             self.thetas = None  # not needed, or found on a clean image as on a noisy one
         elif self.thetas is None:
             stream = Stream.NOISE if opt.streams == 1 else Stream.THETA_NOISE

@@ -33,6 +33,9 @@ def test_auto_keeps_what_a_run_began_with(monkeypatch):
         assert choose_dtype("auto", CPU, "float32") == torch.float32
         assert choose_dtype("auto", CPU, "bfloat16") == torch.bfloat16
     assert choose_dtype("off", CPU, "bfloat16") == torch.float32  # the run's record then names the flag
+    monkeypatch.setattr(device, "cpu_has_bf16", lambda: False)
+    with pytest.raises(UsageError, match=r"the run was begun in bfloat16, which this CPU has not: .* --name"):
+        choose_dtype("auto", CPU, "bfloat16")
 
 
 def test_bf16_is_taken_where_it_is_asked_for(monkeypatch):

@@ -200,6 +200,19 @@ def test_refining_takes_the_students_own_results_for_clean_pictures(run, picture
     assert losses["a"] == losses["b"] and len({losses[name] for name in "acd"}) == 3
 
 
+def test_refining_does_not_go_on_with_another_student(run, pictures, models, tmp_path):
+    """What it makes of the pictures stands for clean ones, so the targets would change within the run."""
+    student = tmp_path / "student.safetensors"
+    shutil.copy(models / "s2" / "last.safetensors", student)
+    line = f"--name a --teacher {models}/s1/last.safetensors --student {student} --noisy {pictures}/gray --refine"
+    line = f"{line} {TINY2.replace('--student-width 4', '')} --noisy-share 0 --steps 2"
+    ok(run("train_distill", line))
+    ok(run("train_distill", line))
+    shutil.copy(tmp_path / "a" / "last.safetensors", student)
+    code, _, err = run("train_distill", line)
+    assert code == 2 and "student weights are others than before" in err
+
+
 def test_pools_are_joined(rng):
     images, one = pool()
     both = one.joined(one.map(lambda k, x: 1 - x))

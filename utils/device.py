@@ -42,8 +42,9 @@ def choose_dtype(amp: str, device: torch.device, recorded: str | None = None) ->
     auto takes bfloat16 where the processor multiplies it in hardware.
     recorded: the dtype that a run began with, by name; auto then keeps it.
     """
-    if amp == "auto" and recorded:
-        amp = {"float32": "off", "bfloat16": "bf16"}.get(recorded, amp)
+    kept = amp == "auto" and recorded in ("float32", "bfloat16")
+    if kept:
+        amp = "off" if recorded == "float32" else "bf16"
     if amp == "off":
         return torch.float32
     if device.type == "cuda":
@@ -51,7 +52,13 @@ def choose_dtype(amp: str, device: torch.device, recorded: str | None = None) ->
     else:
         native = any(getattr(torch.cpu, f"_is_{unit}_supported", lambda: False)() for unit in BF16_UNITS)
     if amp == "bf16" and not (native if device.type == "cuda" else cpu_has_bf16()):
-        raise UsageError(f"--amp bf16: this {'GPU' if device.type == 'cuda' else 'CPU'} has no bfloat16; use --amp off")
+        processor = "GPU" if device.type == "cuda" else "CPU"
+        if kept:
+            raise UsageError(
+                f"the run was begun in bfloat16, which this {processor} has not: go on with it on a machine that has, "
+                "or begin another with --name"
+            )
+        raise UsageError(f"--amp bf16: this {processor} has no bfloat16; use --amp off")
     return torch.bfloat16 if native or amp == "bf16" else torch.float32
 
 
