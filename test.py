@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data.inputs import Input, Sample, find_inputs, learned_level, read_sample, repeated
+from data.inputs import Input, Request, Sample, find_inputs, read_sample, repeated
 from data.pictures import put_stacks_together, save_pictures
 from models import load_model
 from models.inference import denoise_batch, filled, known_part, outlying
@@ -37,6 +37,7 @@ from utils.distributed import World, join
 from utils.doubts import check_noise, check_result
 from utils.errors import EXIT_FAILURE, RunError, UsageError, run_script
 from utils.files import atomic_write_text
+from utils.files import shown as shown_path
 from utils.metrics import measure, shares_within
 from utils.page import Reporter, write_page
 from utils.provenance import code_version
@@ -56,9 +57,9 @@ def evaluate(opt, world: World, argv: list[str]) -> int:
     models = [load_model(name, device, opt.checkpoints_dir) for name in opt.checkpoint]
     for model in models:
         model.dtype = choose_dtype(opt.amp, device)
-        if opt.protocol == "none" and not opt.white_level and not learned_level(model):
+        if opt.protocol == "none" and not opt.white_level and not model.level_is_learned:
             model.units = "noise"  # whatever the scale of the files
-    inputs, white_level = find_inputs(opt, models)
+    inputs, white_level = find_inputs(request_of(opt), models)
     noise = noise_of(opt) if opt.noise else None
     if opt.protocol == "laine":
         if world.size > 1:
@@ -80,6 +81,10 @@ def evaluate(opt, world: World, argv: list[str]) -> int:
     if len(bad) == len(rows):
         raise RunError(f"none of the {len(rows)} images could be used; the first: {bad[0].problem}")
     table = test_record(opt, argv, code, device, models, rows)
+    if opt.json:
+        atomic_write_text(opt.json, json.dumps(table, indent=1) + "\n")
+    if opt.report:
+        write_page(opt.report, table, [row for row in rows if not row.problem])
     if opt.save and models:
         put_stacks_together(opt.save, inputs, bad={inputs[row.index].path for row in bad})
     print_table(table)
@@ -88,14 +93,24 @@ def evaluate(opt, world: World, argv: list[str]) -> int:
     note(f"results that may be worse than the images, for their noise{kept}", [row.unknown for row in rows])
     doubts = [f"{row.shown}: {'; '.join(row.doubts)}" if row.doubts else None for row in rows]
     note(f"results that may be wrong (--json has the numbers){kept}", doubts)
-    if opt.json:
-        atomic_write_text(opt.json, json.dumps(table, indent=1) + "\n")
-    if opt.report:
-        write_page(opt.report, table, [row for row in rows if not row.problem])
     if bad:
         problems = [row.problem for row in bad]
         print(f"{len(bad)} of {len(rows)} images were skipped:", *problems, sep="\n  ", file=sys.stderr)
     return EXIT_FAILURE if bad else 0
+
+
+def request_of(opt) -> Request:
+    return Request(
+        opt.data,
+        opt.data_root,
+        opt.clean,
+        opt.mode,
+        opt.noise,
+        tuple(opt.baseline),
+        opt.white_level,
+        published=opt.protocol != "none",
+        skip_bad=opt.on_bad == "skip",
+    )
 
 
 def test_image(
@@ -153,7 +168,7 @@ def test_image(
             row.strides[model.name] = weights_of(model.stride)
         words = smoothed(model, row.neighbours_share_noise, row.may_be_texture) if opt.protocol == "none" else None
         if words:
-            row.unknown = f"{source.name}: {words}"
+            row.unknown = f"{shown_path(source.name)}: {words}"
         if model.stage == 2:
             images[method_name("distilled", model, models)] = as_image(result.image)
             continue
@@ -166,7 +181,7 @@ def test_image(
         changed = bool((result.image - y).nan_to_num().abs().max() > 0)  # without noise there is nothing to know
         words = noise_not_trained_on(model, found / seen_as_one(model, seen), spread)
         if changed and words:
-            row.unknown = f"{source.name}: {words}"
+            row.unknown = f"{shown_path(source.name)}: {words}"
         if std is None:  # of several, the first one's maps and level
             std, level, row.estimated = as_image(result.std), as_image(result.noise_level), found
 

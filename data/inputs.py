@@ -24,6 +24,7 @@ from models.noise import NOISES, NoiseModel
 from models.noise.in_turn import InTurn
 from utils.baselines import SMALLEST_SIDE
 from utils.errors import UsageError
+from utils.files import shown
 
 BEYOND = 1.5  # clean floats beyond it have the units of the noisy file's whole numbers, not 0..1
 CHANNELS = {"gray": 1, "color": 3}
@@ -66,32 +67,50 @@ class Sample:
     hidden: np.ndarray | None = None
 
 
-def find_inputs(opt, models: list) -> tuple[list[Input], float | None]:
-    """The images of --data, in order, and the file value that is 1.0 in them (None: by the file's type).
+@dataclass(frozen=True)
+class Request:
+    """Which images are wanted, and what for: the flags of test.py of the same names.
 
-    opt.named: what --data is called where it is no flag.
+    named: what messages call the argument that names the images.
+    published: the noise is that of a published protocol, and its images are files of a known scale.
+    skip_bad: an image's own problem is noted in its Input, and is no error.
+    """
+
+    data: list[str]
+    data_root: Path | None = None
+    clean: list[str] | None = None
+    mode: str | None = None
+    noise: str | None = None
+    baselines: tuple[str, ...] = ()
+    white_level: float | None = None
+    published: bool = False
+    skip_bad: bool = False
+    named: str = "--data"
+
+
+def find_inputs(request: Request, models: list) -> tuple[list[Input], float | None]:
+    """The images that are wanted, in order, and the file value that is 1.0 in them (None: by the file's type).
 
     Raises UsageError where options, checkpoints and images do not go together.
-    With --on-bad skip an image's own problem is noted in its Input instead.
     """
-    paths = find_images(opt.data, opt.data_root, getattr(opt, "named", "--data"))
+    paths = find_images(request.data, request.data_root, request.named)
     references: list = [None] * len(paths)
-    if opt.clean:
-        references = matching(paths, find_images(opt.clean, opt.data_root, "--clean"))
-    channels = agreed_channels(opt, models)
-    white_level = opt.white_level or (None if opt.protocol != "none" else learned_white_level(models))
+    if request.clean:
+        references = matching(paths, find_images(request.clean, request.data_root, "--clean"))
+    channels = agreed_channels(request, models)
+    white_level = request.white_level or (None if request.published else learned_white_level(models))
     unique = len({path.name for path in paths}) == len(paths)
     inputs = []
     for path, reference, name in zip(paths, references, output_names(paths)):
         header = problem = None
         try:
-            header = checked_header(path, opt, models, channels, white_level)
+            header = checked_header(path, request, models, channels, white_level)
         except UsageError as error:
-            if opt.on_bad == "stop":
+            if not request.skip_bad:
                 raise
             problem = str(error)
-        shown = path.name if unique else str(path)
-        inputs.append(Input(path, *file_and_page(path), reference, name, shown, header, problem))
+        label = shown(path.name if unique else path)
+        inputs.append(Input(path, *file_and_page(path), reference, name, label, header, problem))
     return inputs, white_level
 
 
@@ -137,53 +156,52 @@ def needs_colour(noise: str | None) -> bool:
     return noise is not None and NOISES[noise].needs_color
 
 
-def agreed_channels(opt, models: list) -> int | None:
+def agreed_channels(request: Request, models: list) -> int | None:
     """1, 3 or None (as stored). UsageError where checkpoints, --mode and --noise do not go together."""
     wanted = {model.channels for model in models}
-    given = CHANNELS.get(opt.mode)
-    if needs_colour(opt.noise) and given == 1:
+    given = CHANNELS.get(request.mode)
+    if needs_colour(request.noise) and given == 1:
         problem = "describes correlated colour channels and makes no sense with --mode gray"
-        raise UsageError(f"--noise {opt.noise} {problem}")
+        raise UsageError(f"--noise {request.noise} {problem}")
     if len(wanted) > 1:
         raise UsageError("--checkpoint: gray and colour checkpoints together; test them one after the other")
     channels = wanted.pop() if wanted else given
     if given and channels != given:
         takes = f"{models[0].file} takes {channels} channel{'s' if channels > 1 else ''}"
-        raise UsageError(f"--mode {opt.mode}: {takes}, so leave --mode out or use another checkpoint")
+        raise UsageError(f"--mode {request.mode}: {takes}, so leave --mode out or use another checkpoint")
     return channels
-
-
-def learned_level(model) -> bool:
-    """Whether a model of stage 1 has learned a noise level, which holds for the scale of its training alone."""
-    return model.stage == 1 and model.noise_estimator.learned
 
 
 def learned_white_level(models: list) -> float | None:
     """The file value that was white in the training of models with a noise level that is learned."""
-    levels = {model.values["white_level"] for model in models if learned_level(model)} or {None}
+    levels = {model.values["white_level"] for model in models if model.level_is_learned} or {None}
     if len(levels) > 1:
         problem = f"trained with different white levels ({', '.join(str(v) for v in levels)})"
         raise UsageError(f"--checkpoint: {problem}; say which with --white-level")
     return levels.pop()
 
 
-def checked_header(path: Path, opt, models: list, channels: int | None, white_level: float | None) -> Header:
+def checked_header(
+    path: Path, request: Request, models: list, channels: int | None, white_level: float | None
+) -> Header:
     """The image's header. UsageError where it cannot be read, or does not fit baselines, noise or checkpoints."""
     header = image_header(path)
     found = header.channels
-    if header.dtype == np.uint8 and white_level and white_level > 255 and not opt.white_level:
+    if header.dtype == np.uint8 and white_level and white_level > 255 and not request.white_level:
         trained = f"its model was trained on files in which {white_level:g} is white"
-        raise UsageError(f"{path} has 8 bits, {trained}: say with --white-level what is white here")
-    if opt.baseline and min(header.height, header.width) < SMALLEST_SIDE:
+        raise UsageError(f"{shown(path)} has 8 bits, {trained}: say with --white-level what is white here")
+    if request.baselines and min(header.height, header.width) < SMALLEST_SIDE:
         size = f"{header.width}x{header.height}"
         smallest = f"{SMALLEST_SIDE}x{SMALLEST_SIDE}"
-        raise UsageError(f"--baseline {opt.baseline[0]}: {path} is {size}; images of {smallest} or more are needed")
-    if needs_colour(opt.noise) and (channels or found) != 3:
-        problem = f"describes correlated colour channels, but {path} is gray"
-        raise UsageError(f"--noise {opt.noise} {problem}: give colour images")
-    if not opt.mode and channels and found != channels:
+        raise UsageError(
+            f"--baseline {request.baselines[0]}: {shown(path)} is {size}; images of {smallest} or more are needed"
+        )
+    if needs_colour(request.noise) and (channels or found) != 3:
+        problem = f"describes correlated colour channels, but {shown(path)} is gray"
+        raise UsageError(f"--noise {request.noise} {problem}: give colour images")
+    if not request.mode and channels and found != channels:
         kind = {1: "gray", 3: "color"}
-        differ = f"{path} has {found} channels, {models[0].file} takes {channels}"
+        differ = f"{shown(path)} has {found} channels, {models[0].file} takes {channels}"
         raise UsageError(f"{differ}: pass --mode {kind[channels]} to convert, or use a {kind[found]} checkpoint")
     return header
 
@@ -210,8 +228,8 @@ def read_sample(
     if in_file_units and source.header.dtype.kind != "f" and np.nanmax(np.abs(clean)) > BEYOND:
         clean = (clean / unit).astype(np.float32)
     if clean.shape != image.shape:
-        shapes = f"--clean {source.reference} is {clean.shape}, {source.path} {image.shape} (rows, columns, channels)"
-        raise UsageError(f"{shapes}: they must show the same picture")
+        shapes = f"--clean {shown(source.reference)} is {clean.shape}, {shown(source.path)} {image.shape}"
+        raise UsageError(f"{shapes} (rows, columns, channels): they must show the same picture")
     return replace(sample, clean=clean)
 
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from options.base import BaseOptions, number
@@ -34,9 +33,3 @@ class FolderOptions(BaseOptions):
         self.parser.add_argument(
             "--look-at", type=number(int, 1), default=12, metavar="N", help="look at the noise of so many pictures"
         )
-
-    def check(self, opt: argparse.Namespace) -> None:
-        opt.named = "NOISY"
-        # what data.inputs.find_inputs asks of a test
-        opt.data, opt.data_root, opt.mode, opt.on_bad, opt.protocol = [opt.noisy], None, None, "skip", "none"
-        opt.clean, opt.noise, opt.baseline, opt.white_level = None, None, [], None

@@ -40,9 +40,6 @@ class InspectionOptions(BaseOptions):
         self.parser.add_argument("--plot", type=Path, default=None, metavar="FILE", help="draw it, as PNG, PDF or SVG")
 
     def check(self, opt: argparse.Namespace) -> None:
-        opt.named = "PICTURES"
-        # what data.inputs.find_inputs asks of a test
-        opt.clean, opt.noise, opt.baseline, opt.white_level, opt.protocol = None, None, [], None, "none"
         for flag, file in (("--json", opt.json), ("--plot", opt.plot)):
             if file is not None and not file.parent.is_dir():
                 self.parser.error(f"{flag} {file}: the folder {file.parent} does not exist; make it first")

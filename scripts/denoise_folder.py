@@ -9,7 +9,8 @@
 3. All pictures are denoised, and a report is written (test.py --report).
 
 OUT then has NAME_denoised of each picture, report.html, results.json, noise.json, and the training in training/. Gray
-and colour pictures, and files of other types such as 8 and 16 bits, are taken one kind after the other.
+and colour pictures, and files of other types such as 8 and 16 bits, are taken one kind after the other. Where there
+are several kinds, each has files of its own, such as report-gray-uint8.html.
 """
 
 from __future__ import annotations
@@ -30,11 +31,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import test
 import train_distill
-from data.images import image_header, read_image
-from data.inputs import Input, Sample, find_inputs, read_sample
-from data.sets import find_images
-from models import load_model
+from data.images import file_and_page, image_header, read_image
+from data.inputs import Input, Request, Sample, find_inputs, read_sample
+from data.sets import content_hash, find_images
+from models import load_model, resolve_checkpoint
 from models.inference import outlying
+from models.inspection import LEAST_PIXELS
 from options.folder import FolderOptions
 from scripts.inspect_noise import Seen, print_advice, print_table, record
 from utils.advice import Looker
@@ -77,7 +79,7 @@ class Kind:
 
 def main(argv: list[str] | None = None) -> int:
     opt = FolderOptions().parse(argv)
-    inputs, _ = find_inputs(opt, [])
+    inputs, _ = find_inputs(Request([opt.noisy], skip_bad=True, named="NOISY"), [])
     if opt.out.resolve() in {source.file.resolve().parent for source in inputs}:
         raise UsageError(f"OUT {opt.out} is the folder of the pictures themselves; give another")
     clean = clean_files(opt.clean_pictures) if opt.clean_pictures else []
@@ -141,11 +143,14 @@ def denoise_kind(opt, kind: Kind, clean: list[Path], several: bool) -> int:
     data = [str(one.path) for one in kind.usable] if several else [opt.noisy]
     seen = look_at_noise(opt, kind)
     if not seen:
-        raise RunError(f"all {len(kind.usable)} {kind.mode} pictures have one value everywhere: nothing to denoise")
+        raise RunError(
+            f"none of the {len(kind.usable)} {kind.mode} pictures has noise to measure: they have one value "
+            f"everywhere, or fewer than {LEAST_PIXELS} pixels"
+        )
     print_table(seen)
     atomic_write_text(opt.out / f"noise{name}.json", json.dumps(record(seen, {}), indent=1) + "\n")
     shared = any(one.found.shared for one in seen)
-    print_advice(seen, data if len(data) < 4 else [*data[:2], ".."], commands=False)
+    print_advice(seen)
     plain = not any(one.found.shared or one.found.grows or one.found.falls for one in seen)
     start = "color-photo" if kind.mode == "color" and shared else f"{kind.mode}-{'awgn' if plain else 'hg'}-blind"
     student, steps = f"{start}-full", opt.steps
@@ -165,8 +170,8 @@ def denoise_kind(opt, kind: Kind, clean: list[Path], several: bool) -> int:
     print(f"denoising {len(kind.usable)} pictures with {student}")
     arguments = ["--checkpoint", start, student, "--data", *data, "--mode", kind.mode, "--on-bad", "skip"]
     arguments += ["--save", str(opt.out), "--json", str(opt.out / f"results{name}.json")]
-    arguments += ["--report", str(opt.out / f"report{name}.html"), "--device", opt.device, "--amp", opt.amp]
-    code = test.main(arguments)
+    arguments += ["--report", str(opt.out / f"report{name}.html"), "--checkpoints-dir", str(opt.checkpoints_dir)]
+    code = test.main([*arguments, *machine(opt)])
     print(f"results: {opt.out}/NAME_denoised; look at {opt.out / f'report{name}.html'} in a browser")
     return code
 
@@ -191,7 +196,8 @@ def train(opt, kind: Kind, clean: list[Path], start: str, steps: int, shared: bo
     Other pictures, or another number of steps, are another training. Returns the file of the weights.
     """
     noisy = [str(one.path) for one in kind.trainable]
-    arguments = ["--noisy", *noisy, "--refine", "--teacher", start, "--student", f"{start}-full"]
+    weights = [str(resolve_checkpoint(one, opt.checkpoints_dir)) for one in (start, f"{start}-full")]
+    arguments = ["--noisy", *noisy, "--refine", "--teacher", weights[0], "--student", weights[1]]
     arguments += ["--steps", str(steps), "--warmup", "50", "--lr", "1e-3", "--pairs-loss", "log"]
     arguments += [
         "--level-jitter",
@@ -213,20 +219,26 @@ def train(opt, kind: Kind, clean: list[Path], start: str, steps: int, shared: bo
         arguments += ["--clean", *map(str, clean)]
         if white := white_of_clean(clean, kind):
             arguments += ["--clean-white-level", f"{white:g}"]
-    known = [*arguments, *(f"{one.stat().st_size}" for one in [*map(Path, noisy), *clean] if one.is_file())]
+    files = {file_and_page(Path(one))[0]: None for one in [*noisy, *clean, *weights]}  # each once, in order
+    known = [*arguments, *map(content_hash, files)]
     name = f"{kind.mode}-{hashlib.sha256(repr(known).encode()).hexdigest()[:8]}"
-    weights = opt.out / "training" / name / "last.safetensors"
+    trained = opt.out / "training" / name / "last.safetensors"
     minutes = round(steps * seconds_per_step(opt, f"{start}-full") / 60)
     on = f"{len(noisy)} pictures" + (f" and {len(clean)} clean ones" if clean else "")
     time = f"about {minutes} minutes" if minutes > 1 else "a minute or two"
     print(
         f"\ntraining {start}-full for {steps} steps on {on}: {time}, less what is done already. It can be stopped "
-        f"at any time; the same command goes on. Weights: {weights}"
+        f"at any time; the same command goes on. Weights: {trained}"
     )
     arguments += ["--name", name, "--checkpoints-dir", str(opt.out / "training"), "--save-every", "100"]
-    if code := train_distill.main([*arguments, "--device", opt.device, "--amp", opt.amp]):
+    if code := train_distill.main([*arguments, *machine(opt)]):
         raise SystemExit(code)
-    return str(weights)
+    return str(trained)
+
+
+def machine(opt) -> list[str]:
+    """The flags that say how to compute."""
+    return ["--device", opt.device, "--amp", opt.amp, *(["--deterministic"] if opt.deterministic else [])]
 
 
 def white_of_clean(clean: list[Path], kind: Kind) -> float | None:

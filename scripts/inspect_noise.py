@@ -28,14 +28,14 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data.inputs import Input, find_inputs, read_sample
-from models.inspection import PART, Inspection
+from data.inputs import Input, Request, find_inputs, read_sample
+from models.inspection import LEAST_PIXELS, PART, Inspection
 from options.inspection import InspectionOptions
 from utils.advice import Advice, Looker, advise, as_record
 from utils.device import choose_device
 from utils.errors import EXIT_FAILURE, RunError, UsageError, run_script
 from utils.figures import noise_figure, write_figure
-from utils.files import atomic_write_text
+from utils.files import atomic_write_text, shown
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,8 @@ def inspect(opt) -> tuple[list[Seen], dict[str, str]]:
     Raises RunError where none can be used, and UsageError as find_inputs does.
     """
     look = Looker.of(opt, choose_device(opt.device, 0, opt.deterministic))
-    inputs, _ = find_inputs(opt, [])
+    skip = opt.on_bad == "skip"
+    inputs, _ = find_inputs(Request(opt.data, opt.data_root, mode=opt.mode, skip_bad=skip, named="PICTURES"), [])
     if opt.most and len(inputs) > opt.most:
         inputs = [inputs[k] for k in np.linspace(0, len(inputs) - 1, opt.most).round().astype(int)]
     seen, bad = [], {}
@@ -87,7 +88,9 @@ def inspect(opt) -> tuple[list[Seen], dict[str, str]]:
             image = sample.noisy * sample.unit
             found = look(image)
             if found is None:
-                raise UsageError(f"{source.path} has one value everywhere: there is no noise to look at")
+                small = np.isfinite(image).all(2).sum() < LEAST_PIXELS
+                why = f"fewer than {LEAST_PIXELS} pixels: too few" if small else "one value everywhere: no noise"
+                raise UsageError(f"{shown(source.path)} has {why} to look at")
             seen.append(Seen(source, image.shape[2], float(np.nanmax(image) - np.nanmin(image)), found))
         except UsageError as error:
             if opt.on_bad == "stop":
@@ -129,8 +132,11 @@ def correlation(found: Inspection) -> str:
     return f"{apart.flat[np.abs(apart).argmax()]:.2f}"
 
 
-def print_advice(seen: list[Seen], data: list[str], commands: bool = True) -> None:
-    """One paragraph for each kind of noise, the most frequent first. commands: with those that denoise and train."""
+def print_advice(seen: list[Seen], data: list[str] | None = None) -> None:
+    """One paragraph for each kind of noise, the most frequent first.
+
+    data: what names the pictures in the commands that denoise and train them. None: without these.
+    """
     groups: dict[tuple[str, ...], list[Seen]] = {}
     for one in seen:
         groups.setdefault(
@@ -142,13 +148,13 @@ def print_advice(seen: list[Seen], data: list[str], commands: bool = True) -> No
         print(f"\n{len(members)} of {len(seen)} pictures ({names}): the noise is {advice.reasons}.")
         for remark in dict.fromkeys(remark for one in members for remark in one.advice.remarks):
             print(f"  note: {remark}")
-        if not commands:
+        if data is None:
             continue
         files = data if len(members) == len(seen) else [str(one.source.path) for one in members]
-        if len(files) > 5:
-            files = [*files[:3], ".."]
-        print(f"  to denoise them:      {advice.denoising(files)}")
-        print(f"  to train stage 1:     {advice.training(files)}")
+        more = f"   # and the {len(files) - 3} others of them" if len(files) > 5 else ""
+        files = files[:3] if more else files
+        print(f"  to denoise them:      {advice.denoising(files)}{more}")
+        print(f"  to train stage 1:     {advice.training(files)}{more}")
 
 
 def record(seen: list[Seen], bad: dict[str, str]) -> dict:

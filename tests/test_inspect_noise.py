@@ -47,9 +47,11 @@ def test_table_advice_and_files(noisy, tmp_path, capsys):
 def test_a_bad_picture_among_others(noisy, capsys):
     (noisy / "b.png").write_bytes(b"no picture")
     cv2.imwrite(str(noisy / "flat.png"), np.full((70, 70), 9, np.uint8))
+    cv2.imwrite(str(noisy / "small.png"), np.arange(64, dtype=np.uint8).reshape(8, 8))
     code, out, err = look(capsys, noisy, "--most", 9)
     assert code == 1 and "gray.png" in out
-    assert "2 pictures were skipped" in err and "b.png" in err and "flat.png has one value everywhere" in err
+    assert "3 pictures were skipped" in err and "b.png" in err and "flat.png has one value everywhere" in err
+    assert "small.png has fewer than 400 pixels" in err
     code, _, err = look(capsys, noisy, "--on-bad", "stop")
     assert code == 2 and "b.png" in err and len(err.strip().splitlines()) == 1
 

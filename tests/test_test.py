@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 
@@ -194,3 +195,15 @@ def test_noise_of_files_is_told_in_their_own_values(run, tmp_path):
     assert float(found) == pytest.approx(12, rel=0.1) and "file values" in out
     level = json.loads((tmp_path / "r.json").read_text())["images"][0]["noise_level"]
     assert level["in_file"] == pytest.approx(level["estimated"] / 255 * 65535) == pytest.approx(float(found), rel=1e-3)
+
+
+def test_a_name_that_is_no_text_is_escaped(run, models, tmp_path):
+    """Names are bytes on Linux. Output in UTF-8 cannot hold all of them."""
+    (tmp_path / "in").mkdir()
+    name = os.fsdecode(b"a\xff.png")
+    Image.fromarray(np.full((20, 20), 90, np.uint8)).save(tmp_path / "in" / name)
+    line = f"--checkpoint {models}/s2/last.safetensors --data {tmp_path}/in --save {tmp_path}/out"
+    out = ok(run("test", f"{line} --json {tmp_path}/r.json"))
+    assert "a\\udcff.png" in out
+    assert json.loads((tmp_path / "r.json").read_text())["images"]
+    assert (tmp_path / "out" / os.fsdecode(b"a\xff_denoised.png")).is_file()

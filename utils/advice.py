@@ -13,9 +13,10 @@ import torch
 from models import load_model
 from models.denoiser import BlindSpotDenoiser
 from models.inference import known_part
-from models.inspection import Inspection, inspect_noise
+from models.inspection import LEAST_PIXELS, Inspection, inspect_noise
 from utils.device import choose_dtype
 from utils.doubts import as_checked, check_noise, may_be_texture, neighbours_share_noise
+from utils.run import finite
 
 LITTLE = 0.01  # of the picture's range: the noise of fewer than 2.5 of 255, below all that the weights know
 LOOKERS = {1: "gray-awgn-blind", 3: "color-awgn-blind"}  # released weights that measure the noise of so many channels
@@ -103,8 +104,12 @@ class Looker:
         return cls(opt.checkpoints_dir, device, choose_dtype(opt.amp, device))
 
     def __call__(self, image: np.ndarray) -> Inspection | None:
-        """The noise of an image (H,W,C), any units; NaN where there is none. None where all of it is one value."""
-        if not np.nanmax(image, initial=-np.inf) > np.nanmin(image, initial=np.inf):
+        """The noise of an image (H,W,C), any units; NaN where there is none.
+
+        None where all of it is one value, or where fewer than LEAST_PIXELS of it are known.
+        """
+        few = np.isfinite(image).all(2).sum() < LEAST_PIXELS
+        if few or not np.nanmax(image, initial=-np.inf) > np.nanmin(image, initial=np.inf):
             return None
         model = released(self.folder, LOOKERS[image.shape[2]], self.device)
         model.dtype = self.dtype
@@ -122,7 +127,7 @@ def released(folder: Path, name: str, device: torch.device) -> BlindSpotDenoiser
 
 def as_record(found: Inspection) -> dict:
     """What was found, as JSON holds it."""
-    return as_plain(asdict(found))
+    return finite(as_plain(asdict(found)))
 
 
 def as_plain(value):
