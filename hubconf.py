@@ -18,7 +18,7 @@ from pathlib import Path as _Path
 
 from models import load_model as _load_model
 
-dependencies = ["safetensors", "torch", "tqdm"]
+dependencies = ["numpy", "safetensors", "scipy", "torch", "tqdm"]
 
 _CHECKPOINTS = _Path(__file__).resolve().parent / "checkpoints"
 

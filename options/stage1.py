@@ -91,8 +91,8 @@ class Stage1Options(BaseOptions):
             default="auto",
             help="what finds the noise's covariance. residual: each image's own residual; the others train CNN_est, "
             "which learns one level: by the lower envelope, the paper's likelihood, the exact one, that with a reward "
-            "on the noise, or each by its own. auto: residual for a range of levels, for mg, and for --noisy images of "
-            "awgn; else envelope",
+            "on the noise, or each by its own. auto: residual for a range of levels, for mg and camera, and for "
+            "--noisy images of awgn; else envelope",
         )
         loss.add_argument(
             "--quantile",

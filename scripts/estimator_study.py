@@ -60,7 +60,8 @@ from options.base import Parser, noise_of, number
 from options.stage1 import Stage1Options
 from utils.device import choose_device, choose_dtype
 from utils.errors import RunError, UsageError, run_script
-from utils.files import atomic_path, atomic_write_text
+from utils.figures import write_figure
+from utils.files import atomic_write_text
 from utils.metrics import psnr
 from utils.random import Stream, generator, permutation
 
@@ -429,18 +430,15 @@ def tables(results: dict) -> dict[str, str]:
 
 def draw(results: dict, file: Path) -> None:
     """The figure: HG's level as a function of intensity, and the blind model's levels where it has been measured."""
-    try:
-        from matplotlib.figure import Figure  # optional: nothing but this figure needs it
-    except ImportError as error:
-        raise UsageError(f"--render needs matplotlib ({error}): pip install -r requirements-dev.txt") from error
+    from matplotlib.figure import Figure  # not pyplot: no window, nothing global
+
     panels = [draw_curves] + [draw_blind] * ("blind" in results)
     figure = Figure(figsize=(5.5 * len(panels), 4.2), layout="constrained")
     for panel, axes in zip(panels, figure.subplots(1, len(panels), squeeze=False)[0]):
         panel(axes, results)
         axes.grid(alpha=0.3)
         axes.legend()
-    with atomic_path(file) as temporary:
-        figure.savefig(temporary, dpi=110, format="png")
+    write_figure(file, figure)
 
 
 def draw_curves(axes, results: dict) -> None:

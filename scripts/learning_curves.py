@@ -28,6 +28,7 @@ from models import MWCNN
 from models.dbsn import DBSN
 from options.base import Parser
 from utils.errors import UsageError, run_script
+from utils.figures import write_figure
 from utils.files import atomic_write_text
 
 VALIDATION_IMAGES = 12
@@ -239,20 +240,14 @@ PANELS = {  # title -> (x axis, variants)
 
 def plot(file: Path, rows: list[dict]) -> None:
     """Draws the panels that have something to compare."""
-    try:
-        import matplotlib
-    except ImportError:
-        raise UsageError("--plot needs matplotlib: pip install -r requirements-dev.txt") from None
-    matplotlib.use("agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure  # not pyplot: no window, nothing global
 
     shown = {title: (unit, [row for row in rows if row["name"] in names]) for title, (unit, names) in PANELS.items()}
     shown = {title: (unit, few) for title, (unit, few) in shown.items() if len(few) > 1}
     if not shown:
         raise UsageError("--plot compares variants, and fewer than two have been trained")
-    figure, axes = pyplot.subplots(
-        1, len(shown), figsize=(5 * len(shown), 4.5), sharey=True, layout="constrained", squeeze=False
-    )
+    figure = Figure(figsize=(5 * len(shown), 4.5), layout="constrained")
+    axes = figure.subplots(1, len(shown), sharey=True, squeeze=False)
     for axis, (title, (unit, few)) in zip(axes[0], shown.items()):
         for row in few:
             points = row["points"]
@@ -266,7 +261,7 @@ def plot(file: Path, rows: list[dict]) -> None:
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)
     axes[0, 0].set_ylabel("posterior mean, or student: PSNR in dB")
-    figure.savefig(file, dpi=110)
+    write_figure(file, figure)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
 # one of another range at its ends.
 BLIND=${BLIND:-0}
 [ $# = 0 ] || { echo "error: $0 takes no arguments, but settings such as SIGMA=50 bash $0 (see scripts/row.sh)" >&2; exit 2; }
-[ "$BLIND$NOISE" != 1mg ] || { echo "error: BLIND=1 is for awgn and hg; mg has one covariance" >&2; exit 2; }
+[ "$BLIND$NOISE" != 1mg ] || { echo "error: BLIND=1 is for awgn, hg and poisson; mg has one covariance" >&2; exit 2; }
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh" requirements.txt
 case $NOISE in
     awgn)

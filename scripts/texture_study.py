@@ -10,6 +10,7 @@ high.
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -23,8 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's mo
 from data.images import read_image, to_float
 from data.sets import find_images
 from models.noise.correlation import SIDE, beside_surface, in_blocks, shared_noise
-from options.base import BaseOptions
-from utils.doubts import check_noise, may_be_texture
+from options.base import BaseOptions, number
+from utils.doubts import SMALLEST, check_noise, may_be_texture
 from utils.errors import run_script
 
 INDEPENDENT = (1, 2, 4)
@@ -33,13 +34,21 @@ REACH = (0.6, 2.0)  # pixels
 LOWEST = 0.05  # a square has as much texture as this quantile of its blocks
 
 
+def side(text: str) -> int:
+    """An argparse type: a multiple of SIDE that the checks look at."""
+    pixels = number(int, SMALLEST)(text)
+    if pixels % SIDE:
+        raise argparse.ArgumentTypeError(f"{pixels} is no multiple of {SIDE}")
+    return pixels
+
+
 class StudyOptions(BaseOptions):
     prog = "scripts/texture_study.py"
     description = "Measure how often texture and shared noise are told apart."
 
     def add_options(self) -> None:
         self.parser.add_argument("--data", nargs="+", required=True, metavar="IMAGES", help="clean pictures")
-        self.parser.add_argument("--side", type=int, default=160, help="of the squares, in pixels; a multiple of 16")
+        self.parser.add_argument("--side", type=side, default=160, help="of the squares, in pixels; a multiple of 16")
 
 
 def main(argv: list[str] | None = None) -> int:

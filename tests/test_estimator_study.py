@@ -86,7 +86,6 @@ def test_trains_measures_resumes_and_renders(command, tmp_path, monkeypatch):
     with pytest.raises(UsageError, match=r"other settings \(lr 0.002, now 0.1\)"):
         study.main([*command, "--lr", "0.1"])
 
-    pytest.importorskip("matplotlib", reason="the figure needs matplotlib")
     (tmp_path / "page.md").write_text(
         "a\n" + "".join(f"<!-- {n} -->\n<!-- /{n} -->\n" for n in ("awgn", "hg", "mg", "blind")) + "b\n"
     )

@@ -45,7 +45,6 @@ def test_variants_see_equally_many_pixels():
 
 
 def test_a_small_study(monkeypatch, pictures, tmp_path):
-    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
     shutil.copytree(pictures / "gray", tmp_path / "bsd432")
     monkeypatch.setattr(curves, "FIXED", "--noise awgn --sigma 25 --device cpu --log-every 1 --amp off")
     tiny = dict(optimizer="adam", lr=2e-3, warmup=2, batch_size=2, patch_size=16, steps=2, seed=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
+import shlex
 from html.parser import HTMLParser
 
 import cv2
@@ -85,6 +86,7 @@ def test_page_of_both_stages(run, noisy, tmp_path):
     )
     page = read_page(run, line, tmp_path / "r.html")
     assert "<b> & c.png" in page.text and "SHA-256" in page.text and "within two" in page.text
+    assert f"python test.py {shlex.join(line.split())}" in page.text
     pictures = page.pictures()
     assert [p.shape[:2] for p in pictures["result"] if p.shape[0] > 100] == [(160, 128), (160, 220)]
     assert len(pictures["clean"]) == len(pictures["removed"]) >= 2  # in crops alone

@@ -6,6 +6,7 @@ Numbers are in the files' own units. Pictures are shown in 8 bits, large ones re
 from __future__ import annotations
 
 import base64
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -188,6 +189,7 @@ def write_page(path: Path, table: dict, rows: list) -> None:
     )
     environment.filters["g"] = lambda value, digits=3: "-" if value is None else f"{value:.{digits}g}"
     environment.filters["short"] = short
+    environment.filters["command"] = shlex.join
     environment.filters["db"] = lambda value: "-" if value is None else f"{value:.2f}"
     template = environment.from_string(TEMPLATE.read_text())
     text = template.render(table=table, rows=rows, methods=list(table["mean"]))
