@@ -166,14 +166,8 @@ def run(model: BlindSpotDenoiser | MWCNN, y: Tensor, tile: int | None, progress:
 
     device = next(model.parameters()).device
 
-    scale = model.scale(y)
-
-    def context(part: Tensor) -> tuple[Tensor, Tensor]:
-        mu, cov = model.context(part, scale)
-        return mu, cov.factor
-
     # the network tile by tile, the noise over the whole image, and what is left is pixel by pixel
-    mu, factor = in_tiles(context, model, y, side, progress)
+    mu, factor = context_in_tiles(model, y, side, progress)
     y = y.to(mu.device)
     gain = None if model.level_is_learned else model.gain(y, mu, Full(factor))
     theta = model.theta(y, mu, Full(factor), gain)
@@ -189,6 +183,17 @@ def run(model: BlindSpotDenoiser | MWCNN, y: Tensor, tile: int | None, progress:
         maps.append(noise_level(cov_n).cpu())
     noise = maps[0] if maps[0].shape[2:] == (1, 1) else torch.cat(maps, 2)
     return Denoised(image.cpu(), mu.cpu(), std.cpu(), noise, theta.cpu(), tiled)
+
+
+def context_in_tiles(model: BlindSpotDenoiser, y: Tensor, side: int, progress: bool = False) -> tuple[Tensor, Tensor]:
+    """What the pixels around say of images (N,C,H,W): mu, and the factor of V. side: of the tiles, see in_tiles."""
+    scale = model.scale(y)
+
+    def context(part: Tensor) -> tuple[Tensor, Tensor]:
+        mu, cov = model.context(part, scale)
+        return mu, cov.factor
+
+    return in_tiles(context, model, y, side, progress)
 
 
 def run_student(model: MWCNN, y: Tensor, stride: int, tile: int | None, tiled: bool, progress: bool = False) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from models.denoiser import BlindSpotDenoiser
 from models.gaussian import Full
-from models.inference import automatic_tile, filled, in_tiles, outlying
+from models.inference import automatic_tile, context_in_tiles, filled, outlying
 from models.noise.base import FLOOR
 from models.noise.correlation import (
     DISTANCES,
@@ -195,13 +195,7 @@ def photon_noise(curve: Curve, floor: Tensor, low: float, unit: float) -> dict[s
 
 def residuals_of(model: BlindSpotDenoiser, y: Tensor) -> tuple[Seen, Tensor]:
     """The residuals of y (1,C,H,W) and mu's gain."""
-    scale = model.scale(y)
-
-    def context(part: Tensor) -> tuple[Tensor, Tensor]:
-        mu, cov = model.context(part, scale)
-        return mu, cov.factor
-
-    mu, factor = in_tiles(context, model, y, automatic_tile(model, y), progress=False)
+    mu, factor = context_in_tiles(model, y, automatic_tile(model, y))
     y, v = y.to(mu), Full(factor)
     floor = (FLOOR * model.unit(y) * torch.ones_like(y[:, :1, :1, :1])).square()
     return Seen.of(y, mu, v, floor), model.gain(y, mu, v)
