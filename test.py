@@ -176,9 +176,11 @@ def test_image(
         images[method_name("posterior", model, models)] = as_image(result.image)
         if sample.clean is not None:
             row.within[model.name] = shares_within(as_image(result.image) - sample.clean, as_image(result.std))
-        found = 255 * result.noise_level.square().mean().sqrt().item()  # root mean square over the image
-        spread = float(np.nanstd(result.mu.numpy()))
+        known = ~y.isnan().any(1, keepdim=True)
         changed = bool((result.image - y).nan_to_num().abs().max() > 0)  # without noise there is nothing to know
+        # root mean square over the image
+        found = 255 * result.noise_level.expand_as(known)[known].square().mean().sqrt().item() if changed else 0.0
+        spread = float(np.nanstd(result.mu.numpy()))
         words = noise_not_trained_on(model, found / seen_as_one(model, seen), spread)
         if changed and words:
             row.unknown = f"{shown_path(source.name)}: {words}"

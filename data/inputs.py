@@ -130,7 +130,7 @@ def matching(files: list[Path], references: list[Path]) -> list[Path]:
     if unique and all(f.stem in by_stem for f in files):
         return [by_stem[f.stem] for f in files]
     if len(files) != len(references):
-        counts = f"--clean names {len(references)} images, --data {len(files)}"
+        counts = f"images of --clean: {len(references)}, of --data: {len(files)}"
         raise UsageError(f"{counts}: give one clean image for each, with the same names or in the same order")
     return references
 
@@ -190,6 +190,10 @@ def checked_header(
     if header.dtype == np.uint8 and white_level and white_level > 255 and not request.white_level:
         trained = f"its model was trained on files in which {white_level:g} is white"
         raise UsageError(f"{shown(path)} has 8 bits, {trained}: say with --white-level what is white here")
+    wide = header.dtype.kind in "iu" and header.dtype.itemsize > 2
+    if wide and not white_level and not request.published and any(model.level_is_learned for model in models):
+        problem = f"holds {header.dtype} values, and the noise level of the model holds for the scale of its training"
+        raise UsageError(f"{shown(path)} {problem}: say with --white-level what is white here")
     if request.baselines and min(header.height, header.width) < SMALLEST_SIDE:
         size = f"{header.width}x{header.height}"
         smallest = f"{SMALLEST_SIDE}x{SMALLEST_SIDE}"
@@ -201,7 +205,7 @@ def checked_header(
         raise UsageError(f"--noise {request.noise} {problem}: give colour images")
     if not request.mode and channels and found != channels:
         kind = {1: "gray", 3: "color"}
-        differ = f"{shown(path)} has {found} channels, {models[0].file} takes {channels}"
+        differ = f"{shown(path)} has {found} channel{'s' if found > 1 else ''}, {models[0].file} takes {channels}"
         raise UsageError(f"{differ}: pass --mode {kind[channels]} to convert, or use a {kind[found]} checkpoint")
     return header
 

@@ -60,8 +60,9 @@ def resolve_checkpoint(name: str | Path, checkpoints_dir: str | Path = "checkpoi
                     f"{str(name)!r} is the name of released weights and of a run: give the file, {candidate} or {run}"
                 )
             return candidate
-    near = difflib.get_close_matches(str(name), [file.stem for file in RELEASED.glob("*.safetensors")], n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
+    names = sorted(file.stem for file in RELEASED.glob("*.safetensors"))
+    near = difflib.get_close_matches(str(name), names, n=1)
+    hint = f"; did you mean {near[0]}?" if near else f"; released weights: {', '.join(names)}"
     raise UsageError(
         f"no checkpoint {str(name)!r}: looked for {', '.join(str(c) for c in dict.fromkeys(candidates))}{hint}"
     )

@@ -99,9 +99,11 @@ def check_levels(black: float | None, white: float | None) -> None:
 def learned_white(model: BlindSpotDenoiser, array: np.ndarray | Tensor) -> float:
     """The value of an array that is white to a model whose noise level is learned, as test.py takes it for a file.
 
-    It is the white level that the model was trained with, else the greatest value of an integer type, and 1 for floats.
+    It is the white level that the model was trained with, else the greatest value of an integer type of 8 or 16 bits,
+    and 1 for floats.
 
-    Raises ValueError where the array's values do not look like these.
+    Raises ValueError where the array's values do not look like these, and for wider integers, whose greatest value is
+    white in no picture.
     """
     dtype = as_numpy_dtype(array)
     usual = float(np.iinfo(dtype).max) if dtype.kind in "iu" else 1.0
@@ -109,6 +111,9 @@ def learned_white(model: BlindSpotDenoiser, array: np.ndarray | Tensor) -> float
     if trained and dtype == np.uint8 and trained > 255:
         problem = f"was trained on files in which {trained:g} is white, and the array has 8 bits"
         raise ValueError(f"the model {problem}: say with white= which value is white here")
+    if not trained and dtype.kind in "iu" and dtype.itemsize > 2:
+        problem = f"the model's noise level holds for the scale of its training, and the array holds {dtype} values"
+        raise ValueError(f"{problem}: say with white= which value is white here")
     if dtype.kind == "f":
         low, high = float(array.min()), float(array.max())
         if high <= 1.5 < trained if trained else low < -0.5 or high > 1.5:

@@ -124,7 +124,7 @@ class TestOptions(BaseOptions):
             self.refuse(
                 opt,
                 "noise " + " ".join(noise_levels()),
-                "is for --protocol published; with --protocol none the images are noisy already",
+                "is for noise that is added to clean images: give --noise with its levels, and not --protocol none",
             )
             if opt.baseline:
                 self.parser.error(

@@ -37,6 +37,8 @@ from utils.errors import EXIT_FAILURE, RunError, UsageError, run_script
 from utils.figures import noise_figure, write_figure
 from utils.files import atomic_write_text, shown
 
+NAMED = 20  # files that a command names
+
 
 @dataclass(frozen=True)
 class Seen:
@@ -144,17 +146,21 @@ def print_advice(seen: list[Seen], data: list[str] | None = None) -> None:
         ).append(one)
     for members in sorted(groups.values(), key=len, reverse=True):
         advice = members[0].advice
-        names = ", ".join(one.source.shown for one in members[:3]) + (", .." if len(members) > 3 else "")
-        print(f"\n{len(members)} of {len(seen)} pictures ({names}): the noise is {advice.reasons}.")
+        print(f"\n{len(members)} of {len(seen)} pictures ({names_of(members)}): the noise is {advice.reasons}.")
         for remark in dict.fromkeys(remark for one in members for remark in one.advice.remarks):
-            print(f"  note: {remark}")
+            these = [one for one in members if remark in one.advice.remarks]
+            print(f"  note{'' if these == members else f' on {names_of(these)}'}: {remark}")
         if data is None:
             continue
         files = data if len(members) == len(seen) else [str(one.source.path) for one in members]
-        more = f"   # and the {len(files) - 3} others of them" if len(files) > 5 else ""
-        files = files[:3] if more else files
+        more = f"   # and the {len(files) - NAMED} others of them" if len(files) > NAMED else ""
+        files = files[:NAMED]
         print(f"  to denoise them:      {advice.denoising(files)}{more}")
         print(f"  to train stage 1:     {advice.training(files)}{more}")
+
+
+def names_of(seen: list[Seen]) -> str:
+    return ", ".join(one.source.shown for one in seen[:3]) + (", .." if len(seen) > 3 else "")
 
 
 def record(seen: list[Seen], bad: dict[str, str]) -> dict:

@@ -61,6 +61,7 @@ VARIANTS = {
     ),
     # about as many operations as 1200 steps of the base
     "muon, lr 5e-3, width 48, 560 steps": dict(optimizer="muon", lr=5e-3, steps=560, warmup=70, width=48),
+    "muon, lr 5e-3, width 64, 300 steps": dict(optimizer="muon", lr=5e-3, steps=300, warmup=38, width=64),
     "muon, lr 5e-3, blocks 5, 760 steps": dict(optimizer="muon", lr=5e-3, steps=760, warmup=95, blocks=5),
     "muon, lr 5e-3, units of noise": dict(optimizer="muon", lr=5e-3, units="noise"),
     "muon, lr 5e-3, units of noise, 1200 steps": dict(optimizer="muon", lr=5e-3, steps=1200, warmup=150, units="noise"),
@@ -217,7 +218,7 @@ def write_table(file: Path, rows: list[dict]) -> None:
     atomic_write_text(file, f"{before}{START}\n{table(rows)}{END}{after}")
 
 
-SIZES = {"width 48", "blocks 5", "fixed draw"}
+SIZES = {"width 48", "width 64", "blocks 5", "fixed draw"}
 PANELS = {  # title -> (x axis, variants)
     "optimizer": (
         "step",

@@ -131,6 +131,8 @@ def test_a_learned_level_holds_for_the_scale_of_its_training():
     np.testing.assert_allclose(255 * denoise(learned, dim / 255), expected, atol=1e-3)
     with pytest.raises(ValueError, match=r"1 is white to the model, .* from 12 to 107: say with white="):
         denoise(learned, dim)
+    with pytest.raises(ValueError, match="the array holds int32 values: say with white="):
+        denoise(learned, dim.astype(np.int32))
     np.testing.assert_allclose(denoise(learned, dim, white=255), expected, atol=1e-3)
     learned.values = {"white_level": 4095.0}
     sixteen = 16 * dim.astype(np.uint16)

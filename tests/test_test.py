@@ -207,3 +207,14 @@ def test_a_name_that_is_no_text_is_escaped(run, models, tmp_path):
     assert "a\\udcff.png" in out
     assert json.loads((tmp_path / "r.json").read_text())["images"]
     assert (tmp_path / "out" / os.fsdecode(b"a\xff_denoised.png")).is_file()
+
+
+def test_wide_integers_have_no_usual_white(run, pictures, tmp_path):
+    """A noise level that is learned holds for a scale, and white is not the greatest of 32 bits."""
+    noisy = np.asarray(Image.open(next((pictures / "gray").iterdir())))
+    tifffile.imwrite(tmp_path / "a.tif", noisy.astype(np.int32))
+    line = f"--clean {pictures}/gray {LEVELS['awgn']} --sigma-n constrained --units white {TINY} --steps 1"
+    ok(run("train_dbsn", f"--name learned {line}"))
+    code, _, err = run("test", f"--checkpoint learned --data {tmp_path}/a.tif --save {tmp_path}/out")
+    assert code == 2 and "a.tif holds int32 values" in err and "--white-level" in err
+    ok(run("test", f"--checkpoint learned --data {tmp_path}/a.tif --save {tmp_path}/out --white-level 255"))

@@ -184,7 +184,7 @@ def noise_not_trained_on(model, level: float, spread: float) -> str | None:
         return f"noise of {ratio:.2g} of the picture's spread, {model.name} knows {least:.2g} to {most:.2g}: {remedy}"
     if 0.8 * low <= level <= 1.25 * high:  # what an estimate may be off
         return None
-    raised = level < low and model.units == "white"
+    raised = level < low and model.units == "white" and not model.level_is_learned
     remedy = "; a --white-level nearer to the brightest value raises it" if raised else ""
     trained = f"{low:g} to {high:g}" if low < high else f"{low:g}"
     return f"noise of {level:.2g}, {model.name} was trained on {trained} (of 255, white){remedy}"
