@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -116,18 +118,45 @@ def greatest(t: Tensor) -> Tensor:
 
 
 def filled(y: Tensor) -> Tensor:
-    """Images y (N,C,H,W) with other values for NaN: the mean of the values around it, else the lowest of the image.
+    """Images y (N,C,H,W) without NaN: the picture around is mirrored into the holes.
 
-    The lowest counts as clipped, so that large parts without a picture do not count for the noise.
+    So a hole has noise and structures like the picture's, and the level is found as without it. A wide hole is filled
+    from its edges inwards: what was mirrored is mirrored again. An image that is NaN everywhere becomes 0.
     """
     missing = y.isnan()
     if not missing.any():
         return y
-    known = F.avg_pool2d((~missing).to(y), 5, 1, 2)
-    around = F.avg_pool2d(y.nan_to_num(0), 5, 1, 2) / known
-    low = y.masked_fill(missing, torch.inf).amin((1, 2, 3), keepdim=True)
-    low = torch.where(low.isfinite(), low, torch.zeros_like(low))
-    return torch.where(missing, torch.where(known > 0, around, low), y)
+    full = y.cpu().clone()
+    for image in full:
+        fill(image)
+    return full.to(y)
+
+
+def fill(image: Tensor) -> None:
+    """Fills the holes of one image (C,H,W) on the CPU, in place: see `filled`."""
+    hole = image.isnan()
+    unknown = hole.any(0).numpy().copy()
+    if unknown.all():
+        image[hole] = 0
+        return
+    height, width = unknown.shape
+    while unknown.any():
+        rows, columns = unknown.nonzero()
+        nearest = distance_transform_edt(unknown, return_distances=False, return_indices=True)[:, rows, columns]
+        across = [fold(2 * edge - at, n) for edge, at, n in zip(nearest, (rows, columns), (height, width))]
+        found = ~unknown[across[0], across[1]]
+        if not found.any():  # what is known is too thin to be mirrored
+            across, found = nearest, np.ones_like(found)
+        at, source = (rows[found], columns[found]), (across[0][found], across[1][found])
+        values = image[:, source[0], source[1]]
+        image[:, at[0], at[1]] = torch.where(hole[:, at[0], at[1]], values, image[:, at[0], at[1]])
+        unknown[at] = False
+
+
+def fold(index: np.ndarray, length: int) -> np.ndarray:
+    """Indices that may be beyond 0..length-1, mirrored at these ends."""
+    index = np.abs(index)
+    return np.clip(np.where(index >= length, 2 * (length - 1) - index, index), 0, length - 1)
 
 
 def known_part(y: Tensor) -> Tensor:

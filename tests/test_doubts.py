@@ -156,7 +156,9 @@ def test_a_result_that_smooths_the_picture_is_doubted(rng):
 
 def test_in_units_of_noise_only_the_ratio_to_the_pictures_spread_counts(monkeypatch):
     monkeypatch.setattr(report, "training_facts", lambda values: {"sigma": [5, 55]})
-    model = SimpleNamespace(noise="awgn", units="noise", config={"units": "noise"}, values={}, name="mine")
+    model = SimpleNamespace(
+        noise="awgn", units="noise", config={"units": "noise"}, values={}, name="mine", level_is_learned=False
+    )
     assert report.noise_not_trained_on(model, 0.25, 0.002) is None  # a dim picture
     assert "of the picture's spread" in report.noise_not_trained_on(model, 250, 0.1)
     assert "of the picture's spread" in report.noise_not_trained_on(model, 0.25, 0.2)

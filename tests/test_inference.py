@@ -7,7 +7,7 @@ import torch
 from skimage.data import camera
 
 from models import MWCNN, load_model, posterior
-from models.inference import denoise_batch, inverse_symmetry, symmetry
+from models.inference import denoise_batch, filled, inverse_symmetry, symmetry
 from tests.helpers import ROOT, small
 
 
@@ -20,6 +20,40 @@ def test_blind_in_colour_and_in_tiles():
         before, after = (denoise_batch(model, v, tile=tile).mu for v in (y, changed))
         same = (before == after).all(1)[0]
         assert same[17, 20] and not same[17, 21]
+
+
+def test_holes_mirror_the_picture_around():
+    y = torch.arange(70.0).view(1, 1, 7, 10).repeat(2, 3, 1, 1)
+    y[0, :, :, :3] = torch.nan
+    y[1, 0, 3, 4] = torch.nan
+    full = filled(y)
+    assert torch.equal(full[0, :, :, 3:], y[0, :, :, 3:])
+    assert torch.equal(full[0, :, :, :3], full[0, :, :, [6, 5, 4]])
+    assert not full.isnan().any() and torch.equal(full[1, 1:], y[1, 1:])  # other channels stay as they are
+    wide = y[:1].clone()
+    wide[..., 2:8] = y[1:2, 1:2, :, 2:8]
+    wide[..., :8] = torch.nan  # a hole that is wider than the rest
+    assert not filled(wide).isnan().any()
+    line = torch.full((1, 1, 9, 9), torch.nan)
+    assert torch.equal(filled(line), torch.zeros(1, 1, 9, 9))
+    line[..., 4, :] = torch.arange(9.0)  # too thin to be mirrored
+    assert torch.equal(filled(line), torch.arange(9.0).expand(1, 1, 9, 9))
+
+
+@pytest.mark.parametrize("name", ["gray-hg-blind", "gray-awgn-blind-full"])
+def test_holes_change_nothing_elsewhere(name):
+    """Neither the noise that is found nor the picture beside them."""
+    model, clean = load_model(name), torch.from_numpy(camera()[150:278, 100:228] / 255).float()[None, None]
+    y = clean + 20 / 255 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
+    holed = y.clone()
+    holed[..., :50, :50] = torch.nan
+    known = ~holed.isnan()
+    whole, result = denoise_batch(model, y), denoise_batch(model, holed)
+    error, before = ((r.image - clean)[known].square().mean().sqrt() for r in (result, whole))
+    assert error < 1.03 * before
+    if model.stage == 1:
+        level, expected = (r.noise_level.expand_as(y)[known].square().mean().sqrt() for r in (result, whole))
+        assert level == pytest.approx(expected.item(), rel=0.05)
 
 
 @pytest.mark.parametrize("size", [(50, 61), (16, 90)])
