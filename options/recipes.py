@@ -152,8 +152,7 @@ FLAVOURS = {
 }
 
 # The students that have not been trained again since MWCNN got its residual blocks.
-PLAIN = dict(student_width=96, student_blocks="plain")
-FORMER = PLAIN | dict(clean=["bsd432"], pairs_loss="squared", noisy_share=0.125)
+FORMER = dict(student_width=96, student_blocks="plain", clean=["bsd432"], pairs_loss="squared", noisy_share=0.125)
 
 # How long each released model was trained, and what it started from. Stage 1 of the AWGN models was trained in two
 # parts, and so was the student in colour: this is the first one, and the card has the second.
@@ -180,7 +179,7 @@ RELEASED = {
     },
     "color-photo": {
         "stage1": dict(start_from="color-hg-blind", steps=500, lr=2e-3, warmup=50),
-        "stage2": PLAIN | dict(student="color-hg-blind-full", steps=3_500, lr=1.5e-3, warmup=100),
+        "stage2": dict(student="color-awgn-blind-full", steps=5_000, lr=1.5e-3, warmup=100),
     },
 }
 

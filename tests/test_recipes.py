@@ -126,7 +126,7 @@ PHOTO = (
     "--enlarge 1.2 3 --tones"
 )
 PAIRS = (
-    "--synthetic-noisy bsd432 --noise-draw fixed --student-width 96 --student-blocks plain --patch-size 96 "
+    "--synthetic-noisy bsd432 --noise-draw fixed --student-width 64 --student-blocks residual --patch-size 96 "
     "--batch-size 8 --optimizer muon --pairs drawn --pairs-loss log --noisy-share 0"
 )
 CARDS = {
@@ -190,8 +190,8 @@ CARDS = {
             "--warmup 50"
         ),
         (
-            f"--name color-photo-full --teacher color-hg-blind --student color-hg-blind-full {PHOTO} {PAIRS} "
-            "--reach 0 1.1 --coarse 0 0.4 --steps 3500 --lr 1.5e-3 --warmup 100"
+            f"--name color-photo-full --teacher color-hg-blind --student color-awgn-blind-full {PHOTO} {PAIRS} "
+            "--reach 0 1.1 --coarse 0 0.4 --steps 5000 --lr 1.5e-3 --warmup 100"
         ),
     ],
 }
