@@ -271,17 +271,21 @@ def spaced(number: int) -> list[int]:
 
 
 def starting_student(opt, teacher: BlindSpotDenoiser) -> MWCNN:
-    """MWCNN from scratch, or --student, whose size then counts."""
+    """MWCNN from scratch, or --student, whose size then counts. One of colour images can become one of gray ones."""
     shared = teacher.shared_noise or (opt.pairs == "drawn" and NOISES[opt.noise].shared)
     if opt.student is None:
         seed_weights(opt.seed)
         return MWCNN(teacher.channels, opt.student_width, teacher.units, opt.student_blocks, shared)
     student = load_model(opt.student, "cpu", opt.checkpoints_dir)
-    if student.stage != 2 or student.channels != teacher.channels:
+    to_gray = student.channels > teacher.channels and not opt.refine
+    if student.stage != 2 or (student.channels != teacher.channels and not to_gray):
+        kind = {1: "gray", 3: "colour"}
         raise UsageError(
-            f"--student {student.file}: needed here is a stage-2 checkpoint for {teacher.channels} channels, "
-            f"this one is stage {student.stage} for {student.channels}"
+            f"--student {student.file}: needed here is a stage-2 checkpoint for {kind[teacher.channels]} images, "
+            f"this one is stage {student.stage} for {kind[student.channels]} ones"
         )
+    if to_gray:
+        student.take_up_gray()
     if teacher.units == "noise" and student.units == "white":
         student.take_up_units_of_noise()
     changed = ("shared_noise", "independent_noise", "refined")

@@ -196,6 +196,19 @@ class MWCNN(nn.Module):
         last.weight /= USUAL_NOISE
         self.units = self.config["units"] = "noise"
 
+    @torch.no_grad()
+    def take_up_gray(self) -> None:
+        """Turns a network of colour images into one of gray ones, which further training then makes better.
+
+        Its results stay those of the colour network for an image of three equal channels, averaged over the channels.
+        """
+        first, last = self.down1[0], self.last  # of both the bands come before the channels
+        first.weight = nn.Parameter(first.weight.unflatten(1, (4, -1)).sum(2))
+        last.weight = nn.Parameter(last.weight.unflatten(0, (4, -1)).mean(1))
+        last.bias = nn.Parameter(last.bias.unflatten(0, (4, -1)).mean(1))
+        first.in_channels = last.out_channels = 4
+        self.channels = self.config["channels"] = 1
+
     @property
     def shared_noise(self) -> bool:
         """Whether it knows noise that neighbours share."""

@@ -87,7 +87,10 @@ class Stage2Options(BaseOptions):
             help="MWCNN's convolutions: plain, as published, or in residual blocks, which learn faster",
         )
         model.add_argument(
-            "--student", default=None, metavar="CHECKPOINT", help="start from this MWCNN instead of from scratch"
+            "--student",
+            default=None,
+            metavar="CHECKPOINT",
+            help="start from this MWCNN instead of from scratch; one of colour images serves gray ones too",
         )
         loss = self.parser.add_argument_group("loss")
         loss.add_argument(

@@ -81,6 +81,19 @@ def test_no_layer_of_a_released_student_is_shut_off(file, rng):
 
 
 @pytest.mark.parametrize("blocks", BLOCKS)
+def test_a_network_of_colour_images_becomes_one_of_gray_ones(blocks, rng):
+    torch.manual_seed(0)
+    student = MWCNN(3, width=8, blocks=blocks).eval()
+    y = torch.rand(1, 1, 40, 48, generator=rng)
+    wanted = student(y.expand(1, 3, 40, 48)).mean(1, keepdim=True)
+    student.take_up_gray()
+    torch.testing.assert_close(student(y), wanted)
+    made = MWCNN(**student.config)
+    made.load_state_dict(student.state_dict())
+    torch.testing.assert_close(made.eval()(y), wanted)
+
+
+@pytest.mark.parametrize("blocks", BLOCKS)
 def test_receptive_radius_of_mwcnn(blocks):
     model = MWCNN(1, width=4, blocks=blocks)
     for p in model.parameters():

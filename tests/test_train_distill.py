@@ -73,6 +73,23 @@ def test_student_from_a_checkpoint(run, pictures, tmp_path):
         torch.testing.assert_close(a[k], b[k], atol=1e-6, rtol=0)
 
 
+def test_a_student_of_colour_images_starts_one_of_gray_ones(run, pictures, tmp_path):
+    noise = LEVELS["awgn"]
+    for mode in ("gray", "color"):
+        ok(run("train_dbsn", f"--name {mode} --mode {mode} --clean {pictures}/{mode} {noise} {TINY} --steps 1"))
+    both = {m: f"--clean {pictures}/{m} --synthetic-noisy {pictures}/{m} {noise} {TINY2}" for m in ("gray", "color")}
+    ok(run("train_distill", f"--name first --teacher color {both['color']} --steps 1"))
+    ok(run("train_distill", f"--name second --teacher gray {both['gray']} --student first --steps 1 --lr 1e-9"))
+    first, second = (load_model(tmp_path / name / "last.safetensors") for name in ("first", "second"))
+    y = torch.rand(1, 1, 24, 32)
+    torch.testing.assert_close(second(y), first(y.expand(1, 3, 24, 32)).mean(1, keepdim=True), atol=1e-5, rtol=0)
+    code, _, err = run("train_distill", f"--name x --teacher color {both['color']} --student second --steps 1")
+    assert code == 2 and "a stage-2 checkpoint for colour images" in err
+    refine = f"--teacher gray --student first --noisy {pictures}/gray --refine {TINY2} --noisy-share 0 --steps 1"
+    code, _, err = run("train_distill", f"--name x {refine.replace('--student-width 4', '')}")
+    assert code == 2 and "a stage-2 checkpoint for gray images" in err
+
+
 def test_students_of_shared_noise_know_it(run, pictures, tmp_path):
     """Of a teacher that knows it, or of drawn pairs; a student that goes on with other noise does not."""
     common = f"--clean {pictures}/color --synthetic-noisy {pictures}/color"
