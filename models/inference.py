@@ -64,9 +64,10 @@ def denoise_batch(
     of noise. NaN where there is no picture.
     tile: side of the tiles in pixels; None chooses one where the images need it.
 
-    What carries no noise stays as it is: see `without_noise`. Single pixels far outside the range of the others, such
-    as hot ones, are seen at the end of that range by the network, which they would disturb over its receptive field.
-    The rest of their value is added to the result, so that no value is cut: see `outlying`.
+    What carries no noise stays as it is, and the network sees the picture around mirrored into it: see `as_seen`.
+    Single pixels far outside the range of the others, such as hot ones, are seen at the end of that range by the
+    network, which they would disturb over its receptive field. The rest of their value is added to the result, so that
+    no value is cut: see `outlying`.
 
     The result does not depend on the tile (to rounding): tiles overlap by the network's receptive field, and a noise
     level that is one for the image is found over all of it first.
@@ -74,8 +75,7 @@ def denoise_batch(
     if not isinstance(y, Tensor) or y.ndim != 4 or not y.is_floating_point() or 0 in y.shape:
         got = f"{tuple(y.shape)} {y.dtype}" if hasattr(y, "shape") else type(y).__name__
         raise ValueError(f"denoise: the images are {got}; a float tensor (N,C,H,W) with N, H and W above 0 is needed")
-    seen, beyond = outlying(filled(y))
-    kept = without_noise(seen) | y.isnan().any(1, keepdim=True)
+    seen, beyond, kept = as_seen(y)
     if self_ensemble:
         results, tiled = {}, False
         for k in range(8):
@@ -97,6 +97,35 @@ def denoise_batch(
         if found.std is not None:
             found.std.masked_fill_(mask, 0)
     return found
+
+
+def as_seen(y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Images y (N,C,H,W) as a network is to see them, what single pixels have beyond that, and what is to stay.
+
+    The last is (N,1,H,W): holes of NaN, and areas `without_noise`. The picture is mirrored into holes and into those of
+    these areas that cannot be the scene's. A level that is one for the image is then that of the picture.
+    """
+    seen, beyond = outlying(filled(y))
+    hole, constant = y.isnan().any(1, keepdim=True), without_noise(seen)
+    if constant.any():
+        painted = torch.stack([not_of_the_scene(*pair) for pair in zip(seen, constant)])
+        seen = filled(seen.masked_fill(painted | (hole & ~hole.flatten(1).all(1).view(-1, 1, 1, 1)), torch.nan))
+    return seen, beyond, hole | constant
+
+
+def not_of_the_scene(image: Tensor, constant: Tensor) -> Tensor:
+    """Which of the areas `without_noise` (1,H,W) of an image (C,H,W) are no saturated or black part of the scene.
+
+    Noise is cut only at an end of the range. An area of a value between those of the other pixels, or far away from
+    them, is another thing: the border of a turned or aligned frame, or something that was painted over.
+    """
+    values = image[:, constant[0]]
+    others = ~torch.isin(image, values.unique()) if values.numel() else torch.ones_like(image, dtype=torch.bool)
+    low = torch.where(others, image, torch.inf).amin((1, 2), keepdim=True)
+    high = torch.where(others, image, -torch.inf).amax((1, 2), keepdim=True)
+    between = (image > low) & (image < high)
+    away = torch.maximum(low - image, image - high) > high - low
+    return constant & ((between | away) & (low < high)).any(0)
 
 
 def without_noise(y: Tensor) -> Tensor:

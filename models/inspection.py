@@ -16,7 +16,7 @@ from torch import Tensor
 
 from models.denoiser import BlindSpotDenoiser
 from models.gaussian import Full
-from models.inference import automatic_tile, context_in_tiles, filled, outlying
+from models.inference import as_seen, automatic_tile, context_in_tiles
 from models.noise.base import FLOOR
 from models.noise.correlation import (
     DISTANCES,
@@ -125,7 +125,7 @@ def inspect_noise(
     """
     clipped = share_at_ends(y)
     top, left = (max(0, (length - PART) // 2) for length in y.shape[1:])
-    y = outlying(filled(y[:, top : top + PART, left : left + PART][None]))[0]
+    y = as_seen(y[:, top : top + PART, left : left + PART][None])[0]
     low, high = y.amin(), y.amax()
     unit = (high - low).clamp_min(1e-30)
     shown = (y - low) / unit

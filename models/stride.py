@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from models.denoiser import BlindSpotDenoiser
-from models.inference import Denoised, denoise_batch, run_student
+from models.inference import Denoised, as_seen, denoise_batch, run_student
 from models.mwcnn import MWCNN
 from models.noise.camera import spread, with_margin
 from models.noise.correlation import Shared
@@ -46,7 +46,7 @@ def stride_for(model: BlindSpotDenoiser | MWCNN, y: Tensor, shared: Shared | Non
     """
     if not shared or (model.config.get("refined") and model.shared_noise):
         return model.config.get("stride", 1)
-    return (best_mixture if model.stage == 2 else best_stride)(model, y, shared)
+    return (best_mixture if model.stage == 2 else best_stride)(model, as_seen(y)[0], shared)
 
 
 def stride_of(model: BlindSpotDenoiser | MWCNN, y: Tensor) -> Stride:

@@ -7,7 +7,7 @@ import torch
 from skimage.data import camera
 
 from models import MWCNN, load_model, posterior
-from models.inference import denoise_batch, filled, inverse_symmetry, symmetry
+from models.inference import as_seen, denoise_batch, filled, inverse_symmetry, symmetry
 from tests.helpers import ROOT, small
 
 
@@ -40,20 +40,32 @@ def test_holes_mirror_the_picture_around():
     assert torch.equal(filled(line), torch.arange(9.0).expand(1, 1, 9, 9))
 
 
-@pytest.mark.parametrize("name", ["gray-hg-blind", "gray-awgn-blind-full"])
-def test_holes_change_nothing_elsewhere(name):
-    """Neither the noise that is found nor the picture beside them."""
+@pytest.mark.parametrize("name", ["gray-hg-blind", "gray-awgn-blind", "gray-awgn-blind-full"])
+@pytest.mark.parametrize("value", [torch.nan, 0.4, 0.0, -3.0])
+def test_holes_and_painted_areas_change_nothing_elsewhere(name, value):
+    """Neither the noise that is found nor the picture beside them. Noise reaches beyond 0, so 0 is no black there."""
     model, clean = load_model(name), torch.from_numpy(camera()[150:278, 100:228] / 255).float()[None, None]
     y = clean + 20 / 255 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
     holed = y.clone()
-    holed[..., :50, :50] = torch.nan
-    known = ~holed.isnan()
+    holed[..., :50, :50] = value
+    known = torch.ones_like(y, dtype=torch.bool)
+    known[..., :50, :50] = False
     whole, result = denoise_batch(model, y), denoise_batch(model, holed)
     error, before = ((r.image - clean)[known].square().mean().sqrt() for r in (result, whole))
     assert error < 1.03 * before
     if model.stage == 1:
         level, expected = (r.noise_level.expand_as(y)[known].square().mean().sqrt() for r in (result, whole))
         assert level == pytest.approx(expected.item(), rel=0.05)
+
+
+@pytest.mark.parametrize("gain", [1.5, 4.0])
+def test_saturated_and_black_parts_of_the_scene_are_seen(gain):
+    x = torch.from_numpy(camera() / 255).float()[None, None]
+    for y in (gain * x, gain * (x - 0.6) + 1):  # cut above, cut below
+        y = (y + 15 / 255 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
+        y = (255 * y).round() / 255
+        seen, _, kept = as_seen(y)
+        assert kept.float().mean() > 0.01 and torch.equal(seen, y)
 
 
 @pytest.mark.parametrize("size", [(50, 61), (16, 90)])
