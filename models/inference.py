@@ -103,29 +103,28 @@ def as_seen(y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Images y (N,C,H,W) as a network is to see them, what single pixels have beyond that, and what is to stay.
 
     The last is (N,1,H,W): holes of NaN, and areas `without_noise`. The picture is mirrored into holes and into those of
-    these areas that cannot be the scene's. A level that is one for the image is then that of the picture.
+    these areas that were `painted`. A level that is one for the image is then that of the picture.
     """
     seen, beyond = outlying(filled(y))
     hole, constant = y.isnan().any(1, keepdim=True), without_noise(seen)
     if constant.any():
-        painted = torch.stack([not_of_the_scene(*pair) for pair in zip(seen, constant)])
-        seen = filled(seen.masked_fill(painted | (hole & ~hole.flatten(1).all(1).view(-1, 1, 1, 1)), torch.nan))
+        strange = torch.cat([painted(*pair) for pair in zip(seen.split(1), constant.split(1))])
+        seen = filled(seen.masked_fill(strange | (hole & ~hole.flatten(1).all(1).view(-1, 1, 1, 1)), torch.nan))
     return seen, beyond, hole | constant
 
 
-def not_of_the_scene(image: Tensor, constant: Tensor) -> Tensor:
-    """Which of the areas `without_noise` (1,H,W) of an image (C,H,W) are no saturated or black part of the scene.
+def painted(y: Tensor, constant: Tensor) -> Tensor:
+    """Which of an image's areas `without_noise` are not of the scene; y (1,C,H,W), areas and result (1,1,H,W).
 
-    Noise is cut only at an end of the range. An area of a value between those of the other pixels, or far away from
-    them, is another thing: the border of a turned or aligned frame, or something that was painted over.
+    Noise is cut only at an end of the range. So an area of a value between those of the other pixels, or far away from
+    them, is no saturated or black part of the scene. It is the border of a turned or aligned frame, for instance.
     """
-    values = image[:, constant[0]]
-    others = ~torch.isin(image, values.unique()) if values.numel() else torch.ones_like(image, dtype=torch.bool)
-    low = torch.where(others, image, torch.inf).amin((1, 2), keepdim=True)
-    high = torch.where(others, image, -torch.inf).amax((1, 2), keepdim=True)
-    between = (image > low) & (image < high)
-    away = torch.maximum(low - image, image - high) > high - low
-    return constant & ((between | away) & (low < high)).any(0)
+    others = ~torch.isin(y, y[constant.expand_as(y)].unique())
+    low = torch.where(others, y, torch.inf).amin((2, 3), keepdim=True)
+    high = torch.where(others, y, -torch.inf).amax((2, 3), keepdim=True)
+    between = (y > low) & (y < high)
+    away = torch.maximum(low - y, y - high) > high - low
+    return constant & ((between | away) & (low < high)).any(1, keepdim=True)
 
 
 def without_noise(y: Tensor) -> Tensor:

@@ -256,6 +256,20 @@ def test_residual_estimator_avoids_clipped_places(channels, noise, rng):
     assert found.variance[..., -1].mean().sqrt().item() == pytest.approx(0.1, rel=0.05)
 
 
+@pytest.mark.parametrize("noise", ["hg", "poisson"])
+@pytest.mark.parametrize(("share", "counts"), [(0.1, False), (0.5, True)])
+def test_residual_estimator_leaves_out_what_was_drawn_into_the_picture(noise, share, counts, rng):
+    """Text and scale bars have no noise and are brighter than the picture. If half is such, the picture has none."""
+    drawn = torch.arange(100 * 100).view(1, 1, 100, 100) < share * 100 * 100
+    mu = torch.where(drawn, 0.8, torch.linspace(0.1, 0.3, 100).expand(1, 1, 100, 100))
+    y = mu + 0.05 * torch.randn(mu.shape, generator=rng) * ~drawn
+    y[..., -1, -1] = 1.0  # so that the text is not taken for clipped
+    estimator = Residual(1, NOISES[noise])
+    theta = estimator.estimate(y, mu, Diagonal(torch.where(drawn, 1e-6, 1e-4)))
+    level = estimator.covariance(theta, torch.full((1, 1, 1, 1), 0.15)).variance.sqrt().item()
+    assert level < 0.01 if counts else level == pytest.approx(0.05, rel=0.2)
+
+
 def test_residual_estimator_of_flat_and_tiny_images():
     for channels, noise in ((1, "awgn"), (1, "hg"), (3, "mg")):
         estimator = Residual(channels, NOISES[noise])

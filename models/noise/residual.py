@@ -35,6 +35,8 @@ BINS = 16  # ranges of intensity
 PART_SQUARES = 3  # a part of an image, for standard errors, has the square of it as many squares of pixels
 BLOCK = 16  # side of the blocks in which clipped pixels are counted
 AVOID = 30  # what a share of clipped pixels adds to log V: a share of 3% counts as a V 2.5 times larger
+DRAWN = 0.01  # of the variance of a darker range of intensity: what has less is no photograph
+MOST_DRAWN = 4  # ranges of BINS that are left out for it
 CLEAR = 0.02  # share of clipped pixels that takes no more than a few hundredths off the noise's variance
 
 
@@ -224,8 +226,19 @@ def read_curve(seen: Seen, gain: Tensor | float, groups: int = 0) -> Curve:
     error = jackknife(variance, uncertainty, seen.parts(groups)[quiet], groups) if groups else None
     quietest = quiet[..., : count_lowest(quiet)]
     x, share = at(mu, quietest).double().mean(2), at(clipped, quietest).mean(2)  # NC,bins
+    found = variance(uncertainty)
     clear = share <= share.amin(1, keepdim=True).clamp_min(CLEAR)
-    return Curve(x, variance(uncertainty), error, clear, at(mu, order[..., -1:])[..., 0].double())
+    return Curve(x, found, error, clear & ~drawn(found), at(mu, order[..., -1:])[..., 0].double())
+
+
+def drawn(variance: Tensor) -> Tensor:
+    """Which ranges of intensity, the darkest first, have almost no noise beside darker ones that have, (..,bins).
+
+    Noise does not fall so far with intensity: a scale bar or text fills them. A few ranges at most are taken for such;
+    of more the picture consists.
+    """
+    found = variance < DRAWN * variance.cummax(-1).values
+    return found & (found.sum(-1, keepdim=True) <= MOST_DRAWN)
 
 
 def jackknife(f: Callable[[Tensor], Tensor], uncertainty: Tensor, part: Tensor, groups: int) -> Tensor:
@@ -244,7 +257,7 @@ def read_polynomial(seen: Seen, gain: Tensor | float, powers: tuple[int, ...]) -
 
     None of them is negative. With them come the intensities low and high, beyond which sigma is constant.
 
-    Ranges of intensity with many clipped pixels are left out.
+    Ranges of intensity with many clipped pixels are left out, and those that are `drawn`.
     """
     curve, floor = read_curve(seen, gain), seen.floor_of_channels
     coefficients = curve.polynomial(powers, floor)
