@@ -171,7 +171,7 @@ RELEASED = {
     },
     "color-hg-blind": {
         "stage1": dict(start_from="color-awgn-blind", steps=2_500, lr=2e-3, warmup=100),
-        "stage2": FORMER | dict(student="color-awgn-blind-full", steps=4_000, lr=1.5e-3, warmup=200),
+        "stage2": dict(student="color-awgn-blind-full", steps=4_000, lr=1.5e-3, warmup=100),
     },
     "color-mg": {
         "stage1": dict(start_from="color-awgn-blind", steps=2_500, lr=2e-3, warmup=100),

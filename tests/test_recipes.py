@@ -169,8 +169,8 @@ CARDS = {
             "--lr 2e-3 --warmup 100"
         ),
         (
-            f"--name color-hg-full3 --teacher color-hg-blind --student color-awgn-blind-full {FORMER2} {HG} "
-            "--steps 4000 --lr 1.5e-3 --warmup 200"
+            f"--name color-hg-full4 --teacher color-hg-blind --student color-awgn-blind-full {SMALL2} {HG} "
+            "--steps 4000 --lr 1.5e-3 --warmup 100"
         ),
     ],
     "color-mg": [
