@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 
+import cv2
 import numpy as np
 import pytest
 import tifffile
@@ -114,6 +115,15 @@ def test_noise_that_a_checkpoint_was_not_trained_on_is_told(run, tmp_path):
         and re.search(r"a: noise of [78]\d,", notes[80])
         and "--white-level" not in notes[80]
     )
+
+
+def test_noise_that_text_hides_is_told(run, tmp_path):
+    y = np.random.default_rng(0).normal(120, 25, (120, 160)).clip(0, 255).astype(np.uint8)
+    y[:40] = 30
+    cv2.putText(y, "Scale 10 um", (5, 28), cv2.FONT_HERSHEY_SIMPLEX, 0.7, 230, 2, cv2.LINE_AA)
+    Image.fromarray(y).save(tmp_path / "a.png")
+    _, _, notes = run("test", f"--checkpoint gray-awgn-blind --data {tmp_path}/a.png --save {tmp_path}/out")
+    assert "parts without any, such as text, hide it: use a student" in notes
 
 
 def test_images_of_the_same_name_are_told_apart(run, pictures, tmp_path):

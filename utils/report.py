@@ -19,6 +19,7 @@ from utils.page import PicturePage, short
 from utils.provenance import training_facts
 
 SPREADS = 0.084, 0.307  # standard deviations of photographs: the middle 96% of bsd432
+HIDDEN = 0.2  # of the least level of a training: below it parts without noise may have been read
 METHODS = {1: ("mu", "posterior"), 2: ("distilled",)}  # what a checkpoint of each stage gives
 
 
@@ -186,6 +187,8 @@ def noise_not_trained_on(model, level: float, spread: float) -> str | None:
         return None
     raised = level < low and model.units == "white" and not model.level_is_learned
     remedy = "; a --white-level nearer to the brightest value raises it" if raised else ""
+    if level < HIDDEN * low and not raised:
+        remedy = "; where noise can be seen, parts without any, such as text, hide it: use a student (stage 2)"
     trained = f"{low:g} to {high:g}" if low < high else f"{low:g}"
     return f"noise of {level:.2g}, {model.name} was trained on {trained} (of 255, white){remedy}"
 
