@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from data.images import gray_of
 from data.inputs import Input, Request, Sample, find_inputs, read_sample, repeated
 from data.pictures import put_stacks_together, save_pictures
 from models import load_model
@@ -167,6 +168,11 @@ def test_image(
         if model.stride != 1:
             row.strides[model.name] = weights_of(model.stride)
         words = smoothed(model, row.neighbours_share_noise, row.may_be_texture) if opt.protocol == "none" else None
+        if noise is None and model.channels == 3 and gray_of(sample.noisy) is not None:
+            words = (
+                f"its channels show one gray picture and have the same noise, which {model.name} takes for noise of "
+                "three: use gray-hg-blind-full with --mode gray"
+            )
         if words:
             row.unknown = f"{shown_path(source.name)}: {words}"
         if model.stage == 2:

@@ -99,7 +99,8 @@ def read_image(
 ) -> np.ndarray:
     """The image (H,W,C): uint8 for 8-bit files where white_level is None, else float32 with white at 1.0.
 
-    mode: None leaves the channels as stored, "gray" converts to luma (ITU-R 601), "color" repeats a gray image.
+    mode: None leaves the channels as stored, "gray" converts to luma (ITU-R 601) or takes `gray_of` the image where
+    there is one, "color" repeats a gray image.
     white_level: the file value that becomes 1.0; None: full_scale of the file's type.
     holes: NaN and transparent parts are allowed and become NaN, in float32.
 
@@ -124,11 +125,33 @@ def read_image(
         if np.isinf(image).any():
             raise bad(path, "holds values that are not finite in 32 bits; divide them by a constant first")
     if mode == "gray" and image.shape[2] == 3:
-        luma = (image.astype(np.float32) @ LUMA)[..., None]
-        image = np.rint(luma).astype(np.uint8) if image.dtype == np.uint8 else luma
+        image = as_gray(image)
     elif mode == "color" and image.shape[2] == 1:
         image = image.repeat(3, axis=2)
     return np.ascontiguousarray(image)
+
+
+def gray_of(image: np.ndarray) -> np.ndarray | None:
+    """The gray image (H,W,1) that a colour one (H,W,3) is made of, None where there is none.
+
+    All its channels show it but for those of one value: a gray image stored in colour, or shown in green, for instance.
+    Its noise is one and the same in these channels.
+    """
+    pixels = image[~np.isnan(image).any(2)] if image.dtype.kind == "f" else image.reshape(-1, image.shape[2])
+    if image.shape[2] != 3 or not len(pixels):
+        return None
+    showing = [k for k in range(3) if (pixels[:, k] != pixels[0, k]).any()]
+    if not showing or any((pixels[:, k] != pixels[:, showing[0]]).any() for k in showing):
+        return None
+    return image[..., showing[:1]]
+
+
+def as_gray(image: np.ndarray) -> np.ndarray:
+    """A colour image (H,W,3) as a gray one (H,W,1) of its type: see read_image."""
+    if (gray := gray_of(image)) is not None:
+        return gray
+    luma = (image.astype(np.float32) @ LUMA)[..., None]
+    return np.rint(luma).astype(np.uint8) if image.dtype == np.uint8 else luma
 
 
 def check_white(path: Path, image: np.ndarray, white_level: float | None) -> None:

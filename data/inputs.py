@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from data.images import (
-    LUMA,
     Header,
+    as_gray,
     check_white,
     decoded,
     file_and_page,
@@ -204,9 +204,9 @@ def checked_header(
         problem = f"describes correlated colour channels, but {shown(path)} is gray"
         raise UsageError(f"--noise {request.noise} {problem}: give colour images")
     if not request.mode and channels and found != channels:
-        kind = {1: "gray", 3: "color"}
         differ = f"{shown(path)} has {found} channel{'s' if found > 1 else ''}, {models[0].file} takes {channels}"
-        raise UsageError(f"{differ}: pass --mode {kind[channels]} to convert, or use a {kind[found]} checkpoint")
+        remedy = "use a gray checkpoint" if found == 1 else "pass --mode gray to convert, or use a color checkpoint"
+        raise UsageError(f"{differ}: {remedy}")
     return header
 
 
@@ -246,6 +246,6 @@ def with_alpha(sample: Sample, path: Path, mode: str | None) -> Sample:
         return sample
     alpha, colours = pixels[..., -1], pixels[..., :-1] / np.float32(sample.unit)
     if mode == "gray" and colours.shape[2] == 3:
-        colours = colours @ LUMA[:, None]
+        colours = as_gray(colours)
     colours = np.broadcast_to(colours, sample.noisy.shape)
     return replace(sample, alpha=alpha, hidden=np.where((alpha == 0)[..., None], colours, np.nan).astype(np.float32))

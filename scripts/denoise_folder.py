@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import test
 import train_distill
-from data.images import file_and_page, image_header, read_image
+from data.images import file_and_page, gray_of, image_header, read_image
 from data.inputs import Input, Request, Sample, find_inputs, read_sample
 from data.sets import content_hash, find_images
 from models import load_model, resolve_checkpoint
@@ -123,17 +123,22 @@ def look_through(inputs: list[Input]) -> tuple[list[Kind], dict[str, str]]:
     """The kinds of pictures, and what is wrong with those that cannot be read. RunError where none can."""
     kinds: dict[tuple[str, str], Kind] = {}
     bad: dict[str, str] = {}
+    converted = 0
     for source in tqdm(inputs, desc="reading", disable=None):
         try:
             if source.problem:
                 raise UsageError(source.problem)
             sample = read_sample(source, None, None, None)
+            if gray_of(sample.noisy) is not None:
+                sample, converted = read_sample(source, "gray", None, None), converted + 1
             key = {1: "gray", 3: "color"}[sample.noisy.shape[2]], source.header.dtype.name
             kinds.setdefault(key, Kind(*key)).add(source, sample)
         except UsageError as error:
             bad[str(source.path)] = str(error)
     if not kinds:
         raise RunError(f"none of the {len(inputs)} pictures could be used; the first: {next(iter(bad.values()))}")
+    if converted:
+        print(f"note: files in colour that hold one gray picture: {converted}; their results are gray")
     return list(kinds.values()), bad
 
 

@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from data.images import gray_of
 from data.inputs import Input, Request, find_inputs, read_sample
 from models.inspection import LEAST_PIXELS, PART, Inspection
 from options.inspection import InspectionOptions
@@ -51,7 +52,7 @@ class Seen:
 
     @property
     def advice(self) -> Advice:
-        return advise(self.found, self.channels, self.span)
+        return advise(self.found, self.channels, self.span, self.channels != self.source.header.channels)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -87,7 +88,8 @@ def inspect(opt) -> tuple[list[Seen], dict[str, str]]:
             if source.problem:
                 raise UsageError(source.problem)
             sample = read_sample(source, opt.mode, None, None)
-            image = sample.noisy * sample.unit
+            gray = gray_of(sample.noisy)
+            image = (sample.noisy if gray is None else gray) * sample.unit
             found = look(image)
             if found is None:
                 small = np.isfinite(image).all(2).sum() < LEAST_PIXELS
@@ -139,10 +141,16 @@ def print_advice(seen: list[Seen], data: list[str] | None = None) -> None:
 
     data: what names the pictures in the commands that denoise and train them. None: without these.
     """
-    groups: dict[tuple[str, ...], list[Seen]] = {}
+    groups: dict[tuple, list[Seen]] = {}
     for one in seen:
         groups.setdefault(
-            (one.advice.reasons.split(",")[0].split(";")[0], one.advice.weights, one.advice.noise), []
+            (
+                one.advice.reasons.split(",")[0].split(";")[0],
+                one.advice.weights,
+                one.advice.noise,
+                one.advice.converted,
+            ),
+            [],
         ).append(one)
     for members in sorted(groups.values(), key=len, reverse=True):
         advice = members[0].advice

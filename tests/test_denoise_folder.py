@@ -101,9 +101,14 @@ def test_noise_that_the_weights_know_needs_no_training(noisy, tmp_path, capsys):
 def test_small_pictures_are_denoised_without_training(tmp_path, capsys):
     (tmp_path / "in").mkdir()
     image = camera()[:70, 200:290] + np.random.RandomState(0).normal(0, 25, (70, 90))
-    cv2.imwrite(str(tmp_path / "in" / "a.png"), image.clip(0, 255).astype(np.uint8))
+    image = image.clip(0, 255).astype(np.uint8)
+    cv2.imwrite(str(tmp_path / "in" / "a.png"), image)
+    cv2.imwrite(str(tmp_path / "in" / "green.png"), image[..., None] * np.array([0, 1, 0], np.uint8))
     code, said, err = denoise(capsys, tmp_path / "in", tmp_path / "out", "--steps", 5)
     assert code == 0, err
+    assert "files in colour that hold one gray picture: 1" in said
+    a, green = (read_image(result(tmp_path / "out", name)) for name in ("a", "green"))
+    np.testing.assert_array_equal(a, green)
     assert (
         "cannot be trained on" in said
         and result(tmp_path / "out", "a").is_file()

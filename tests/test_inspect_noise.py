@@ -44,6 +44,19 @@ def test_table_advice_and_files(noisy, tmp_path, capsys):
     assert cv2.imread(str(tmp_path / "n.png")) is not None
 
 
+@pytest.mark.parametrize("shows", [(1, 1, 1), (0, 1, 0), (0, 1, 1)])
+def test_a_gray_picture_in_colours_is_a_gray_one(shows, noisy, capsys):
+    gray = cv2.imread(str(noisy / "gray.png"), 0)
+    for file in noisy.iterdir():
+        file.unlink()
+    cv2.imwrite(str(noisy / "gray.png"), gray)
+    cv2.imwrite(str(noisy / "in colours.png"), gray[..., None] * np.array(shows, np.uint8))
+    _, out, _ = look(capsys, noisy, "--amp", "off")
+    rows = [line.split("  ")[-8:] for line in out.splitlines() if ".png  " in line]
+    assert len(rows) == 2 and rows[0] == rows[1]
+    assert "in colours.png' --mode gray" in out and "--checkpoint color" not in out
+
+
 def test_a_bad_picture_among_others(noisy, capsys):
     (noisy / "b.png").write_bytes(b"no picture")
     cv2.imwrite(str(noisy / "flat.png"), np.full((70, 70), 9, np.uint8))

@@ -117,6 +117,18 @@ def test_noise_that_a_checkpoint_was_not_trained_on_is_told(run, tmp_path):
     )
 
 
+def test_colour_weights_on_a_gray_picture_are_told(run, tmp_path):
+    y = np.random.default_rng(0).normal(120, 25, (64, 64, 1)).clip(0, 255).astype(np.uint8)
+    for name, image in (("equal", y.repeat(3, 2)), ("green", y * np.array([0, 1, 0], np.uint8))):
+        Image.fromarray(image).save(tmp_path / f"{name}.png")
+        line = f"--data {tmp_path}/{name}.png --save {tmp_path}/out"
+        _, _, notes = run("test", f"--checkpoint color-hg-blind-full {line}")
+        assert "show one gray picture" in notes and "use gray-hg-blind-full with --mode gray" in notes
+        _, _, notes = run("test", f"--checkpoint gray-hg-blind-full --mode gray {line}")
+        assert "one gray picture" not in notes
+        assert np.asarray(Image.open(tmp_path / "out" / f"{name}_denoised.png")).mean() == pytest.approx(y.mean(), 0.01)
+
+
 def test_noise_that_text_hides_is_told(run, tmp_path):
     y = np.random.default_rng(0).normal(120, 25, (120, 160)).clip(0, 255).astype(np.uint8)
     y[:40] = 30

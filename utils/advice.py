@@ -26,7 +26,8 @@ CLIPPED = 0.05  # share of the pixels
 @dataclass(frozen=True)
 class Advice:
     """noise: the noise model to train with. start: released weights of stage 1 to begin with. weights: the student to
-    denoise with. reasons: what was found, in words. remarks: what else is to be known, in words.
+    denoise with. reasons: what was found, in words. remarks: what else is to be known, in words. converted: whether the
+    files have another number of channels than the weights.
     """
 
     noise: str
@@ -34,10 +35,12 @@ class Advice:
     weights: str
     reasons: str
     remarks: tuple[str, ...] = ()
+    converted: bool = False
 
     def denoising(self, data: list[str]) -> str:
         """The command that denoises images."""
-        return f"python test.py --checkpoint {self.weights} --data {shlex.join(data)} --save denoised/"
+        mode = f" --mode {self.start.split('-')[0]}" if self.converted else ""
+        return f"python test.py --checkpoint {self.weights} --data {shlex.join(data)}{mode} --save denoised/"
 
     def training(self, data: list[str]) -> str:
         """The command that trains stage 1 on images."""
@@ -49,8 +52,8 @@ class Advice:
         )
 
 
-def advise(found: Inspection, channels: int, span: float) -> Advice:
-    """found: in a picture of so many channels, whose values span so much."""
+def advise(found: Inspection, channels: int, span: float, converted: bool = False) -> Advice:
+    """found: in a picture of so many channels, whose values span so much. converted: see Advice."""
     mode = "gray" if channels == 1 else "color"
     constant, growing, shared = "the same at all intensities", "grows with the signal", "shared by neighbouring pixels"
     varying = growing if found.grows else "less in bright parts, as gamma leaves it" if found.falls else constant
@@ -87,7 +90,7 @@ def advise(found: Inspection, channels: int, span: float) -> Advice:
         remarks.append(f"{low:.0%} of the pixels have the least value: noise is cut off there, and less was found")
     if high > CLIPPED:
         remarks.append(f"{high:.0%} of the pixels have the greatest value: noise is cut off there, and less was found")
-    return Advice(noise, start, weights, reasons, tuple(remarks))
+    return Advice(noise, start, weights, reasons, tuple(remarks), converted)
 
 
 @dataclass(frozen=True)
