@@ -16,7 +16,7 @@ import torch
 from tqdm import tqdm
 
 from data.crops import DiskPool, ImagePool
-from data.images import Header, check_white, file_and_page, image_header, read_image, to_float
+from data.images import Header, check_white, file_and_page, gray_of, image_header, read_image, to_float
 from data.sets import TEST_SETS, bsd68_names, content_hash
 from models.noise import NoiseModel
 from utils.device import free_memory
@@ -158,13 +158,19 @@ def look_at(
 def note_conversion(images: ImageFiles) -> None:
     """One line where images are not as their own files have them.
 
-    Gray ones may be in a colour model, or colour ones in a gray one.
+    Gray ones may be in a colour model, or colour ones in a gray one. Another line where files in colour hold one gray
+    image: the first is looked at.
     """
     others = sum(header.channels != (1 if images.mode == "gray" else 3) for header in images.headers)
     if others:
         tqdm.write(
             f"note: {others} of the {len(images)} {images.what} are "
             f"{'in colour' if images.mode == 'gray' else 'gray'}, and made {images.mode}"
+        )
+    if images.mode == "color" and len(images) and gray_of(read_image(images.files[0], "color")) is not None:
+        tqdm.write(
+            f"note: {shown(images.files[0])} is one gray image, whose noise is the same in all channels: "
+            "--mode gray trains weights for such images"
         )
 
 

@@ -352,3 +352,11 @@ def test_images_are_recognised_on_either_path(run, folder, tmp_path):
         for place in ("memory", "disk"):
             code, _, err = run("train_dbsn", f"--name {name} {line} --images {place}")
             assert code == 2 and "training images are others than before" in err
+
+
+def test_gray_images_in_a_colour_training_are_told(run, pictures):
+    line = f"--noise hg {TINY} --steps 1"
+    _, out, err = run("train_dbsn", f"--name a --mode color --noisy {pictures}/gray {line}")
+    assert "are gray, and made color" in out + err and "is one gray image" in out + err
+    _, out, err = run("train_dbsn", f"--name b --mode color --noisy {pictures}/color {line}")
+    assert "gray image" not in out + err
