@@ -30,7 +30,8 @@ def denoise(
     """The denoised array: NumPy or torch, shape, device and float type as given; float32 where integers are given.
 
     array: (H,W) where the model is gray, (H,W,C), (C,H,W) or (N,C,H,W), C = 1 gray or 3 RGB, on any device. Each
-    image of N is denoised by itself. The array stays as it is, and so does the model.
+    image of N is denoised by itself. The array stays as it is, and so does the model. Three equal channels are a gray
+    image, whose noise a colour model does not know: give one of them to a gray model.
     black, white: the values that are 0 and 1 to the network. Where only white is given, black is 0. Without white the
     network works in units of noise (models/units.py): whatever the array's brightness and offset are, the result
     follows them. A model that has learned a noise level (the paper's CNN_est) cannot: its white is that of its

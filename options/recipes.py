@@ -175,7 +175,7 @@ RELEASED = {
     },
     "color-mg": {
         "stage1": dict(start_from="color-awgn-blind", steps=2_500, lr=2e-3, warmup=100),
-        "stage2": FORMER | dict(student="color-awgn-blind-full", steps=2_000, lr=1e-3, warmup=200),
+        "stage2": dict(student="color-awgn-blind-full", steps=3_000, lr=1.5e-3, warmup=100),
     },
     "color-photo": {
         "stage1": dict(start_from="color-hg-blind", steps=500, lr=2e-3, warmup=50),
