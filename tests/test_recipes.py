@@ -179,8 +179,8 @@ CARDS = {
             "--warmup 100"
         ),
         (
-            f"--name mg-full3 --teacher color-mg --student color-awgn-blind-full {SMALL2} {MG} --steps 3000 --lr 1.5e-3 "
-            "--warmup 100"
+            f"--name mg-full3 --teacher color-mg --student color-awgn-blind-full {SMALL2} {MG} --steps 3000 "
+            "--lr 1.5e-3 --warmup 100"
         ),
     ],
     "color-photo": [
