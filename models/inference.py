@@ -64,10 +64,10 @@ def denoise_batch(
     of noise. NaN where there is no picture.
     tile: side of the tiles in pixels; None chooses one where the images need it.
 
-    What carries no noise stays as it is, and the network sees the picture around mirrored into it: see `as_seen`.
-    Single pixels far outside the range of the others, such as hot ones, are seen at the end of that range by the
-    network, which they would disturb over its receptive field. The rest of their value is added to the result, so that
-    no value is cut: see `outlying`.
+    What carries no noise stays as it is. Into holes and painted areas the network sees the picture around mirrored: see
+    `as_seen`. Single pixels far outside the range of the others, such as hot ones, are seen at the end of that range by
+    the network, which they would disturb over its receptive field. The rest of their value is added to the result, so
+    that no value is cut: see `outlying`.
 
     The result does not depend on the tile (to rounding): tiles overlap by the network's receptive field, and a noise
     level that is one for the image is found over all of it first.

@@ -143,15 +143,9 @@ def print_advice(seen: list[Seen], data: list[str] | None = None) -> None:
     """
     groups: dict[tuple, list[Seen]] = {}
     for one in seen:
-        groups.setdefault(
-            (
-                one.advice.reasons.split(",")[0].split(";")[0],
-                one.advice.weights,
-                one.advice.noise,
-                one.advice.converted,
-            ),
-            [],
-        ).append(one)
+        advice = one.advice
+        kind = advice.reasons.split(",")[0].split(";")[0], advice.weights, advice.noise, advice.converted
+        groups.setdefault(kind, []).append(one)
     for members in sorted(groups.values(), key=len, reverse=True):
         advice = members[0].advice
         print(f"\n{len(members)} of {len(seen)} pictures ({names_of(members)}): the noise is {advice.reasons}.")
