@@ -39,6 +39,7 @@ from data.training import (
 )
 from models import MWCNN, BlindSpotDenoiser, load_model, posterior_mean
 from models.inference import denoise_batch, outlying
+from models.mwcnn import shut_off
 from models.noise import NOISES, NoiseModel, ResidualEstimator
 from models.stride import denoise_picture
 from options.base import noise_of
@@ -172,6 +173,8 @@ def train(opt, options: Stage2Options, world: World) -> int:
                 if val is not None and noise is not None:
                     training.note({"val_psnr": validation_psnr(training.average, val, noise, opt.seed)})
                 show_panel(training.board, training.average, torch.cat(inputs), torch.cat(wanted), training.step)
+            if world.main and training.step == opt.steps:
+                note_shut_off(training.average, torch.cat(inputs))
     return training.end()
 
 
@@ -292,6 +295,16 @@ def starting_student(opt, teacher: BlindSpotDenoiser) -> MWCNN:
     student.config = {key: value for key, value in student.config.items() if key not in changed}
     student.config |= {"shared_noise": True} if shared else {}
     return student.train().requires_grad_(True)
+
+
+def note_shut_off(student: MWCNN, inputs: Tensor) -> None:
+    """One line where parts of the student do nothing on its last batch."""
+    if parts := shut_off(student, inputs):
+        form = "" if student.blocks == "residual" else " and --student-blocks residual"
+        tqdm.write(
+            f"note: {', '.join(parts)} of the student {'do' if parts[1:] else 'does'} nothing: training has shut "
+            f"{'them' if parts[1:] else 'it'} off, and it works as a smaller network; try a lower --lr{form}"
+        )
 
 
 class Lessons:

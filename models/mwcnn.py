@@ -259,3 +259,36 @@ class MWCNN(nn.Module):
         x1 = iwt(self.up2(x2)) + x1
         out = iwt(self.last(self.up1(x1)).float() + bands)
         return out[:, :, :height, :width]
+
+
+@torch.no_grad()
+def shut_off(student: MWCNN, y: Tensor) -> list[str]:
+    """Names of the parts of a student that do nothing on noisy images y (N,C,H,W), empty for a healthy one.
+
+    These are layers of which less than a quarter of the units respond anywhere, and the lower levels ("up2", "up3")
+    where more than half of what they pass on is the same all over the image. Such a student works as a smaller network.
+    """
+    found = []
+
+    def look(name: str):
+        def hook(module: nn.Module, args: tuple, out: Tensor) -> None:
+            if isinstance(module, Conv2d):
+                works = (out > 0).any(3).any(2).any(0).float().mean() >= 0.25
+            else:
+                works = (out.float().std((2, 3)) > 1e-3).float().mean() >= 0.5
+            if not works:
+                found.append(name)
+
+        return hook
+
+    hooks = [
+        module.register_forward_hook(look(name))
+        for name, module in student.named_modules()
+        if name in ("up2", "up3") or (isinstance(module, Conv2d) and module.relu)
+    ]
+    try:
+        student(y)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found

@@ -63,6 +63,11 @@ VARIANTS = {
     "muon, lr 5e-3, width 48, 560 steps": dict(optimizer="muon", lr=5e-3, steps=560, warmup=70, width=48),
     "muon, lr 5e-3, width 64, 300 steps": dict(optimizer="muon", lr=5e-3, steps=300, warmup=38, width=64),
     "muon, lr 5e-3, blocks 5, 760 steps": dict(optimizer="muon", lr=5e-3, steps=760, warmup=95, blocks=5),
+    # four times as many
+    "muon, lr 5e-3, 4800 steps": dict(optimizer="muon", lr=5e-3, steps=4800, warmup=600),
+    "muon, lr 5e-3, width 48, 2240 steps": dict(optimizer="muon", lr=5e-3, steps=2240, warmup=280, width=48),
+    "muon, lr 5e-3, width 64, 1200 steps": dict(optimizer="muon", lr=5e-3, steps=1200, warmup=150, width=64),
+    "muon, lr 5e-3, blocks 5, 3040 steps": dict(optimizer="muon", lr=5e-3, steps=3040, warmup=380, blocks=5),
     "muon, lr 5e-3, units of noise": dict(optimizer="muon", lr=5e-3, units="noise"),
     "muon, lr 5e-3, units of noise, 1200 steps": dict(optimizer="muon", lr=5e-3, steps=1200, warmup=150, units="noise"),
     "release": dict(mdc="release"),
@@ -86,6 +91,14 @@ STUDENTS = {
     "student, muon, width 96, 600 steps": dict(optimizer="muon", student_width=96, steps=600, warmup=75),
     "student, muon, residual": dict(optimizer="muon", student_blocks="residual"),
     "student, muon, residual, 1200 steps": dict(optimizer="muon", student_blocks="residual", steps=1200, warmup=150),
+    "student, muon, residual, 4800 steps": dict(optimizer="muon", student_blocks="residual", steps=4800, warmup=600),
+    # about as many operations
+    "student, muon, residual, width 48, 8200 steps": dict(
+        optimizer="muon", student_blocks="residual", student_width=48, steps=8200, warmup=1025
+    ),
+    "student, muon, residual, width 96, 2250 steps": dict(
+        optimizer="muon", student_blocks="residual", student_width=96, steps=2250, warmup=281
+    ),
 }
 ALL = VARIANTS | STUDENTS
 

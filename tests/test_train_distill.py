@@ -13,8 +13,9 @@ import torch
 from PIL import Image
 
 import data.training
+import train_distill
 from data.crops import Crops, ImagePool
-from models import load_model
+from models import MWCNN, load_model
 from tests.helpers import (
     LEVELS,
     TINY,
@@ -71,6 +72,19 @@ def test_student_from_a_checkpoint(run, pictures, tmp_path):
     a, b = (load_model(tmp_path / n / "last.safetensors").state_dict() for n in ("s2", "s3"))
     for k in a:
         torch.testing.assert_close(a[k], b[k], atol=1e-6, rtol=0)
+
+
+def test_parts_of_the_student_that_do_nothing_are_named(run, pictures, monkeypatch):
+    def starting_student(opt, teacher):
+        student = MWCNN(1, 4, blocks="residual")
+        student.down2[1].first.weight.data.zero_()
+        return student
+
+    monkeypatch.setattr(train_distill, "starting_student", starting_student)
+    ok(run("train_dbsn", f"--name s1 --clean {pictures}/gray {LEVELS['awgn']} {TINY} --steps 1"))
+    common = f"--teacher s1 --clean {pictures}/gray --synthetic-noisy {pictures}/gray {LEVELS['awgn']} {TINY2}"
+    _, out, err = run("train_distill", f"--name s2 {common} --steps 2 --lr 1e-9")
+    assert "note: down2.1.first of the student does nothing" in out + err
 
 
 def test_a_student_of_colour_images_starts_one_of_gray_ones(run, pictures, tmp_path):
