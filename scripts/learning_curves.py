@@ -8,13 +8,18 @@ Stage 1: 32 channels, 3 + 3 blocks. Stage 2: 64 channels, pairs alone, made with
 Each variant differs from its stage's base in what its name says. Seconds depend on the machine and on what else it
 does, so variants are compared by step, by pixels seen and by floating-point operations. Run it again to continue:
 finished variants are kept.
+
+--time measures what a step costs here in time of a processor core, for every variant that has been trained. It takes
+five minutes and is worth most with OMP_NUM_THREADS=1. The table and the plot then have core-hours too.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -32,6 +37,7 @@ from utils.figures import write_figure
 from utils.files import atomic_write_text
 
 VALIDATION_IMAGES = 12
+TIMED = 5, 35  # steps of the two runs whose difference gives what a step costs
 START, END = "<!-- learning curves: start -->", "<!-- learning curves: end -->"
 
 TEACHER = Path(__file__).resolve().parents[1] / "checkpoints" / "gray-awgn-blind.safetensors"
@@ -126,6 +132,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--table", type=Path, default=None, metavar="FILE", help="write the table into this file, between its markers"
     )
+    parser.add_argument(
+        "--time", action="store_true", help="measure what a step of each variant costs on this machine's processor"
+    )
     opt = parser.parse_args(argv)
     for file in (opt.json, opt.plot, opt.table):
         if file is not None and not file.parent.is_dir():
@@ -137,6 +146,14 @@ def main(argv: list[str] | None = None) -> int:
             continue
         rows.append(train(name, opt.data_root, opt.checkpoints_dir))
         rows.sort(key=lambda row: list(ALL).index(row["name"]))
+        atomic_write_text(opt.json, json.dumps(rows, indent=1) + "\n")
+    if opt.time:
+        seconds: dict[str, float] = {}
+        for row in rows:
+            key = what_a_step_is(row)
+            if key not in seconds:
+                seconds[key] = core_seconds(row, opt.data_root)
+            row["core_seconds_per_step"] = seconds[key]
         atomic_write_text(opt.json, json.dumps(rows, indent=1) + "\n")
     if opt.table:
         write_table(opt.table, rows)
@@ -153,27 +170,9 @@ def train(name: str, data_root: Path | None, folder: Path) -> dict:
     val = files[:: len(files) // VALIDATION_IMAGES][:VALIDATION_IMAGES]
     pixels, base_pixels = (o["batch_size"] * o["patch_size"] ** 2 for o in (options, base))
     run = name.replace(", ", "-").replace(" ", "-")
-    argv = [
-        "--name",
-        run,
-        "--checkpoints-dir",
-        str(folder),
-        "--clean",
-        *(str(f) for f in files if f not in val),
-        "--val",
-        *map(str, val),
-        *FIXED.split(),
-    ]
     # three times in a run as long as the base's
-    argv += ["--val-every", str(-(-base["steps"] // 3) * base_pixels // pixels)]
-    for flag, value in options.items():
-        argv += [f"--{flag.replace('_', '-')}", str(value)]
-    if name in STUDENTS:  # none of a batch is noisy images, but they must be named and must not be among the clean ones
-        code = train_distill.main([*argv, *FIXED2.split(), "--synthetic-noisy", *map(str, val)])
-    else:
-        code = train_dbsn.main(argv)
-    if code:
-        raise SystemExit(code)
+    every = ["--val", *map(str, val), "--val-every", str(-(-base["steps"] // 3) * base_pixels // pixels)]
+    run_training(run, folder, options, [f for f in files if f not in val], val, every)
     stats = [json.loads(line) for line in (folder / run / "stats.jsonl").read_text().splitlines()]
     parameters, flops = cost(options)
     row = {
@@ -186,6 +185,54 @@ def train(name: str, data_root: Path | None, folder: Path) -> dict:
     if name not in STUDENTS:
         row["noise_level"] = stats[-2]["noise_level"]
     return row | {"points": [{"pixels": s["step"] * pixels, **s} for s in stats if "val_psnr" in s]}
+
+
+def run_training(run: str, folder: Path, options: dict, clean: list[Path], others: list[Path], more: list[str]) -> None:
+    """Trains with a variant's options. others: images that are not among the clean ones."""
+    argv = ["--name", run, "--checkpoints-dir", str(folder), "--clean", *map(str, clean), *FIXED.split(), *more]
+    for flag, value in options.items():
+        argv += [f"--{flag.replace('_', '-')}", str(value)]
+    if "student_width" in options:
+        # none of a batch is noisy images, but they must be named and must not be among the clean ones
+        code = train_distill.main([*argv, *FIXED2.split(), "--synthetic-noisy", *map(str, others)])
+    else:
+        code = train_dbsn.main(argv)
+    if code:
+        raise SystemExit(code)
+
+
+def what_a_step_is(row: dict) -> str:
+    """Equal for variants whose steps cost the same."""
+    kinds = (
+        "optimizer",
+        "units",
+        "width",
+        "blocks",
+        "mdc",
+        "student_width",
+        "student_blocks",
+        "batch_size",
+        "patch_size",
+    )
+    return str([row.get(kind) for kind in kinds])
+
+
+def core_seconds(row: dict, data_root: Path | None) -> float:
+    """Processor time of a step, in seconds of one core: that of a longer run less that of a shorter one."""
+    options = {key: row[key] for key in (STUDENT if row["name"] in STUDENTS else BASE)}
+    files = find_images("bsd432", data_root, "bsd432:")[:4]
+    taken = []
+    for steps in TIMED:
+        with TemporaryDirectory() as folder:
+            start = time.process_time()
+            run_training("timed", Path(folder), options | {"steps": steps, "warmup": 0}, files[:3], files[3:], [])
+            taken.append(time.process_time() - start)
+    return (taken[1] - taken[0]) / (TIMED[1] - TIMED[0])
+
+
+def core_hours(row: dict) -> float | None:
+    """Of the whole run, on the machine that --time was given on. None where it was not."""
+    return row["steps"] * row["core_seconds_per_step"] / 3600 if "core_seconds_per_step" in row else None
 
 
 def cost(options: dict) -> tuple[int, int]:
@@ -206,8 +253,8 @@ def cost(options: dict) -> tuple[int, int]:
 def table(rows: list[dict]) -> str:
     """Markdown, one line for each variant."""
     lines = [
-        "| variant | steps x crops | parameters | TFLOP | held-out NLL | mu, dB | result, dB | level |",
-        "|" + "---|" * 8,
+        "| variant | steps x crops | parameters | TFLOP | core-hours | held-out NLL | mu, dB | result, dB | level |",
+        "|" + "---|" * 9,
     ]
     for r in rows:
         last = r["points"][-1]
@@ -219,7 +266,9 @@ def table(rows: list[dict]) -> str:
                 f"{last['held_out_nll']:.4f} | {last['val_psnr_mu']:.2f} | {last['val_psnr']:.2f} | "
                 f"{r['noise_level']:.1f}"
             )
-        lines.append(f"| {r['name']} | {size} | {r['parameters']:,} | {r['teraflops']:.1f} | {figures} |")
+        hours = core_hours(r)
+        spent = f"{r['teraflops']:.1f} | {'-' if hours is None else f'{hours:.3f}'}"
+        lines.append(f"| {r['name']} | {size} | {r['parameters']:,} | {spent} | {figures} |")
     return "\n".join(lines) + "\n"
 
 
@@ -231,24 +280,36 @@ def write_table(file: Path, rows: list[dict]) -> None:
     atomic_write_text(file, f"{before}{START}\n{table(rows)}{END}{after}")
 
 
-SIZES = {"width 48", "width 64", "blocks 5", "fixed draw"}
+SIZES = ("width", "blocks", "fixed draw", "4800 steps")
+LONG = "muon, lr 5e-3, 1200 steps"
+
+
+def of_sizes(names: dict) -> list[str]:
+    """Variants of another size, length or draw than the base's, all with one optimizer and rate."""
+    return [name for name in names if any(part.startswith(SIZES) for part in name.split(", "))]
+
+
 PANELS = {  # title -> (x axis, variants)
     "optimizer": (
         "step",
-        ["base", "seed 1", "1200 steps", "muon", "muon, seed 1", "muon, 1200 steps", "muon, lr 5e-3, 1200 steps"],
+        ["base", "seed 1", "1200 steps", "muon", "muon, seed 1", "muon, 1200 steps", LONG],
     ),
     "learning rate": (
         "step",
         ["base", "lr 1e-3", "lr 4e-3", "muon", "muon, lr 1e-3", "muon, lr 5e-3", "muon, lr 1e-2"],
     ),
-    "block form": ("teraflops", ["base", "release", "paper", "muon", "muon, release", "muon, paper"]),
-    "crops": ("megapixels", ["muon", "muon, batch 4", "muon, batch 16", "muon, patch 32", "muon, patch 96"]),
-    "units": ("step", [n for n in VARIANTS if n.startswith("muon, lr 5e-3") and not SIZES.intersection(n.split(", "))]),
-    "size, draw": (
-        "teraflops",
-        ["muon, lr 5e-3, 1200 steps", *(n for n in VARIANTS if SIZES.intersection(n.split(", ")))],
+    "block form": ("TFLOP", ["base", "release", "paper", "muon", "muon, release", "muon, paper"]),
+    "crops": ("megapixels seen", ["muon", "muon, batch 4", "muon, batch 16", "muon, patch 32", "muon, patch 96"]),
+    "units": (
+        "step",
+        [n for n in VARIANTS if n.startswith("muon, lr 5e-3") and n not in of_sizes(VARIANTS)],
     ),
-    "stage 2": ("step", list(STUDENTS)),
+    "size, draw": ("core-hours", [LONG, *of_sizes(VARIANTS)]),
+    "student": ("step", [n for n in STUDENTS if n not in of_sizes(STUDENTS)]),
+    "size of the student": (
+        "core-hours",
+        ["student, muon, 1200 steps", "student, muon, residual, 1200 steps", *of_sizes(STUDENTS)],
+    ),
 }
 
 
@@ -256,7 +317,11 @@ def plot(file: Path, rows: list[dict]) -> None:
     """Draws the panels that have something to compare."""
     from matplotlib.figure import Figure  # not pyplot: no window, nothing global
 
-    shown = {title: (unit, [row for row in rows if row["name"] in names]) for title, (unit, names) in PANELS.items()}
+    timed = all("core_seconds_per_step" in row for row in rows)
+    shown = {
+        title: ("TFLOP" if unit == "core-hours" and not timed else unit, [row for row in rows if row["name"] in names])
+        for title, (unit, names) in PANELS.items()
+    }
     shown = {title: (unit, few) for title, (unit, few) in shown.items() if len(few) > 1}
     if not shown:
         raise UsageError("--plot compares variants, and fewer than two have been trained")
@@ -265,13 +330,15 @@ def plot(file: Path, rows: list[dict]) -> None:
     for axis, (title, (unit, few)) in zip(axes[0], shown.items()):
         for row in few:
             points = row["points"]
-            x = {
-                "step": [p["step"] for p in points],
-                "megapixels": [p["pixels"] / 1e6 for p in points],
-                "teraflops": [p["pixels"] * row["flops_per_pixel"] / 1e12 for p in points],
-            }
-            axis.plot(x[unit], [p["val_psnr"] for p in points], "o-", markersize=3, label=row["name"])
-        axis.set(title=title, xlabel={"teraflops": "TFLOP", "step": "step", "megapixels": "megapixels seen"}[unit])
+            scale = {
+                "step": 1,
+                "megapixels seen": points[-1]["pixels"] / row["steps"] / 1e6,
+                "TFLOP": row["teraflops"] / row["steps"],
+                "core-hours": row.get("core_seconds_per_step", 0) / 3600,
+            }[unit]
+            x, psnr = [scale * p["step"] for p in points], [p["val_psnr"] for p in points]
+            axis.plot(x, psnr, "o-", markersize=3, label=row["name"])
+        axis.set(title=title, xlabel=unit)
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)
     axes[0, 0].set_ylabel("posterior mean, or student: PSNR in dB")

@@ -35,9 +35,10 @@ def test_variants_see_equally_many_pixels():
     def pixels(options):
         return options["steps"] * options["batch_size"] * options["patch_size"] ** 2
 
-    # as the last part of a name says; else equal. 2000, 760, 560, 300 are other networks for about as many operations
-    longer = {"1200 steps": 3, "2400 steps of batch 4": 3, "600 steps": 1.5, "2000 steps": 5}
+    # as the last part of a name says; else equal. Other networks see as many as make about the same operations
+    longer = {"1200 steps": 3, "2400 steps of batch 4": 3, "600 steps": 1.5, "2000 steps": 5, "4800 steps": 12}
     longer |= {"760 steps": 1.9, "560 steps": 1.4, "300 steps": 0.75}
+    longer |= {"3040 steps": 7.6, "2240 steps": 5.6, "8200 steps": 20.5, "2250 steps": 5.625}
     for base, variants in ((curves.BASE, curves.VARIANTS), (curves.STUDENT, curves.STUDENTS)):
         for name, changes in variants.items():
             assert pixels(base | changes) == pixels(base) * longer.get(name.split(", ")[-1], 1), name
@@ -70,6 +71,13 @@ def test_a_small_study(monkeypatch, pictures, tmp_path):
     shutil.rmtree(tmp_path / "runs")
     curves.main(argv.split())  # what is measured is not trained again
     assert not (tmp_path / "runs").exists()
+    monkeypatch.setattr(curves, "TIMED", (1, 3))
+    assert curves.table(rows).count("| - |") > len(rows)
+    page.write_text(f"{curves.START}\n{curves.END}\n")
+    assert curves.main([*argv.split(), "--time"]) == 0
+    timed = json.loads((tmp_path / "x.json").read_text())
+    assert [r.pop("core_seconds_per_step") for r in timed] and timed == rows
+    assert page.read_text().count("| - |") < curves.table(rows).count("| - |")
     page.write_text("no markers")
     with pytest.raises(UsageError, match="no markers"):
         curves.main(argv.split())
