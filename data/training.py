@@ -25,6 +25,8 @@ from utils.errors import UsageError
 from utils.files import shown
 from utils.random import Stream, generator, permutation
 
+LOOKED_AT = 8  # files of a set, where it would take long to decode all
+
 
 @dataclass(frozen=True)
 class Images:
@@ -159,7 +161,7 @@ def note_conversion(images: ImageFiles) -> None:
     """One line where images are not as their own files have them.
 
     Gray ones may be in a colour model, or colour ones in a gray one. Another line where files in colour hold one gray
-    image: the first is looked at.
+    image each: LOOKED_AT of them are decoded for that, spread over all.
     """
     others = sum(header.channels != (1 if images.mode == "gray" else 3) for header in images.headers)
     if others:
@@ -167,9 +169,14 @@ def note_conversion(images: ImageFiles) -> None:
             f"note: {others} of the {len(images)} {images.what} are "
             f"{'in colour' if images.mode == 'gray' else 'gray'}, and made {images.mode}"
         )
-    if images.mode == "color" and len(images) and gray_of(read_image(images.files[0], "color")) is not None:
+    if images.mode != "color" or not len(images):
+        return
+    few = [images.files[k] for k in sorted(set(np.linspace(0, len(images) - 1, LOOKED_AT).round().astype(int)))]
+    gray = [file for file in few if gray_of(read_image(file, "color")) is not None]
+    if gray:
+        others = f", as {len(gray)} of the {len(few)} {images.what} that were looked at" if few[1:] else ""
         tqdm.write(
-            f"note: {shown(images.files[0])} is one gray image, whose noise is the same in all channels: "
+            f"note: {shown(gray[0])} is one gray image{others}, whose noise is the same in all channels: "
             "--mode gray trains weights for such images"
         )
 

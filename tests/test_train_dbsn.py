@@ -360,3 +360,5 @@ def test_gray_images_in_a_colour_training_are_told(run, pictures):
     assert "are gray, and made color" in out + err and "is one gray image" in out + err
     _, out, err = run("train_dbsn", f"--name b --mode color --noisy {pictures}/color {line}")
     assert "gray image" not in out + err
+    _, out, err = run("train_dbsn", f"--name c --mode color --noisy {pictures}/color {pictures}/gray/1.png {line}")
+    assert "1.png is one gray image, as 1 of the" in out + err
