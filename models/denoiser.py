@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from models import gaussian
 from models.dbsn import DBSN
-from models.gaussian import Covariance, Posterior, mahalanobis, triangle
+from models.gaussian import Covariance, Full, Posterior, mahalanobis, triangle
 from models.layers import PointwiseNet
 from models.noise import ESTIMATORS, NOISES, lower_factor
 from models.noise.residual import AVOID, lowest, sampled, share_clipped, spacing
 from models.phases import on_phases
-from models.units import USUAL_MEAN, USUAL_NOISE, Scale, scale_of
+from models.units import USUAL_MEAN, USUAL_NOISE, View, seen_in, views_of
 
 WHITE_SHIFT = 3  # in white units V starts at softplus(-3)^2: a standard deviation of 12 of 255
 NOISE_SHIFT = -0.5413  # softplus(-NOISE_SHIFT) = 1: in units of noise, V starts at about one
@@ -209,14 +209,14 @@ class BlindSpotDenoiser(nn.Module):
             v.weight[k] *= slope if i == j else 1 / USUAL_NOISE
         self.units = self.config["units"] = "noise"
 
-    def scale(self, y: Tensor) -> Scale | None:
+    def views(self, y: Tensor) -> list[View] | None:
         """What `context` needs to know of a whole image y (N,C,H,W) to work on parts of it."""
         if self.units == "white":
             return None
         seen = y[:, :, :: self.apart, :: self.apart]  # neighbours that share noise differ too little
-        return scale_of(seen, WIDEST if self.config["units"] == "white" else None)
+        return views_of(seen, WIDEST if self.config["units"] == "white" else None)
 
-    def context(self, y: Tensor, scale: Scale | None = None) -> tuple[Tensor, Covariance]:
+    def context(self, y: Tensor, views: list[View] | None = None) -> tuple[Tensor, Covariance]:
         """What the pixels around each pixel say of it: mu (N,C,H,W) and the head's covariance, float32.
 
         y as in forward.
@@ -224,12 +224,16 @@ class BlindSpotDenoiser(nn.Module):
         if self.units == "white":
             mu, raw = on_phases(self.network, y, self.stride)
             return mu, lower_factor(raw, self.channels, WHITE_SHIFT)
-        m, s = (t.to(y) for t in scale or self.scale(y))
         white = self.config["units"] == "white"
         mean, noise, shift = (USUAL_MEAN, USUAL_NOISE, WHITE_SHIFT) if white else (0, 1, NOISE_SHIFT)
-        s = s / noise
-        mu, raw = on_phases(self.network, mean + (y - m) / s, self.stride)
-        return m + s * (mu - mean), lower_factor(raw, self.channels, shift).scale(s)
+
+        def normalised(y: Tensor, m: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+            s = s / noise
+            mu, raw = on_phases(self.network, mean + (y - m) / s, self.stride)
+            return m + s * (mu - mean), lower_factor(raw, self.channels, shift).scale(s).factor
+
+        mu, factor = seen_in(views or self.views(y), y, normalised)
+        return mu, Full(factor)
 
     def network(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """D-BSN and its covariance head: mu (N,C,H,W) and the head's raw output (N,T,H,W), in the network's units."""
@@ -248,9 +252,9 @@ class BlindSpotDenoiser(nn.Module):
         return self.noise_estimator.estimate(y, mu, v, gain, self.unit(y))
 
     def unit(self, y: Tensor) -> Tensor | float:
-        """The value of images y (N,C,H,W) that is 1 to the network, (N,1,1,1)."""
-        scale = self.scale(y)
-        return 1.0 if scale is None else scale[1]
+        """The value of images y (N,C,H,W) that is 1 to the network in the narrowest view, (N,1,1,1)."""
+        views = self.views(y)
+        return 1.0 if views is None else views[-1].s
 
     @torch.no_grad()
     def gain(self, y: Tensor, mu: Tensor, v: Covariance) -> Tensor:
@@ -265,7 +269,7 @@ class BlindSpotDenoiser(nn.Module):
         cov_n = self.noise_estimator.covariance(self.noise_estimator.estimate(y, mu, v, unit=self.unit(y)), mu)
         uncertainty = sampled(v.log_det() - cov_n.log_det()) / self.channels + AVOID * share_clipped(y)
         best = lowest(uncertainty, GAIN_SHARE)[1].flatten(1) * spacing(y)  # N,k: places in the order of rows
-        device, scale = self.dbsn.tail.weight.device, self.scale(y)
+        device, views = self.dbsn.tail.weight.device, self.views(y)
         gains = []
         for k, places in enumerate(best.sort().values):
             counts = torch.zeros(y.shape[2:], device=y.device)
@@ -274,7 +278,7 @@ class BlindSpotDenoiser(nn.Module):
             for window, core in self.windows(y.shape[2], y.shape[3], places):
                 here, noisy = cov_n.map(lambda t, k=k, at=window: crop(t[k : k + 1], at)), crop(y[k : k + 1], window)
                 n = here.sample(torch.randn(noisy.shape, generator=random).to(y))
-                own = scale and tuple(t[k : k + 1] for t in scale)
+                own = views and [View(*(t[k : k + 1] for t in view)) for view in views]
                 moved = self.context((noisy + SHAKE * n).to(device), own)[0].to(mu) - crop(mu[k : k + 1], window)
                 share = mahalanobis(crop(moved, core), here.map(lambda t, at=core: crop(t, at)))[0, 0]
                 counted = counts[window][core]

@@ -19,6 +19,7 @@ from models.denoiser import BlindSpotDenoiser, Prediction, noise_level, posterio
 from models.gaussian import Full
 from models.mwcnn import MWCNN, pad_to_multiple
 from models.phases import on_phases, weights_of
+from models.units import View
 
 # bytes of activations that an untiled image, or a tile, may take; on a GPU at most half of what is free
 WORKING_SET = {"cpu": 1e9, "cuda": 8e9}
@@ -244,10 +245,10 @@ def run(model: BlindSpotDenoiser | MWCNN, y: Tensor, tile: int | None, progress:
 
 def context_in_tiles(model: BlindSpotDenoiser, y: Tensor, side: int, progress: bool = False) -> tuple[Tensor, Tensor]:
     """What the pixels around say of images (N,C,H,W): mu, and the factor of V. side: of the tiles, see in_tiles."""
-    scale = model.scale(y)
+    views = model.views(y)
 
     def context(part: Tensor) -> tuple[Tensor, Tensor]:
-        mu, cov = model.context(part, scale)
+        mu, cov = model.context(part, views)
         return mu, cov.factor
 
     return in_tiles(context, model, y, side, progress)
@@ -259,11 +260,12 @@ def run_student(model: MWCNN, y: Tensor, stride: int, tile: int | None, tiled: b
     tile: as given for the images, None chooses it for each phase. tiled: whether the images are too large to be taken
     whole; phases are then taken one at a time.
     """
-    scale = model.scale(y[:, :, ::stride, ::stride])  # of one phase: neighbours that share noise differ too little
+    views = model.views(y[:, :, ::stride, ::stride])  # of one phase: neighbours that share noise differ too little
 
     def of(phases: Tensor) -> tuple[Tensor]:
         height, width = phases.shape[2:]
-        own = scale and tuple(t.repeat(len(phases) // len(y), 1, 1, 1) for t in scale)
+        times = len(phases) // len(y)
+        own = views and [View(*(t.repeat(times, 1, 1, 1) for t in view)) for view in views]
         whole = pad_to_multiple(phases, model.multiple)
         side = tile or automatic_tile(model, whole)
         (image,) = in_tiles(lambda part: (model(part, own),), model, whole, side, progress)

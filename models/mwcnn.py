@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from models.layers import Conv2d
 from models.phases import Stride
-from models.units import USUAL_MEAN, USUAL_NOISE, Scale, scale_of
+from models.units import USUAL_MEAN, USUAL_NOISE, View, seen_in, views_of
 
 MULTIPLE = 8  # three halvings
 BLOCKS = ("plain", "residual")
@@ -233,20 +233,23 @@ class MWCNN(nn.Module):
         """Tiles of an image begin at multiples of it, and its sides are such."""
         return MULTIPLE
 
-    def scale(self, y: Tensor) -> Scale | None:
+    def views(self, y: Tensor) -> list[View] | None:
         """What `forward` needs to know of a whole image y (N,C,H,W) to work on parts of it."""
         if self.units == "white":
             return None
-        return scale_of(y, WIDEST if self.config["units"] == "white" else None)
+        return views_of(y, WIDEST if self.config["units"] == "white" else None)
 
-    def forward(self, y: Tensor, scale: Scale | None = None) -> Tensor:
+    def forward(self, y: Tensor, views: list[View] | None = None) -> Tensor:
         """Noisy images (N,C,H,W), float32, 0..1, any size -> denoised ones."""
-        if self.units == "noise":
-            m, s = (t.to(y) for t in scale or self.scale(y))
-            mean, noise = (USUAL_MEAN, USUAL_NOISE) if self.config["units"] == "white" else (0, 1)
+        if self.units == "white":
+            return self.network(y)
+        mean, noise = (USUAL_MEAN, USUAL_NOISE) if self.config["units"] == "white" else (0, 1)
+
+        def normalised(y: Tensor, m: Tensor, s: Tensor) -> tuple[Tensor]:
             s = s / noise
-            return m + s * (self.network(mean + (y - m) / s) - mean)
-        return self.network(y)
+            return (m + s * (self.network(mean + (y - m) / s) - mean),)
+
+        return seen_in(views or self.views(y), y, normalised)[0]
 
     def network(self, y: Tensor) -> Tensor:
         """Images of the network's units -> denoised ones."""

@@ -9,9 +9,17 @@ A pixel's own value enters them with a weight of about one in the number of pixe
 
 A network that was trained in white units works in units of noise too. It knows values of 0..1 alone, so its images are
 also made to fit: where the noise is small against the image's range, the range is the scale (`fitting`).
+
+A star or a bright bead can make that range a hundred times as wide as everything else. So the network is shown such an
+image more than once (`views_of`): whole, and cut to the range of its darker half, where the wide range leaves nothing
+to be seen.
 """
 
 from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,8 +35,79 @@ BLOCK = 8  # side of the blocks in pixels: those without noise, of one value, do
 USUAL_MEAN, USUAL_NOISE = 0.45, 15 / 255
 BEYOND = 500  # of so many pixels one may be darker than a network's black, and one brighter than its white
 SMALL = 1 / 4  # of 0..1: pictures that fill less of it are stretched to be seen
+# An image is shown again where its noise is less than FAINT of its range, and the range is more than WIDE times that of
+# its darker half. From view to view the range becomes STEP times narrower at most.
+FAINT, WIDE, STEP = 2.5 / 255, 4, 16
+EDGE = 0.1  # of a view's range: what is nearer to where it was cut is taken from the wider one
 
 Scale = tuple[Tensor, Tensor]  # m and s, (N,1,1,1) each
+
+
+class View(NamedTuple):
+    """What a network is shown of images y: (clamp(y, low, high) - m) / s. All are (N,1,1,1)."""
+
+    m: Tensor
+    s: Tensor
+    low: Tensor
+    high: Tensor
+
+    def shown(self, y: Tensor) -> Tensor:
+        return torch.minimum(torch.maximum(y, self.low), self.high)
+
+    def inside(self, y: Tensor, wider: View) -> Tensor:
+        """How far y (N,C,H,W) is within the range, from 0 at an end that was cut, or beyond, to 1, (N,1,H,W)."""
+        edge = EDGE * (self.high - self.low)
+        above = torch.where(self.low > wider.low, (y - self.low) / edge - 1, 1)
+        below = torch.where(self.high < wider.high, (self.high - y) / edge - 1, 1)
+        return torch.minimum(above, below).amin(1, keepdim=True).clamp_(0, 1)
+
+
+Network = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]]
+
+
+def seen_in(views: list[View], y: Tensor, network: Network) -> tuple[Tensor, ...]:
+    """What a network makes of images y (N,C,H,W), shown one view after the other.
+
+    network: takes images and their m and s. The first of what it gives is an image like y. Where that is inside the
+    next view's range, the next view's results count.
+    """
+    first, *narrower = (View(*(t.to(y) for t in view)) for view in views)
+    results, wider = network(y, first.m, first.s), first
+    for view in narrower:
+        inside = view.inside(results[0], wider)
+        found = network(view.shown(y), view.m, view.s)
+        results, wider = tuple(torch.lerp(a, b, inside) for a, b in zip(results, found)), view
+    return results
+
+
+@torch.no_grad()
+def views_of(y: Tensor, widest: float | None = None) -> list[View]:
+    """The views of images y (N,C,H,W), the widest first: one for most images.
+
+    An image has more where its range is far too wide for its noise and for its darker half: see FAINT and WIDE. The
+    narrowest view is cut to the range of that half: from the twentieth part of its values to the median, with as much
+    below and twice as much above, and wide enough for the usual noise.
+
+    widest: see `scale_of`. Networks that were trained in units of noise have seen such images, so they have one view.
+    """
+    low, high = y.amin((1, 2, 3), keepdim=True), y.amax((1, 2, 3), keepdim=True)
+    m, s = scale_of(y, widest)
+    views = [View(m, s, low, high)]
+    if widest is None:
+        return views
+    start, middle = darker_half(y)
+    noise = scale_of(y)[1]
+    reach = torch.maximum(middle - start, noise / USUAL_NOISE / 2)
+    least, most = torch.maximum(low, start - reach), torch.minimum(high, middle + 2 * reach)
+    ratio = torch.where(most > least, (high - low) / (most - least), 1)
+    ratio = torch.where((ratio > WIDE) & (noise < FAINT * (high - low)), ratio, 1)
+    number = math.ceil(round(math.log(ratio.max().item(), STEP), 6))
+    for k in range(1, number + 1):
+        part = torch.where(ratio > 1, (1 - ratio ** (-k / number)) / (1 - 1 / ratio), 0)
+        ends = low + part * (least - low), high + part * (most - high)
+        cut = torch.minimum(torch.maximum(y, ends[0]), ends[1])
+        views.append(View(*scale_of(cut, widest), *ends))
+    return views
 
 
 @torch.no_grad()
@@ -41,9 +120,7 @@ def scale_of(y: Tensor, widest: float | None = None) -> Scale:
 
     widest: for networks that were trained in white units, see `fitting`.
     """
-    blocks = [F.max_pool2d(t, BLOCK, ceil_mode=True) for t in (y, -y)]
-    counts = (blocks[0] + blocks[1] > 0).any(1, keepdim=True)  # the greatest value less the least, N,1,h,w
-    counts |= ~counts.any((2, 3), keepdim=True)  # a constant image: all of it
+    counts = varied_blocks(y)
     inside = y.masked_fill(~spread(counts, BLOCK, y), torch.nan).flatten(1)
     m = inside.nanmean(1)
     deviation = (inside - m[:, None]).square_().nanmean(1).sqrt()
@@ -54,6 +131,13 @@ def scale_of(y: Tensor, widest: float | None = None) -> Scale:
     s = torch.where(s > 0, s, deviation)
     scale = tuple(t.view(-1, 1, 1, 1) for t in (m, torch.where(s > 0, s, torch.ones_like(s))))
     return scale if widest is None else fitting(y, *scale, widest)
+
+
+def varied_blocks(y: Tensor) -> Tensor:
+    """Which blocks of images y (N,C,H,W) have more than one value, (N,1,h,w). In a constant image all count."""
+    blocks = [F.max_pool2d(t, BLOCK, ceil_mode=True) for t in (y, -y)]
+    counts = (blocks[0] + blocks[1] > 0).any(1, keepdim=True)  # the greatest value less the least
+    return counts | ~counts.any((2, 3), keepdim=True)
 
 
 def fitting(y: Tensor, m: Tensor, s: Tensor, widest: float) -> Scale:
@@ -78,6 +162,17 @@ def usual_range(y: Tensor) -> Tensor:
     ranked = flat[:, torch.arange(0, flat.shape[1], step, device=y.device)].sort(1).values
     few = ranked.shape[1] // BEYOND
     return (ranked[:, ranked.shape[1] - 1 - few] - ranked[:, few]).view(-1, 1, 1, 1)
+
+
+def darker_half(y: Tensor) -> tuple[Tensor, Tensor]:
+    """The values that a twentieth and a half of an image's values are below, (N,1,1,1) each, y (N,C,H,W).
+
+    Blocks of one value do not count. Many are sampled.
+    """
+    step = (y[0].numel() + SAMPLE - 1) // SAMPLE
+    ranked = y.masked_fill(~spread(varied_blocks(y), BLOCK, y), torch.nan).flatten(1)[:, ::step].sort(1).values
+    number = (~ranked.isnan()).sum(1, keepdim=True)  # NaN are the last
+    return tuple(ranked.gather(1, (part * (number - 1)).long()).view(-1, 1, 1, 1) for part in (0.05, 0.5))
 
 
 def spread(blocks: Tensor, side: int, like: Tensor) -> Tensor:

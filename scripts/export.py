@@ -190,7 +190,7 @@ def expected_of(model: MWCNN | BlindSpotDenoiser, noisy: Tensor) -> tuple[Tensor
     """What PyTorch makes of pictures (N,C,H,W): (denoised,), or (mu, factor)."""
     if model.stage == 2:
         return (run(model, noisy, None, False).image,)
-    mu, covariance = model.context(noisy, model.scale(noisy))
+    mu, covariance = model.context(noisy, model.views(noisy))
     return mu, covariance.factor
 
 

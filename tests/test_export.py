@@ -53,7 +53,7 @@ def noisy_pictures(size, channels: int, seed: int = 0, scale: float = 1.0) -> to
 
 
 def expected_context(model, y):
-    mu, v = model.context(y, model.scale(y))
+    mu, v = model.context(y, model.views(y))
     return mu, v.factor
 
 

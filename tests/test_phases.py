@@ -37,19 +37,19 @@ def test_blind_to_the_whole_neighbourhood(path, stride, hole, units):
     apart = model.apart
     assert apart == stride * (hole + 1) // 2
     y = torch.rand(1, 1, 7, 8)
-    scale = model.scale(y)
-    before = model.context(y, scale)
+    views = model.views(y)
+    before = model.context(y, views)
     for i in range(7):
         for j in range(8):
             near = slice(max(0, i - apart + 1), i + apart), slice(max(0, j - apart + 1), j + apart)
             other = y.clone()
             other[:, :, *near] = torch.rand(other[:, :, *near].shape)
-            after = model.context(other, scale)
+            after = model.context(other, views)
             assert torch.equal(before[0][..., i, j], after[0][..., i, j])
             assert torch.equal(before[1].factor[..., i, j], after[1].factor[..., i, j])
     far = y.clone()
     far[..., 0, 0] += 1
-    assert not torch.equal(model.context(far, scale)[0][..., apart, 0], before[0][..., apart, 0])
+    assert not torch.equal(model.context(far, views)[0][..., apart, 0], before[0][..., apart, 0])
 
 
 @pytest.mark.parametrize("units", ["white", "noise"])

@@ -8,7 +8,7 @@ import torch
 
 from models import MWCNN, BlindSpotDenoiser, load_model
 from models.inference import denoise_batch
-from models.units import UNITS, USUAL_MEAN, USUAL_NOISE, scale_of
+from models.units import STEP, UNITS, USUAL_MEAN, USUAL_NOISE, scale_of, views_of
 from tests.helpers import LEVELS, TINY, TINY2, ok
 
 
@@ -160,3 +160,46 @@ def test_a_few_bright_points_do_not_set_the_scale(name, rng):
     network.units = "noise"
     error = (denoise_batch(network, y).image - x).square().mean().sqrt().item()
     assert error < 0.8 * 14, error
+
+
+def with_spot(height, rng):
+    """A noisy photograph with a bead so many times as bright as its white, the clean one, and where the bead is not."""
+    at = torch.arange(160.0)
+    spot = torch.exp(-(at - 80)[:, None].square() / 50) * torch.exp(-(at - 70).square() / 50)
+    x = (torch.from_numpy(skimage.data.camera()[160:320, 160:320] / 255.0).float() + height * spot)[None, None]
+    return x + (0.02 * x + 0.05**2).sqrt() * torch.randn(x.shape, generator=rng), x, spot < 1e-4
+
+
+@pytest.mark.parametrize("name", ["gray-hg-blind", "gray-hg-blind-full"])
+def test_a_bright_spot_leaves_the_rest_as_it_is(name, rng):
+    network = load_model(name)
+    network.units = "noise"
+    errors = []
+    for height in (0, 30, 300):
+        y, x, apart = with_spot(height, rng.manual_seed(0))
+        errors.append((denoise_batch(network, y).image - x)[0, 0, apart].square().mean().sqrt().item())
+    assert max(errors[1:]) < 1.05 * errors[0]
+
+
+def test_what_an_image_is_shown_as(rng):
+    one, x, _ = with_spot(0, rng)
+    far, _, _ = with_spot(300, rng)
+    dark = 1 - far  # a spot that is darker than all else
+    for widest in (1.0, 2.0):
+        assert len(views_of(one, widest)) == 1
+        for y in (far, 1e4 * far - 50, dark):
+            views = views_of(y, widest)
+            ranges = [float(view.high - view.low) for view in views]
+            assert len(views) == 3 and ranges[0] == y.max() - y.min()
+            assert all(1 < a / b <= 1.01 * STEP for a, b in zip(ranges, ranges[1:]))
+            cut = views[-1].shown(y)
+            assert (cut == y).float().mean() > 0.9 and cut.min() == views[-1].low or y is not dark
+        assert len(views_of(far, None)) == 1  # networks that have seen such images
+
+
+def test_the_views_of_an_image_are_its_own(model, rng):
+    """Whatever is in the batch beside it."""
+    pair = torch.cat([with_spot(height, rng)[0] for height in (0, 300)])
+    both = denoise_batch(model, pair).image
+    for k in range(2):
+        torch.testing.assert_close(both[k : k + 1], denoise_batch(model, pair[k : k + 1]).image, rtol=1e-3, atol=1e-3)
