@@ -19,7 +19,7 @@ import torch
 from tqdm import tqdm
 
 from data.images import gray_of
-from data.inputs import Input, Request, Sample, find_inputs, read_sample, repeated
+from data.inputs import Input, Request, Sample, find_inputs, keep_inputs, read_sample, repeated
 from data.pictures import put_stacks_together, save_pictures
 from models import load_model
 from models.inference import denoise_batch, filled, known_part, outlying
@@ -245,6 +245,7 @@ def prepare_outputs(opt, inputs: list[Input]) -> None:
     if opt.save and opt.save.resolve() in {source.file.resolve().parent for source in inputs}:
         problem = f"--save {opt.save} is the folder of the images themselves"
         raise UsageError(f"{problem}; give another, so that none is overwritten")
+    keep_inputs(inputs, {"--json": opt.json, "--report": opt.report})
     folders = (
         ("--save", opt.save),
         ("--json", opt.json and opt.json.parent),

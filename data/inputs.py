@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -47,6 +48,14 @@ class Input:
     shown: str
     header: Header | None = None
     problem: str | None = None
+
+
+def keep_inputs(inputs: Iterable[Input], outputs: Mapping[str, Path | None]) -> None:
+    """Raises UsageError where an output, a file by its flag, is one of the images themselves."""
+    files = {file.resolve() for source in inputs for file in (source.file, source.reference) if file is not None}
+    for flag, file in outputs.items():
+        if file is not None and file.resolve() in files:
+            raise UsageError(f"{flag} {shown(file)} is one of the images themselves; give the name of a new file")
 
 
 @dataclass(frozen=True)

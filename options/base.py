@@ -268,6 +268,14 @@ class BaseOptions:
             if getattr(opt, name) is not None:
                 self.parser.error(f"--{name.replace('_', '-')} {why}")
 
+    def check_ending(self, opt: argparse.Namespace, **endings: tuple[str, ...]) -> None:
+        """Ends with an error where a file to be written, by its option, does not end as such files do."""
+        for name, allowed in endings.items():
+            file = getattr(opt, name)
+            if file is not None and file.suffix.lower() not in allowed:
+                *others, last = allowed
+                self.parser.error(f"--{name} {file}: end it in {', '.join(others)}{' or ' if others else ''}{last}")
+
     def check_levels(self, opt: argparse.Namespace, ranges: bool = True) -> None:
         """Levels fit the noise model. Those that are given become (low, high) pairs."""
         own = {level.name: level for level in NOISES[opt.noise].levels} if opt.noise else {}

@@ -43,5 +43,4 @@ class InspectionOptions(BaseOptions):
         for flag, file in (("--json", opt.json), ("--plot", opt.plot)):
             if file is not None and not file.parent.is_dir():
                 self.parser.error(f"{flag} {file}: the folder {file.parent} does not exist; make it first")
-        if opt.plot and opt.plot.suffix.lower() not in (".png", ".pdf", ".svg"):
-            self.parser.error(f"--plot {opt.plot}: end it in .png, .pdf or .svg")
+        self.check_ending(opt, json=(".json",), plot=(".png", ".pdf", ".svg"))

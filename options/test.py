@@ -136,6 +136,7 @@ class TestOptions(BaseOptions):
         opt.baseline = list(dict.fromkeys(opt.baseline))
         self.check_levels(opt, ranges=opt.protocol == "laine")
         opt.mg_seed = opt.mg_seed or 0
+        self.check_ending(opt, json=(".json",), report=(".html", ".htm"))
         if opt.report and not (opt.checkpoint or opt.baseline):
             self.parser.error(f"--report {opt.report} shows results: give a --checkpoint")
         if opt.protocol == "none" and not opt.clean and not opt.save and not opt.report:

@@ -29,7 +29,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.images import gray_of
-from data.inputs import Input, Request, find_inputs, read_sample
+from data.inputs import Input, Request, find_inputs, keep_inputs, read_sample
 from models.inspection import LEAST_PIXELS, PART, Inspection
 from options.inspection import InspectionOptions
 from utils.advice import Advice, Looker, advise, as_record
@@ -80,6 +80,7 @@ def inspect(opt) -> tuple[list[Seen], dict[str, str]]:
     look = Looker.of(opt, choose_device(opt.device, 0, opt.deterministic))
     skip = opt.on_bad == "skip"
     inputs, _ = find_inputs(Request(opt.data, opt.data_root, mode=opt.mode, skip_bad=skip, named="PICTURES"), [])
+    keep_inputs(inputs, {"--json": opt.json, "--plot": opt.plot})
     if opt.most and len(inputs) > opt.most:
         inputs = [inputs[k] for k in np.linspace(0, len(inputs) - 1, opt.most).round().astype(int)]
     seen, bad = [], {}

@@ -14,10 +14,18 @@ from skimage.data import astronaut, camera
 from torch.nn import functional as F
 
 import test as test_script
-from models.noise.correlation import unevenness
+from models.noise.correlation import repetition, unevenness
 from tests.helpers import ok
 from utils import report
-from utils.doubts import Check, check_noise, check_result, doubts, neighbours_share_noise, shared_by_neighbours
+from utils.doubts import (
+    REPEATED,
+    Check,
+    check_noise,
+    check_result,
+    doubts,
+    neighbours_share_noise,
+    shared_by_neighbours,
+)
 
 GRAY = torch.from_numpy(camera()[100:292, 150:342] / 255.0)[None]
 COLOR = torch.from_numpy(astronaut()[:192, 100:292] / 255.0).permute(2, 0, 1)
@@ -89,6 +97,44 @@ def test_noise_is_not_taken_for_texture(x, reach, rng):
     y = rounded(x + torch.from_numpy(20 / 255 * n / n.std()))
     assert "texture" not in failed(check_noise(y)) and neighbours_share_noise(check_noise(y))
     assert shared_by_neighbours(y).variance > (10 / 255) ** 2
+
+
+def grating(period: float) -> torch.Tensor:
+    at = torch.arange(192, dtype=torch.float64)
+    return 0.5 + 50 / 255 * torch.sin(2 * torch.pi * (at + 0.3 * at[:, None]) / period)[None]
+
+
+@pytest.mark.parametrize("period", [3, 4, 6])
+def test_a_pattern_is_not_taken_for_noise(period, rng):
+    """A grating is as even as noise, and its flattest blocks are no flatter than the others."""
+    y = rounded(grating(period) + 20 / 255 * normal(FLAT, rng))
+    assert "texture, pattern" in failed(check_noise(y))
+    assert neighbours_share_noise(check_noise(y)) is None and shared_by_neighbours(y) is None
+
+
+@pytest.mark.parametrize("reach", [0, 0.5, 1, 2, 3])
+@pytest.mark.parametrize("side", [96, 400])
+def test_noise_does_not_repeat_itself(side, reach, rng):
+    n = gaussian_filter(normal(torch.zeros(side, side), rng).numpy(), reach)
+    assert repetition(torch.from_numpy(n)[None]) < REPEATED
+
+
+def test_a_pattern_that_was_removed_is_told(rng):
+    x, noise = grating(3), 20 / 255 * normal(FLAT, rng)
+    good, bad = (check_result(x + noise, result, level=torch.full((1, 1, 1), 60 / 255)) for result in (x, 0 * x + 0.5))
+    assert "pattern" not in failed(good) and "pattern" in failed(bad)
+    assert "repeats itself" in doubts(bad)[-1]
+
+
+def test_a_pattern_is_kept(run, tmp_path, rng):
+    clean, y = grating(6), rounded(grating(6) + 20 / 255 * normal(FLAT, rng))
+    for name, image in (("a", y), ("clean", clean)):
+        Image.fromarray((255 * image)[0].numpy().round().astype(np.uint8)).save(tmp_path / f"{name}.png")
+    line = f"--checkpoint gray-awgn-blind-full --data {tmp_path}/a.png --clean {tmp_path}/clean.png"
+    code, _, err = run("test", f"{line} --json {tmp_path}/r.json")
+    (image,) = json.loads((tmp_path / "r.json").read_text())["images"]
+    assert code == 0 and "may be a pattern" in err and not image.get("strides")
+    assert image["distilled"]["psnr"] > image["noisy"]["psnr"] + 6
 
 
 @pytest.mark.parametrize("reach", [0, 0.7, 1.5])
@@ -190,7 +236,7 @@ def test_doubts_are_told_recorded_and_kept(on_doubt, two, models, run, tmp_path)
     for image in (fine, shared):
         assert len(image["checks"]) == 3  # the input and two results
         for checks in list(image["checks"].values())[1:]:
-            assert {check["check"] for check in checks} == {"brightness", "brightness, blocks", "distance"}
+            assert {check["check"] for check in checks} == {"brightness", "brightness, blocks", "distance", "pattern"}
             assert all(check["passed"] == (check["value"] <= check["limit"]) for check in checks)
     same = np.array_equal(
         *(np.array(Image.open(f)) for f in (two / "shared.png", tmp_path / "out/shared_denoised.png"))

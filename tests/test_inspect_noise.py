@@ -74,6 +74,8 @@ def test_a_bad_picture_among_others(noisy, capsys):
     [
         (["nowhere/"], "no such file or folder"),
         (["{}", "--plot", "n.doc"], "end it in .png, .pdf or .svg"),
+        (["{}", "--json", "n.png"], "end it in .json"),
+        (["{}", "--plot", "{}/gray.png"], "is one of the images themselves"),
         (["{}", "--json", "nowhere/n.json"], "the folder nowhere does not exist"),
         (["{}", "--most", "0"], "at least 1"),
     ],

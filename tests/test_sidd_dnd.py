@@ -242,11 +242,12 @@ def test_a_block_is_denoised_as_test_py_does(call, run, tmp_path):
     write_v5(tmp_path / "c.mat", {CLEAN: clean[None, None]})
     names = {"color-hg-blind-full": "distilled", "color-hg-blind": "posterior", "color-photo-full": "distilled"}
     for name, method in names.items():
-        files = f"--noisy {tmp_path}/n.mat --clean {tmp_path}/c.mat --json {tmp_path}/a"
+        files = f"--noisy {tmp_path}/n.mat --clean {tmp_path}/c.mat --json {tmp_path}/a.json"
         ok(call(f"sidd-validation --checkpoint {name} {files}"))
-        files = f"--data {tmp_path}/noisy.png --clean {tmp_path}/clean.png --json {tmp_path}/b"
+        files = f"--data {tmp_path}/noisy.png --clean {tmp_path}/clean.png --json {tmp_path}/b.json"
         ok(run("test", f"--checkpoint {name} --amp off {files}"))
-        (one,), (two,) = (json.loads((tmp_path / f).read_text())[key] for f, key in (("a", "blocks"), ("b", "images")))
+        files = ("a.json", "blocks"), ("b.json", "images")
+        (one,), (two,) = (json.loads((tmp_path / f).read_text())[key] for f, key in files)
         assert one["strides"] == two["strides"][name] != {"1": 1.0}
         assert one[method]["psnr"] == pytest.approx(two[method]["psnr_uint8"], abs=1e-3)
         assert one["noisy"]["ssim"] == pytest.approx(two["noisy"]["ssim"])

@@ -165,6 +165,20 @@ def test_outputs_that_cannot_be_created(run, pictures, tmp_path):
         assert code == 1 and flag.split()[0] in err and err.startswith("error:")
 
 
+def test_outputs_never_replace_images(run, tmp_path):
+    """A page, a table or a plot may have the name of a picture by mistake."""
+    cv2.imwrite(str(tmp_path / "a.png"), np.random.default_rng(0).integers(90, 160, (72, 72), np.uint8))
+    (tmp_path / "b.json").symlink_to(tmp_path / "a.png")
+    before = (tmp_path / "a.png").read_bytes()
+    for flags in ("--report a.png", "--json a.png", "--json b.json", "--report a.txt"):
+        flag, name = flags.split()
+        files = f"--data {tmp_path}/a.png --save {tmp_path}/out {flag} {tmp_path}/{name}"
+        code, _, err = run("test", f"--checkpoint gray-hg-blind-full {files}")
+        assert code == 2 and f"{flag} {tmp_path}/{name}" in err
+    assert (tmp_path / "a.png").read_bytes() == before
+    assert {file.name for file in tmp_path.iterdir()} <= {"a.png", "b.json", "out"}
+
+
 def test_noisy_and_clean_photographs_are_paired_by_patterns(run, tmp_path):
     """CC's names: .._real.png and .._mean.png; the clean image of each noisy one is found by the order of names."""
     random = np.random.default_rng(0)

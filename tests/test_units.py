@@ -182,8 +182,7 @@ def test_a_bright_spot_leaves_the_rest_as_it_is(name, rng):
 
 
 def test_what_an_image_is_shown_as(rng):
-    one, x, _ = with_spot(0, rng)
-    far, _, _ = with_spot(300, rng)
+    one, far = with_spot(0, rng)[0], with_spot(300, rng)[0]
     dark = 1 - far  # a spot that is darker than all else
     for widest in (1.0, 2.0):
         assert len(views_of(one, widest)) == 1
@@ -193,7 +192,7 @@ def test_what_an_image_is_shown_as(rng):
             assert len(views) == 3 and ranges[0] == y.max() - y.min()
             assert all(1 < a / b <= 1.01 * STEP for a, b in zip(ranges, ranges[1:]))
             cut = views[-1].shown(y)
-            assert (cut == y).float().mean() > 0.9 and cut.min() == views[-1].low or y is not dark
+            assert (cut == y).float().mean() > 0.9
         assert len(views_of(far, None)) == 1  # networks that have seen such images
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from models.inference import filled, known_part, outlying, without_noise
-from models.noise.correlation import Shared, beside_surface, in_blocks, shared_noise, unevenness
+from models.noise.correlation import Shared, beside_surface, in_blocks, repetition, shared_noise, unevenness
 from models.units import details, scale_of, shown_range
 
 FALSE_ALARMS = 1e-5  # chance that independent noise fails a check of one picture
@@ -42,6 +42,9 @@ OFFSETS = {
 # crops of photographs (cc15, PolyU) and microscope pictures (fmd24) whose noise was read rightly 0.7% were.
 UNEVEN = 1.2  # times the unevenness of Gaussian noise
 COLOURFUL = 0.5  # standard deviation of the colours in units of the brightness's; texture of bsd432 has 0.43 at most
+# Camera and microscope pictures (cc15, fmd24) have 0.06 at most, gratings as strong as their noise 0.3 or more.
+REPEATED = 0.1
+REMOVED = 0.05  # the same of what is removed; from noisy photographs and micrographs it is 0.02 at most
 TEXTURED = 8 / 255  # standard deviation; below it cameras and microscopes have the most of their shared noise
 
 HIGH_PASS = (1, -4, 6, -4, 1)  # removes what varies smoothly from row to row
@@ -131,7 +134,18 @@ def check_result(y: Tensor, result: Tensor, level: Tensor | None = None, shared:
             "brightness, blocks", shifts.mean((2, 3)), variance, size[0] * size[1] / together, (width, *size)
         ),
         check_distance(shifts, variance, SCALE_ERROR if level is None else LEVEL_ERROR, together, (width, *size)),
+        *check_removed(shift),
     ]
+
+
+def check_removed(shift: Tensor) -> list[Check]:
+    """Whether result - y, shift (C,H,W), is noise: a pattern that repeats itself over the picture is not."""
+    value = repetition(shift) if min(shift.shape[1:]) >= SMALLEST else None
+    words = (
+        "what was removed repeats itself over the picture, so it is a pattern of the picture's own: try --stride 1, "
+        "other weights, or train on such pictures (--start-from)"
+    )
+    return [] if value is None else [Check("pattern", value, REMOVED, words)]
 
 
 def check_brightness(name: str, shift: Tensor, variance: Tensor, pixels: float, grid: Grid | None = None) -> Check:
@@ -232,17 +246,23 @@ def shared(where: str, value: float, limit: float) -> Check:
 
 
 def check_texture(y: Tensor) -> list[Check]:
-    """Whether what neighbours share in a picture y (C,H,W) may be texture. No check where it is weak or colourful.
+    """Whether what neighbours share in a picture y (C,H,W) may be the picture's own: a pattern, or texture.
 
     The flattest blocks of a picture of grass or gravel are not flat. Their texture is uneven, and noise is not. Texture
-    changes brightness more than colour.
+    changes brightness more than colour. No check of it where it is weak or colourful. Gratings, lattices and the dots
+    of a print are even, but they repeat themselves over the picture, and noise does not.
     """
+    either = "--stride 1 keeps it, --stride 3 removes it, compare"
+    repeated = repetition(y)
+    if repeated is not None and repeated > REPEATED:
+        words = f"what neighbouring pixels share repeats itself over the picture, so it may be a pattern: {either}"
+        return [Check("texture, pattern", repeated, REPEATED, words)]
     found, value = shared_noise(y), unevenness(y)
     if not found or value is None or found.variance <= TEXTURED**2 or (len(y) > 1 and found.chroma > COLOURFUL):
         return []
     words = (
         f"what neighbouring pixels share ({255 * found.variance**0.5:.2g} of 255) is {value:.1f} times as uneven as "
-        "noise, so it may be texture: --stride 1 keeps it, --stride 3 removes it, compare"
+        f"noise, so it may be texture: {either}"
     )
     return [Check("texture", value, UNEVEN, words)]
 
@@ -276,7 +296,7 @@ def neighbours_share_noise(checks: Iterable[Check]) -> bool | None:
 
 def may_be_texture(checks: Iterable[Check]) -> bool:
     """Whether checks of a picture take what neighbours share for texture."""
-    return any(check.failed for check in checks if check.name == "texture")
+    return any(check.failed for check in checks if check.name.startswith("texture"))
 
 
 def check_stripes(y: Tensor, lines: str) -> Check:

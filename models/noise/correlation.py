@@ -30,6 +30,9 @@ DISTANCES = (1, 2, 3, 4)  # pixels
 LEAST_CHROMA = 0.1  # with less, the channels' covariance is singular
 SQUARE = 4  # side of the squares of a block whose strengths are compared
 REACHES = tuple(0.05 * k for k in range(61))
+NEAR, FAR = 10, 40  # pixels between which a pattern repeats itself: noise is shared over less
+FLATTER, MIDDLE = 0.5, 1024  # share of the blocks, and side of the part of a picture, that are searched for patterns
+PAIRS, ERRORS = 2000, 5  # pixels that are compared at a distance, and standard errors that are taken off
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,51 @@ def unevenness(y: Tensor) -> float | None:
     return float(strength / of_noise[0] * direction / of_noise[1]) ** 0.5
 
 
+def repetition(y: Tensor) -> float | None:
+    """How much a pattern repeats itself over the flatter half of a picture y (C,H,W), any units, as a correlation.
+
+    0 for noise, whatever its reach is, and 1 for a pattern without noise, such as a grating. It is the greatest
+    autocorrelation of the blocks' residuals, each block with the energy 1, at a distance of NEAR to FAR pixels. ERRORS
+    of its standard errors are taken off. Over n pairs of pixels of noise with the autocorrelation rho the square of it
+    is
+
+        sum_d rho(d)^2 / n    (Bartlett's formula)
+
+    None where too few blocks are usable.
+    """
+    top, left = ((length - MIDDLE) // 2 // SIDE * SIDE if length > MIDDLE else 0 for length in y.shape[1:])
+    y = y[:, top : top + MIDDLE, left : left + MIDDLE].double()
+    chosen = places_of_flattest(y, FLATTER)
+    if chosen is None:
+        return None
+    rows, columns = (length // SIDE for length in y.shape[1:])
+    r = (in_blocks(y, SIDE, SIDE).flatten(2) @ beside_surface(SIDE)).mean(1)  # B,SIDE^2
+    r, counts = r / r.square().mean(1, keepdim=True).sqrt().clamp_min(1e-12), torch.zeros_like(r)
+    counts[chosen] = 1
+    sums, pairs = (
+        autocorrelations(t.view(rows, columns, SIDE, SIDE).transpose(1, 2).reshape(rows * SIDE, columns * SIDE))
+        for t in (r * counts, counts)
+    )
+    at = torch.arange(2 * FAR - 1) - FAR + 1
+    distance = torch.maximum(at[:, None].abs(), at.abs())
+    pairs = pairs.clamp_min(1)
+    rho = sums / pairs
+    rho = rho / rho[FAR - 1, FAR - 1]
+    error = (rho[distance < NEAR].square().sum() / pairs).sqrt()
+    compared = (distance >= NEAR) & (pairs > PAIRS)
+    return float((rho - ERRORS * error)[compared].max()) if compared.any() else None
+
+
+def autocorrelations(t: Tensor) -> Tensor:
+    """Sums of t_i t_j over the pixels of a map (H,W), (2 FAR - 1)^2.
+
+    j - i goes from -(FAR - 1) to FAR - 1 in rows and columns.
+    """
+    size = [length + FAR for length in t.shape]
+    sums = torch.fft.irfft2(torch.fft.rfft2(t, s=size).abs().square(), s=size)
+    return sums.roll((FAR - 1, FAR - 1), (0, 1))[: 2 * FAR - 1, : 2 * FAR - 1]
+
+
 @lru_cache(maxsize=len(REACHES))
 def spread_of(reach: float) -> tuple[float, float]:
     """Both standard deviations of `unevenness` for Gaussian noise of this reach.
@@ -146,15 +194,15 @@ def flattest(y: Tensor) -> Tensor | None:
     return None if chosen is None else in_blocks(y, SIDE, SIDE)[chosen]
 
 
-def places_of_flattest(y: Tensor) -> Tensor | None:
-    """Which of in_blocks(y, SIDE, SIDE) are the flattest, (B,); None as in `flattest`."""
+def places_of_flattest(y: Tensor, share: float = SHARE) -> Tensor | None:
+    """Which of in_blocks(y, SIDE, SIDE) are the flattest share, (B,); None as in `flattest`."""
     if min(y.shape[1:]) < SIDE:
         return None
     blocks = in_blocks(y, SIDE, SIDE)  # B,C,h,w
     clipped = ((blocks == y.min()) | (blocks == y.max())).double().mean((1, 2, 3))
     energy = (blocks.flatten(2) @ beside_surface(SIDE)).square().mean((1, 2))
     usable = (clipped <= CLIPPED) & (energy > 0)
-    number = max(FEWEST, round(SHARE * int(usable.sum())))
+    number = max(FEWEST, round(share * int(usable.sum())))
     if usable.sum() < number:
         return None
     return energy.masked_fill(~usable, torch.inf).topk(number, largest=False).indices
