@@ -28,7 +28,7 @@ from models.noise.correlation import shared_noise
 from models.noise.in_turn import InTurn
 from models.phases import weights_of
 from models.stride import stride_for
-from models.units import USUAL_NOISE, shown_range
+from models.units import USUAL_NOISE, scale_of, shown_range
 from options.base import noise_of
 from options.test import TestOptions
 from utils.advice import Looker
@@ -42,7 +42,16 @@ from utils.files import shown as shown_path
 from utils.metrics import measure, shares_within
 from utils.page import Reporter, write_page
 from utils.provenance import code_version
-from utils.report import Row, method_name, noise_not_trained_on, note, print_table, smoothed, test_record
+from utils.report import (
+    Row,
+    method_name,
+    noise_not_trained_on,
+    note,
+    print_table,
+    smoothed,
+    test_record,
+    too_weak_for,
+)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -177,6 +186,11 @@ def test_image(
             row.unknown = f"{shown_path(source.name)}: {words}"
         if model.stage == 2:
             images[method_name("distilled", model, models)] = as_image(result.image)
+            # the noise is weaker than what was removed, and than the details of the picture
+            removed = float((result.image - y).nan_to_num().square().mean().sqrt())
+            level = min(removed, float(scale_of(seen)[1])) / seen_as_one(model, seen)
+            if words := too_weak_for(model, 255 * level) if removed else None:
+                row.unknown = f"{shown_path(source.name)}: {words}"
             continue
         images[method_name("mu", model, models)] = as_image(result.mu)
         images[method_name("posterior", model, models)] = as_image(result.image)
@@ -222,7 +236,7 @@ def seen_as_one(model, seen: torch.Tensor) -> float:
     """
     if model.units == "white" or model.config["units"] == "noise":
         return 1.0
-    return float(model.unit(seen)) / USUAL_NOISE
+    return float(model.views(seen)[-1].s) / USUAL_NOISE
 
 
 def peak_of(sample: Sample, dtype: np.dtype, white_level: float | None) -> tuple[float, float] | None:

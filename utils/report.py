@@ -19,6 +19,7 @@ from utils.page import PicturePage, short
 from utils.provenance import training_facts
 
 SPREADS = 0.084, 0.307  # standard deviations of photographs: the middle 96% of bsd432
+WEAK = 0.5  # of the least level of a student's training: below it a student takes more of the picture than of the noise
 HIDDEN = 0.2  # of the least level of a training: below it parts without noise may have been read
 METHODS = {1: ("mu", "posterior"), 2: ("distilled",)}  # what a checkpoint of each stage gives
 
@@ -191,6 +192,27 @@ def noise_not_trained_on(model, level: float, spread: float) -> str | None:
         remedy = "; where noise can be seen, parts without any, such as text, hide it: use a student (stage 2)"
     trained = f"{low:g} to {high:g}" if low < high else f"{low:g}"
     return f"noise of {level:.2g}, {model.name} was trained on {trained} (of 255, white){remedy}"
+
+
+def too_weak_for(student, level: float) -> str | None:
+    """The remark on noise that is weaker than a student's training had.
+
+    level: of the noise, or more, 0..255 units. None where nobody knows what it was trained on.
+    """
+    facts = training_facts(student.values) or {}
+    noise = NOISES.get(facts.get("noise"))
+    if noise is None or student.config["units"] == "noise":
+        return None
+    known = all(facts.get(kind.name) for kind in noise.levels if not kind.whole)
+    if not known or (trained_on := noise.trained_range(facts)) is None:
+        return None
+    low = trained_on[0] * facts.get("level_scale", 1.0) * (1 - facts.get("level_jitter", 0.0))
+    if level >= WEAK * low:
+        return None
+    return (
+        f"noise of {level:.2g} or less, {student.name} was trained on {low:.2g} and more (of 255, white), so it takes "
+        "more of the picture than of its noise: keep the picture (--on-doubt keep)"
+    )
 
 
 def smoothed(model, neighbours_share: bool | None, texture: bool) -> str | None:
