@@ -151,15 +151,12 @@ FLAVOURS = {
     },
 }
 
-# The students that have not been trained again since MWCNN got its residual blocks.
-FORMER = dict(student_width=96, student_blocks="plain", clean=["bsd432"], pairs_loss="squared", noisy_share=0.125)
-
 # How long each released model was trained, and what it started from. Stage 1 of the AWGN models was trained in two
 # parts, and so was the student in colour: this is the first one, and the card has the second.
 RELEASED = {
     "gray-awgn-blind": {
         "stage1": dict(steps=10_000, lr=4e-3, warmup=200),
-        "stage2": FORMER | dict(steps=14_000, lr=1.5e-3, warmup=300),
+        "stage2": dict(student="color-awgn-blind-full", steps=22_000, lr=1e-3, warmup=100),
     },
     "color-awgn-blind": {
         "stage1": dict(steps=8_000, lr=4e-3, warmup=200),
@@ -167,7 +164,7 @@ RELEASED = {
     },
     "gray-hg-blind": {
         "stage1": dict(start_from="gray-awgn-blind", steps=2_500, lr=2e-3, warmup=100),
-        "stage2": FORMER | dict(student="gray-awgn-blind-full", steps=4_000, lr=1.5e-3, warmup=200),
+        "stage2": dict(student="gray-awgn-blind-full", steps=4_000, lr=1.5e-3, warmup=200),
     },
     "color-hg-blind": {
         "stage1": dict(start_from="color-awgn-blind", steps=2_500, lr=2e-3, warmup=100),
