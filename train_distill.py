@@ -173,7 +173,7 @@ def train(opt, options: Stage2Options, world: World) -> int:
                 if val is not None and noise is not None:
                     training.note({"val_psnr": validation_psnr(training.average, val, noise, opt.seed)})
                 show_panel(training.board, training.average, torch.cat(inputs), torch.cat(wanted), training.step)
-            if world.main and training.step == opt.steps:
+            if world.main and training.step == opt.steps and not opt.refine:  # its form is the given student's
                 note_shut_off(training.average, torch.cat(inputs))
     return training.end()
 

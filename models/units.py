@@ -38,6 +38,9 @@ SMALL = 1 / 4  # of 0..1: pictures that fill less of it are stretched to be seen
 # An image is shown again where its noise is less than FAINT of its range, and the range is more than WIDE times that of
 # its darker half. From view to view the range becomes STEP times narrower at most.
 FAINT, WIDE, STEP = 2.5 / 255, 4, 16
+# Pixels by which an image, and the covariance that comes with it, are kept away from what was cut: beside a star that
+# is cut to its surroundings' range the network is too sure of itself.
+BESIDE, AROUND = 1, 4
 EDGE = 0.1  # of a view's range: what is nearer to where it was cut is taken from the wider one
 
 Scale = tuple[Tensor, Tensor]  # m and s, (N,1,1,1) each
@@ -54,11 +57,16 @@ class View(NamedTuple):
     def shown(self, y: Tensor) -> Tensor:
         return torch.minimum(torch.maximum(y, self.low), self.high)
 
-    def inside(self, y: Tensor, wider: View) -> Tensor:
-        """How far y (N,C,H,W) is within the range, from 0 at an end that was cut, or beyond, to 1, (N,1,H,W)."""
+    def inside(self, x: Tensor, y: Tensor, wider: View, around: int) -> Tensor:
+        """How far x, and y up to so many pixels around, are within the range, both (N,C,H,W).
+
+        From 0 near an end that was cut, or beyond, to 1, (N,1,H,W).
+        """
+        high, low = (sign * F.max_pool2d(sign * y, 2 * around + 1, 1, around) for sign in (1, -1))
+        low, high = torch.minimum(x, low), torch.maximum(x, high)
         edge = EDGE * (self.high - self.low)
-        above = torch.where(self.low > wider.low, (y - self.low) / edge - 1, 1)
-        below = torch.where(self.high < wider.high, (self.high - y) / edge - 1, 1)
+        above = torch.where(self.low > wider.low, (low - self.low) / edge - 1, 1)
+        below = torch.where(self.high < wider.high, (self.high - high) / edge - 1, 1)
         return torch.minimum(above, below).amin(1, keepdim=True).clamp_(0, 1)
 
 
@@ -68,15 +76,18 @@ Network = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]]
 def seen_in(views: list[View], y: Tensor, network: Network) -> tuple[Tensor, ...]:
     """What a network makes of images y (N,C,H,W), shown one view after the other.
 
-    network: takes images and their m and s. The first of what it gives is an image like y. Where that is inside the
-    next view's range, the next view's results count.
+    network: takes images and their m and s. The first of what it gives is an image like y, the second a map of how sure
+    it is. Where that image and y are inside the next view's range, the next view's results count.
     """
     first, *narrower = (View(*(t.to(y) for t in view)) for view in views)
     results, wider = network(y, first.m, first.s), first
     for view in narrower:
-        inside = view.inside(results[0], wider)
         found = network(view.shown(y), view.m, view.s)
-        results, wider = tuple(torch.lerp(a, b, inside) for a, b in zip(results, found)), view
+        results = tuple(
+            torch.lerp(a, b, view.inside(results[0], y, wider, around))
+            for a, b, around in zip(results, found, (BESIDE, AROUND))
+        )
+        wider = view
     return results
 
 
@@ -91,12 +102,11 @@ def views_of(y: Tensor, widest: float | None = None) -> list[View]:
     widest: see `scale_of`. Networks that were trained in units of noise have seen such images, so they have one view.
     """
     low, high = y.amin((1, 2, 3), keepdim=True), y.amax((1, 2, 3), keepdim=True)
-    m, s = scale_of(y, widest)
-    views = [View(m, s, low, high)]
+    m, noise = scale_of(y)
     if widest is None:
-        return views
+        return [View(m, noise, low, high)]
+    views = [View(*fitting(y, m, noise, widest), low, high)]
     start, middle = darker_half(y)
-    noise = scale_of(y)[1]
     reach = torch.maximum(middle - start, noise / USUAL_NOISE / 2)
     least, most = torch.maximum(low, start - reach), torch.minimum(high, middle + 2 * reach)
     ratio = torch.where(most > least, (high - low) / (most - least), 1)

@@ -152,7 +152,8 @@ FLAVOURS = {
 }
 
 # How long each released model was trained, and what it started from. Stage 1 of the AWGN models was trained in two
-# parts, and so was the student in colour: this is the first one, and the card has the second.
+# parts, and so were the colour students of AWGN and HG: this is the first one, and the card has the second. The gray
+# student of HG that is released is older than its recipe here.
 RELEASED = {
     "gray-awgn-blind": {
         "stage1": dict(steps=10_000, lr=4e-3, warmup=200),

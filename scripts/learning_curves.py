@@ -9,8 +9,8 @@ Each variant differs from its stage's base in what its name says. Seconds depend
 does, so variants are compared by step, by pixels seen and by floating-point operations. Run it again to continue:
 finished variants are kept.
 
---time measures what a step costs here in time of a processor core, for every variant that has been trained. It takes
-five minutes and is worth most with OMP_NUM_THREADS=1. The table and the plot then have core-hours too.
+--time measures what a step costs here in time of a processor core, for every variant without such a figure. All
+take about ten minutes, best with OMP_NUM_THREADS=1. The table and the plot then have core-hours too.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from utils.figures import write_figure
 from utils.files import atomic_write_text
 
 VALIDATION_IMAGES = 12
+TIME = "core_seconds_per_step"
 TIMED = 5, 35  # steps of the two runs whose difference gives what a step costs
 START, END = "<!-- learning curves: start -->", "<!-- learning curves: end -->"
 
@@ -148,12 +149,12 @@ def main(argv: list[str] | None = None) -> int:
         rows.sort(key=lambda row: list(ALL).index(row["name"]))
         atomic_write_text(opt.json, json.dumps(rows, indent=1) + "\n")
     if opt.time:
-        seconds: dict[str, float] = {}
+        seconds = {what_a_step_is(row): row[TIME] for row in rows if TIME in row}
         for row in rows:
             key = what_a_step_is(row)
             if key not in seconds:
                 seconds[key] = core_seconds(row, opt.data_root)
-            row["core_seconds_per_step"] = seconds[key]
+            row[TIME] = seconds[key]
         atomic_write_text(opt.json, json.dumps(rows, indent=1) + "\n")
     if opt.table:
         write_table(opt.table, rows)
@@ -232,7 +233,7 @@ def core_seconds(row: dict, data_root: Path | None) -> float:
 
 def core_hours(row: dict) -> float | None:
     """Of the whole run, on the machine that --time was given on. None where it was not."""
-    return row["steps"] * row["core_seconds_per_step"] / 3600 if "core_seconds_per_step" in row else None
+    return row["steps"] * row[TIME] / 3600 if TIME in row else None
 
 
 def cost(options: dict) -> tuple[int, int]:
@@ -317,7 +318,7 @@ def plot(file: Path, rows: list[dict]) -> None:
     """Draws the panels that have something to compare."""
     from matplotlib.figure import Figure  # not pyplot: no window, nothing global
 
-    timed = all("core_seconds_per_step" in row for row in rows)
+    timed = all(TIME in row for row in rows)
     shown = {
         title: ("TFLOP" if unit == "core-hours" and not timed else unit, [row for row in rows if row["name"] in names])
         for title, (unit, names) in PANELS.items()
@@ -334,7 +335,7 @@ def plot(file: Path, rows: list[dict]) -> None:
                 "step": 1,
                 "megapixels seen": points[-1]["pixels"] / row["steps"] / 1e6,
                 "TFLOP": row["teraflops"] / row["steps"],
-                "core-hours": row.get("core_seconds_per_step", 0) / 3600,
+                "core-hours": row.get(TIME, 0) / 3600,
             }[unit]
             x, psnr = [scale * p["step"] for p in points], [p["val_psnr"] for p in points]
             axis.plot(x, psnr, "o-", markersize=3, label=row["name"])

@@ -15,7 +15,7 @@ NOISE="--noise awgn --sigma 25"
 [ -e checkpoints/$OUT/stage2/options.json ] || "$PY" train_dbsn.py --name $OUT/stage1 --clean skimage_train $NOISE --width 32 --blocks 3 --mdc residual \
     --noise-draw fixed --steps $STEPS --batch-size 8 --patch-size 48 --lr 5e-3 --warmup 100 --max-minutes 3.5
 "$PY" train_distill.py --name $OUT/stage2 --teacher $OUT/stage1 --clean skimage_train --synthetic-noisy skimage_train $NOISE \
-    --student-width 48 --student-blocks plain --steps $DISTILL --batch-size 8 --patch-size 64 --lr 2e-3 --warmup 100 --max-minutes 3.5
+    --student-width 48 --steps $DISTILL --batch-size 8 --patch-size 64 --lr 2e-3 --warmup 100 --max-minutes 3.5
 "$PY" test.py --checkpoint $OUT/stage1 $OUT/stage2 --data skimage_test --mode gray $NOISE \
     --json checkpoints/$OUT/results.json --save checkpoints/$OUT/pictures
 # the released weights for any level, on the same photographs with more noise: nobody tells them how much

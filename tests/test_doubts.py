@@ -201,7 +201,7 @@ def test_a_result_that_smooths_the_picture_is_doubted(rng):
 
 
 def test_in_units_of_noise_only_the_ratio_to_the_pictures_spread_counts(monkeypatch):
-    monkeypatch.setattr(report, "training_facts", lambda values: {"sigma": [5, 55]})
+    monkeypatch.setattr(report, "training_facts", lambda values: {"noise": "awgn", "sigma": [5, 55]})
     model = SimpleNamespace(
         noise="awgn", units="noise", config={"units": "noise"}, values={}, name="mine", level_is_learned=False
     )
@@ -210,6 +210,25 @@ def test_in_units_of_noise_only_the_ratio_to_the_pictures_spread_counts(monkeypa
     assert "of the picture's spread" in report.noise_not_trained_on(model, 0.25, 0.2)
     model.units = model.config["units"] = "white"
     assert "of 255, white" in report.noise_not_trained_on(model, 0.25, 0.002)
+
+
+def test_noise_that_is_too_weak_for_a_student_is_told(monkeypatch):
+    facts = {"noise": "awgn", "sigma": [5, 55], "level_scale": 1.0, "level_jitter": 0.1}
+    monkeypatch.setattr(report, "training_facts", lambda values: facts)
+    student = SimpleNamespace(config={"units": "white"}, values={}, name="mine")
+    assert report.too_weak_for(student, 2.3) is None
+    assert "noise of 1 or less, mine was trained on 4.5 and more" in report.too_weak_for(student, 1.0)
+    facts |= {"level_scale": 0.58, "level_jitter": 0.9}
+    assert report.too_weak_for(student, 1.0) is None
+    facts.pop("noise")  # really noisy pictures
+    assert report.too_weak_for(student, 0.0) is None
+
+
+def test_little_noise_is_told_by_a_student_alone(run, tmp_path, rng):
+    y = rounded(noisy(GRAY, "0.6", rng))
+    Image.fromarray((255 * y)[0].numpy().round().astype(np.uint8)).save(tmp_path / "a.png")
+    code, _, err = run("test", f"--checkpoint gray-awgn-blind-full --data {tmp_path}/a.png --save {tmp_path}/out")
+    assert code == 0 and "results that may be worse" in err and "was trained on 4.5 and more" in err
 
 
 @pytest.fixture

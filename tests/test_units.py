@@ -181,6 +181,21 @@ def test_a_bright_spot_leaves_the_rest_as_it_is(name, rng):
     assert max(errors[1:]) < 1.05 * errors[0]
 
 
+def test_stars_are_not_taken_for_noise(rng):
+    """The curve of the noise is measured on a flat sky, and must not be trusted twenty times as far."""
+    at, network = torch.arange(192.0), load_model("gray-hg-blind")
+    network.units = "noise"
+    for _ in range(3):
+        x = torch.full((192, 192), 200.0)
+        for row, column, share in torch.rand(24, 3, generator=rng):
+            distance = (at - 192 * row)[:, None].square() + (at - 192 * column).square()
+            x += (400 + 3300 * share) * torch.exp(-distance / (2 * (1.8 / 2.355) ** 2))
+        y, stars = x + x.sqrt() * torch.randn(x.shape, generator=rng), x > 400
+        error, noise = denoise_batch(network, y[None, None]).image[0, 0] - x, y - x
+        assert error[stars].square().mean() < 1.5 * noise[stars].square().mean()
+        assert error[~stars].square().mean() < 0.3 * noise[~stars].square().mean()
+
+
 def test_what_an_image_is_shown_as(rng):
     one, far = with_spot(0, rng)[0], with_spot(300, rng)[0]
     dark = 1 - far  # a spot that is darker than all else

@@ -38,7 +38,7 @@ OFFSETS = {
 }
 
 # What neighbours share is taken for texture within these limits. scripts/texture_study.py on bsd432: so are 92% of
-# the squares whose texture passes for shared noise, and 28% of gray and 6% of colour squares with shared noise. Of
+# the squares whose texture passes for shared noise, and 29% of gray and 8% of colour squares with shared noise. Of
 # crops of photographs (cc15, PolyU) and microscope pictures (fmd24) whose noise was read rightly 0.7% were.
 UNEVEN = 1.2  # times the unevenness of Gaussian noise
 COLOURFUL = 0.5  # standard deviation of the colours in units of the brightness's; texture of bsd432 has 0.43 at most
@@ -143,7 +143,7 @@ def check_removed(shift: Tensor) -> list[Check]:
     value = repetition(shift) if min(shift.shape[1:]) >= SMALLEST else None
     words = (
         "what was removed repeats itself over the picture, so it is a pattern of the picture's own: try --stride 1, "
-        "other weights, or train on such pictures (--start-from)"
+        "other weights, or train on such pictures (train_dbsn.py --start-from)"
     )
     return [] if value is None else [Check("pattern", value, REMOVED, words)]
 
@@ -161,7 +161,7 @@ def check_brightness(name: str, shift: Tensor, variance: Tensor, pixels: float, 
     words = (
         f"{abs(amount):.2g} of 255 {'brighter' if amount > 0 else 'darker'} than the picture{spot(row, column)}, "
         f"{float(z.max()):.1f} standard errors: do not measure brightness on the result; train on such pictures "
-        "(--start-from)"
+        "(train_dbsn.py --start-from)"
     )
     return Check(name, float(z.max()), multiple(z.numel()), words, row, column, amount)
 
@@ -180,7 +180,7 @@ def check_distance(shifts: Tensor, variance: Tensor, error: float, together: flo
     row, column = place(at, grid)
     words = (
         f"changed by {value:.2f} times the noise{spot(row, column)}: the picture itself is smoothed there; use other "
-        "weights, or train on such pictures (--start-from)"
+        "weights, or train on such pictures (train_dbsn.py --start-from)"
     )
     return Check("distance", value, limit, words, row, column)
 
@@ -316,8 +316,9 @@ def check_stripes(y: Tensor, lines: str) -> Check:
     least = min(float((a * b).mean()) for k, a in enumerate(parts) for b in parts[:k])
     value = math.sqrt(max(0.0, least))
     words = (
-        f"{lines} have noise of their own ({value:.2f} times the pixels'), and the networks keep such noise: subtract "
-        f"a dark frame, or each {lines[:-1]}'s offset measured on a covered part, first"
+        f"{lines} have noise of their own ({value:.2f} times the pixels'), unless they are the scene's, and the "
+        "networks keep such noise: subtract a dark frame, or each "
+        f"{lines[:-1]}'s offset measured on a covered part, first"
     )
     return Check(f"stripes, {lines}", value, STRIPES + 3 * PARTS / (y.shape[2] * math.sqrt(length)), words)
 

@@ -172,17 +172,14 @@ def noise_not_trained_on(model, level: float, spread: float) -> str | None:
     itself does not matter, only its ratio to the picture's spread, the standard deviation of the clean picture (0..1).
     None where it was trained on such levels, where nobody knows on which, and for mg, which has no one level.
     """
-    facts = training_facts(model.values) or {}
-    noise = NOISES[model.noise]
-    known = all(facts.get(level.name) for level in noise.levels if not level.whole)
-    if not known or (trained_on := noise.trained_range(facts)) is None:
+    if (trained_on := trained_levels(model)) is None:
         return None
     low, high = trained_on
     if model.config["units"] == "noise":
         ratio, least, most = level / 255 / max(spread, 1e-6), low / 255 / SPREADS[1], high / 255 / SPREADS[0]
         if 0.8 * least <= ratio <= 1.25 * most:
             return None
-        remedy = "use weights that were trained on such noise, or train on these pictures (--start-from)"
+        remedy = "use weights that were trained on such noise, or train on these pictures (train_dbsn.py --start-from)"
         return f"noise of {ratio:.2g} of the picture's spread, {model.name} knows {least:.2g} to {most:.2g}: {remedy}"
     if 0.8 * low <= level <= 1.25 * high:  # what an estimate may be off
         return None
@@ -194,24 +191,32 @@ def noise_not_trained_on(model, level: float, spread: float) -> str | None:
     return f"noise of {level:.2g}, {model.name} was trained on {trained} (of 255, white){remedy}"
 
 
+def trained_levels(model) -> tuple[float, float] | None:
+    """Least and greatest level of the noise that a model was trained on, 0..255 units.
+
+    None where nobody knows, and for noise that has no one level.
+    """
+    facts = training_facts(model.values) or {}
+    noise = NOISES.get(facts.get("noise"))
+    if noise is None or not all(facts.get(level.name) for level in noise.levels if not level.whole):
+        return None
+    if (levels := noise.trained_range(facts)) is None:
+        return None
+    times, jitter = facts.get("level_scale", 1.0), facts.get("level_jitter", 0.0)  # of a student
+    return levels[0] * times * (1 - jitter), levels[1] * times * (1 + jitter)
+
+
 def too_weak_for(student, level: float) -> str | None:
     """The remark on noise that is weaker than a student's training had.
 
     level: of the noise, or more, 0..255 units. None where nobody knows what it was trained on.
     """
-    facts = training_facts(student.values) or {}
-    noise = NOISES.get(facts.get("noise"))
-    if noise is None or student.config["units"] == "noise":
-        return None
-    known = all(facts.get(kind.name) for kind in noise.levels if not kind.whole)
-    if not known or (trained_on := noise.trained_range(facts)) is None:
-        return None
-    low = trained_on[0] * facts.get("level_scale", 1.0) * (1 - facts.get("level_jitter", 0.0))
-    if level >= WEAK * low:
+    trained_on = trained_levels(student)
+    if trained_on is None or student.config["units"] == "noise" or level >= WEAK * trained_on[0]:
         return None
     return (
-        f"noise of {level:.2g} or less, {student.name} was trained on {low:.2g} and more (of 255, white), so it takes "
-        "more of the picture than of its noise: keep the picture (--on-doubt keep)"
+        f"noise of {level:.2g} or less, {student.name} was trained on {trained_on[0]:.2g} and more (of 255, white), so "
+        "it takes more of the picture than of its noise: keep the picture (--on-doubt keep)"
     )
 
 

@@ -37,6 +37,7 @@ BLOCK = 16  # side of the blocks in which clipped pixels are counted
 AVOID = 30  # what a share of clipped pixels adds to log V: a share of 3% counts as a V 2.5 times larger
 DRAWN = 0.01  # of the variance of a darker range of intensity: what has less is no photograph
 MOST_DRAWN = 4  # ranges of BINS that are left out for it
+FURTHER = 10  # times the span of intensities in which the curve was measured, up to where it is used
 CLEAR = 0.02  # share of clipped pixels that takes no more than a few hundredths off the noise's variance
 
 
@@ -263,6 +264,8 @@ def read_polynomial(seen: Seen, gain: Tensor | float, powers: tuple[int, ...]) -
     coefficients = curve.polynomial(powers, floor)
     coefficients[:, 0] = torch.maximum(coefficients[:, 0], floor[:, 0])
     high = curve.brightest.masked_fill(~curve.clear, -torch.inf).amax(1, keepdim=True)
+    measured = curve.intensity.masked_fill(~curve.clear, -torch.inf).amax(1, keepdim=True)
+    high = torch.minimum(high, curve.darkest + FURTHER * (measured - curve.darkest))
     return torch.cat([coefficients, curve.darkest, high], 1).float().view(len(seen.image), -1, 1, 1)
 
 
