@@ -34,6 +34,11 @@ from utils.errors import RunError, UsageError
 from utils.files import atomic_write_bytes, shown
 
 TIFF_SUFFIXES = (".tif", ".tiff")
+# pictures of types that are not read
+OTHER_SUFFIXES = frozenset(
+    ".gif .heic .heif .avif .jp2 .jxl .psd .pgm .ppm .exr .fits .mrc .czi .lif .nd2 .oib .oif .svs .cr2 .cr3 .nef .arw "
+    ".orf .raf .rw2 .raw".split()
+)
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".npy", *TIFF_SUFFIXES, *RAW_SUFFIXES)
 MAX_PIXELS = 2**30  # a small file can claim a huge picture: more than this is refused unless asked for
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R 601

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -113,7 +114,7 @@ def find_inputs(request: Request, models: list) -> tuple[list[Input], float | No
     for path, reference, name in zip(paths, references, output_names(paths)):
         header = problem = None
         try:
-            header = checked_header(path, request, models, channels, white_level)
+            header = checked_header(path, request, models, channels, white_level, len(paths) > 1)
         except UsageError as error:
             if not request.skip_bad:
                 raise
@@ -147,17 +148,24 @@ def matching(files: list[Path], references: list[Path]) -> list[Path]:
 def output_names(files: list[Path]) -> list[str]:
     """A stem for each input's outputs: its own.
 
-    Its folder's name stands before it where stems repeat, and a number behind it where that repeats too.
+    Where stems repeat its folder's name stands before it, or the file's ending behind it, or both: the first that is
+    of one file alone. A number stands behind it where all of that repeats.
     """
-    names: list[str] = []
-    stems = [f.stem for f in files]
+
+    def ways(file: Path) -> list[str]:
+        ending = f"{file.stem}_{file.suffix[1:]}"
+        found = [file.stem, f"{file.parent.name}_{file.stem}", ending, f"{file.parent.name}_{ending}"]
+        return [name.lstrip("_") for name in found]
+
+    counts = Counter(way for file in files for way in set(ways(file)))
+    names: dict[str, None] = {}
     for file in files:
-        name = file.stem if stems.count(file.stem) == 1 else f"{file.parent.name}_{file.stem}".lstrip("_")
+        name = next((way for way in ways(file) if counts[way] == 1), ways(file)[-1])
         candidate, k = name, 2
         while candidate in names:
             candidate, k = f"{name}_{k}", k + 1
-        names.append(candidate)
-    return names
+        names[candidate] = None
+    return list(names)
 
 
 def needs_colour(noise: str | None) -> bool:
@@ -191,9 +199,12 @@ def learned_white_level(models: list) -> float | None:
 
 
 def checked_header(
-    path: Path, request: Request, models: list, channels: int | None, white_level: float | None
+    path: Path, request: Request, models: list, channels: int | None, white_level: float | None, several: bool
 ) -> Header:
-    """The image's header. UsageError where it cannot be read, or does not fit baselines, noise or checkpoints."""
+    """The image's header. UsageError where it cannot be read, or does not fit baselines, noise or checkpoints.
+
+    several: whether there are others, which may fit.
+    """
     header = image_header(path)
     found = header.channels
     if header.dtype == np.uint8 and white_level and white_level > 255 and not request.white_level:
@@ -215,7 +226,8 @@ def checked_header(
     if not request.mode and channels and found != channels:
         differ = f"{shown(path)} has {found} channel{'s' if found > 1 else ''}, {models[0].file} takes {channels}"
         remedy = "use a gray checkpoint" if found == 1 else "pass --mode gray to convert, or use a color checkpoint"
-        raise UsageError(f"{differ}: {remedy}")
+        others = ", or leave such files out with --on-bad skip" if several else ""
+        raise UsageError(f"{differ}: {remedy}{others}")
     return header
 
 

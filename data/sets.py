@@ -7,15 +7,16 @@ import glob
 import hashlib
 import os
 import shlex
+import sys
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-from data.images import IMAGE_SUFFIXES, file_and_page, open_file, read_image
+from data.images import IMAGE_SUFFIXES, OTHER_SUFFIXES, file_and_page, open_file, read_image
 from data.stacks import images_of
 from utils.errors import UsageError
-from utils.files import shown
+from utils.files import counted, shown
 
 SKIMAGE_TRAIN = """astronaut.png brick.png cell.png clock_motion.png coins.png grass.png gravel.png
 hubble_deep_field.jpg ihc.png moon.png motorcycle_left.png motorcycle_right.png retina.jpg""".split()
@@ -95,11 +96,16 @@ def files_of(spec: str, data_root: Path | None, what: str) -> list[Path]:
         raise UsageError(f"{named}: a file, folder, pattern or set is needed")
     path = Path(spec)
     if path.is_dir():
-        found = images_in(path, named)
+        found, others = images_in(path, named), unreadable_in(path)
+        unread = f"{counted(others)} of a type that is not read ({', '.join(sorted(set(others.values())))})"
+        remedy = "convert them to PNG or TIFF, camera raw files to DNG"
         if not found:
             deeper = path / "**" / "*"
             hint = f"; its subfolders do: name them with the pattern {shown(deeper)}" if matches(str(deeper)) else ""
+            hint = f", but {unread}: {remedy}" if others else hint
             raise UsageError(f"{named}: the folder holds no image ({', '.join(IMAGE_SUFFIXES)}){hint}")
+        if others:
+            tell_once(f"note: {named}: without {unread}: {remedy}")
         return found
     if os.path.lexists(file_and_page(path)[0]):  # a broken link is named by whoever reads it
         return [path]
@@ -172,6 +178,18 @@ def images_in(folder: Path, named: str) -> list[Path]:
         return [path for path in sorted(folder.iterdir()) if is_image(path)]
     except OSError as error:
         raise UsageError(f"{named}: cannot list {shown(folder)} ({error.strerror})") from None
+
+
+def unreadable_in(folder: Path) -> dict[Path, str]:
+    """The pictures in a folder that are of OTHER_SUFFIXES, with these."""
+    endings = {path: path.suffix.lower() for path in sorted(folder.iterdir()) if not path.name.startswith(".")}
+    return {path: ending for path, ending in endings.items() if ending in OTHER_SUFFIXES}
+
+
+@cache
+def tell_once(words: str) -> None:
+    """A folder may be looked through several times."""
+    print(words, file=sys.stderr)
 
 
 def content_hash(path: Path) -> str:

@@ -25,6 +25,7 @@ from utils.errors import UsageError
 from utils.files import shown
 from utils.random import Stream, generator, permutation
 
+LEAST_PATCH = 8  # of --patch-size, as options/base.py has it
 LOOKED_AT = 8  # files of a set, where it would take long to decode all
 
 
@@ -137,11 +138,10 @@ def look_at(
     for file in tqdm(files, desc=f"looking at {what}", leave=False, disable=None):
         try:
             headers.append(header := image_header(file))
-            if min(header.height, header.width) < smallest:
-                raise UsageError(
-                    f"{file} is {header.width}x{header.height} pixels, smaller than --patch-size {smallest}: "
-                    "use a smaller patch or leave it out"
-                )
+            if (side := min(header.height, header.width)) < smallest:
+                remedy = "use a smaller patch or leave it out" if side >= LEAST_PATCH else "leave it out"
+                size = f"{header.width}x{header.height} pixels"
+                raise UsageError(f"{file} is {size}, smaller than --patch-size {smallest}: {remedy}")
         except UsageError as error:
             bad.append((file, error))
     if bad:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from models.denoiser import BlindSpotDenoiser
 from models.gaussian import Full
@@ -25,6 +26,7 @@ from models.noise.correlation import (
     beside_surface,
     in_blocks,
     places_of_flattest,
+    residuals,
     shared_noise,
 )
 from models.noise.residual import Curve, Seen, read_curve, read_level
@@ -37,6 +39,7 @@ NORMAL_95 = 1.96  # standard errors of a 95% interval
 GROWS = 1.15  # ratio of the noise in bright and in dark parts above which it depends on the signal
 TEXTURE = 0.0012  # of a picture's range: a standard deviation of the error that pictures add, measured on Set12
 CORRELATED = 0.2  # correlation of channels above which they share their noise
+DIFFERENCES = torch.outer(*2 * [torch.tensor([1.0, -2.0, 1.0], dtype=torch.float64)])  # little of a picture passes
 
 
 @dataclass(frozen=True)
@@ -159,7 +162,8 @@ def inspect_noise(
         **(photon_noise(curve, floor, low, unit) if grows else {"gain": None, "read_noise": None, "black": None}),
         shared=neighbours_share,
         reach=shared.reach if neighbours_share and shared else 0.0,
-        **of_flattest(shown[0]),
+        autocorrelation=autocorrelation_of(shown[0]),
+        channels=correlation_of_channels(shown[0], neighbours_share),
         stripes=stripes or {},
         texture=texture,
         clipped=clipped,
@@ -227,25 +231,23 @@ def trend(channels: tuple[ChannelCurve, ...]) -> tuple[bool, bool]:
     return high > max(GROWS * low, low + least), low > max(GROWS * high, high + least)
 
 
-def of_flattest(y: Tensor, removed: Tensor | None = None) -> dict:
-    """Autocorrelation and correlation of channels of the noise of a picture y (C,H,W), from its flattest blocks.
+def autocorrelation_of(y: Tensor, removed: Tensor | None = None) -> dict[str, list[float]] | None:
+    """Autocorrelation of the noise of a picture y (C,H,W) at DISTANCES, from its flattest blocks.
 
     removed: y less its result. Then it is of what was removed in these blocks. What the surface takes away from
-    independent noise is added again, see models/noise/correlation.py. None each where too few blocks are flat, or
-    nothing was removed.
+    independent noise is added again, see models/noise/correlation.py. None where too few blocks are flat, or nothing
+    was removed.
     """
     y = y.double()
     chosen = places_of_flattest(y)
     if chosen is None:
-        return {"autocorrelation": None, "channels": None}
-    blocks = in_blocks(y if removed is None else removed.double(), SIDE, SIDE)[chosen]
-    projection = beside_surface(SIDE)
-    r = (blocks.flatten(2) @ projection).view_as(blocks)
+        return None
+    r = residuals(in_blocks(y if removed is None else removed.double(), SIDE, SIDE)[chosen])
     energy = r.square().mean()
     if energy == 0:
-        return {"autocorrelation": None, "channels": None}
-    square = projection.view(SIDE, SIDE, SIDE, SIDE)
-    own = projection.diagonal().mean()
+        return None
+    projection = beside_surface(SIDE)
+    square, own = projection.view(SIDE, SIDE, SIDE, SIDE), projection.diagonal().mean()
     found: dict[str, list[float]] = {"rows": [], "columns": []}
     for distance in DISTANCES:
         i, j = torch.meshgrid(torch.arange(SIDE), torch.arange(SIDE - distance), indexing="ij")
@@ -253,9 +255,26 @@ def of_flattest(y: Tensor, removed: Tensor | None = None) -> dict:
         along = (r[..., distance:] * r[..., :-distance]).mean(), (r[..., distance:, :] * r[..., :-distance, :]).mean()
         for name, product in zip(found, along):
             found[name].append(float(product / energy) - white)
+    return found
+
+
+def correlation_of_channels(y: Tensor, neighbours_share: bool) -> np.ndarray | None:
+    """Correlation of the noise of the channels of a picture y (C,H,W), (C,C), from its flattest blocks.
+
+    Channels have most of their texture in common, so that it would pass for noise that they share. Where neighbours do
+    not share the noise, second differences in both directions stand for it, which keep little of texture. None where
+    too few blocks are flat.
+    """
+    y = y.double()
+    chosen = places_of_flattest(y)
+    if chosen is None:
+        return None
+    r = residuals(in_blocks(y, SIDE, SIDE)[chosen])
+    if not neighbours_share:
+        r = F.conv2d(r.flatten(0, 1)[:, None], DIFFERENCES[None, None])[:, 0].unflatten(0, r.shape[:2])
     products = torch.einsum("bcij,bdij->cd", r, r)
     root = products.diagonal().sqrt().clamp_min(1e-30)
-    return {"autocorrelation": found, "channels": (products / root / root[:, None]).numpy()}
+    return (products / root / root[:, None]).numpy()
 
 
 def share_at_ends(y: Tensor) -> tuple[float, float]:

@@ -20,6 +20,7 @@ import hashlib
 import json
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -42,7 +43,7 @@ from scripts.inspect_noise import Seen, print_advice, print_table, record
 from utils.advice import Looker
 from utils.device import choose_device, choose_dtype
 from utils.errors import EXIT_FAILURE, RunError, UsageError, run_script
-from utils.files import atomic_write_text
+from utils.files import atomic_write_text, counted
 
 STEPS, PATCH, BATCH = 600, 96, 8  # of the training
 DIM = 0.5  # pictures of 8 bits that fill less of their range are scaled
@@ -93,8 +94,16 @@ def main(argv: list[str] | None = None) -> int:
     codes: list[int] = []
     try:
         for kind in kinds:
-            codes.append(denoise_kind(opt, kind, clean, several=len(kinds) > 1))
+            try:
+                codes.append(denoise_kind(opt, kind, clean, several=len(kinds) > 1))
+            except RunError as error:
+                if len(kinds) == 1:
+                    raise
+                print(f"error: {error}", file=sys.stderr)
+                codes.append(error.exit_code)
     finally:
+        with suppress(OSError):
+            opt.out.rmdir()  # where nothing came into it
         if bad and (len(kinds) > 1 or not codes):  # else test.py has told of them
             problems = bad.values()
             print(f"{len(bad)} of {len(inputs)} pictures could not be used:", *problems, sep="\n  ", file=sys.stderr)
@@ -150,7 +159,8 @@ def denoise_kind(opt, kind: Kind, clean: list[Path], several: bool) -> int:
     if not seen:
         raise RunError(
             f"none of the {len(kind.usable)} {kind.mode} pictures has noise to measure: they have one value "
-            f"everywhere, or fewer than {LEAST_PIXELS} pixels"
+            f"everywhere, or fewer than {LEAST_PIXELS} pixels; test.py --checkpoint {kind.mode}-hg-blind-full denoises "
+            "such small ones"
         )
     print_table(seen)
     atomic_write_text(opt.out / f"noise{name}.json", json.dumps(record(seen, {}), indent=1) + "\n")
@@ -172,7 +182,7 @@ def denoise_kind(opt, kind: Kind, clean: list[Path], several: bool) -> int:
         )
     if steps and kind.trainable and kind.brightest > 0:  # without it there is no white
         student = train(opt, kind, clean, start, steps, shared)
-    print(f"denoising {len(kind.usable)} pictures with {student}")
+    print(f"denoising {counted(kind.usable)} with {student}")
     arguments = ["--checkpoint", start, student, "--data", *data, "--mode", kind.mode, "--on-bad", "skip"]
     arguments += ["--save", str(opt.out), "--json", str(opt.out / f"results{name}.json")]
     arguments += ["--report", str(opt.out / f"report{name}.html"), "--checkpoints-dir", str(opt.checkpoints_dir)]
@@ -229,7 +239,7 @@ def train(opt, kind: Kind, clean: list[Path], start: str, steps: int, shared: bo
     name = f"{kind.mode}-{hashlib.sha256(repr(known).encode()).hexdigest()[:8]}"
     trained = opt.out / "training" / name / "last.safetensors"
     minutes = round(steps * seconds_per_step(opt, f"{start}-full") / 60)
-    on = f"{len(noisy)} pictures" + (f" and {len(clean)} clean ones" if clean else "")
+    on = counted(noisy) + (f" and {len(clean)} clean ones" if clean else "")
     time = f"about {minutes} minutes" if minutes > 1 else "a minute or two"
     print(
         f"\ntraining {start}-full for {steps} steps on {on}: {time}, less what is done already. It can be stopped "

@@ -36,7 +36,7 @@ from utils.advice import Advice, Looker, advise, as_record
 from utils.device import choose_device
 from utils.errors import EXIT_FAILURE, RunError, UsageError, run_script
 from utils.figures import noise_figure, write_figure
-from utils.files import atomic_write_text, shown
+from utils.files import atomic_write_text, counted, shown
 
 NAMED = 20  # files that a command names
 
@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
     if opt.plot:
         write_figure(opt.plot, noise_figure([(one.source.shown, one.found) for one in seen]))
     if bad:
-        print(f"{len(bad)} pictures were skipped:", *bad.values(), sep="\n  ", file=sys.stderr)
+        print(f"{counted(bad)} skipped:", *bad.values(), sep="\n  ", file=sys.stderr)
     return EXIT_FAILURE if bad else 0
 
 
@@ -113,7 +113,7 @@ def print_table(seen: list[Seen]) -> None:
     for name, *others in rows:
         print("  ".join([f"{name:{widths[0]}}", *(f"{cell:>{width}}" for cell, width in zip(others, widths[1:]))]))
     if large := [one for one in seen if max(one.source.header.height, one.source.header.width) > PART]:
-        print(f"the middle of {len(large)} large pictures was looked at, {PART} pixels wide and high")
+        print(f"the middle of {counted(large, 'large picture')} was looked at, {PART} pixels wide and high")
 
 
 def cells(one: Seen) -> tuple[str, ...]:

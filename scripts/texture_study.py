@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's mo
 
 from data.images import read_image, to_float
 from data.sets import find_images
-from models.noise.correlation import SIDE, beside_surface, in_blocks, shared_noise
+from models.noise.correlation import SIDE, in_blocks, residuals, shared_noise
 from options.base import BaseOptions, number
 from utils.doubts import SMALLEST, check_noise, may_be_texture
 from utils.errors import run_script
@@ -83,7 +83,7 @@ def most_textured(x: Tensor, side: int) -> Tensor:
     gray = x.mean(0, keepdim=True)
     rows, columns = gray.shape[1] // SIDE, gray.shape[2] // SIDE
     number = side // SIDE
-    energy = (in_blocks(gray, SIDE, SIDE).flatten(2) @ beside_surface(SIDE)).square().mean((1, 2))
+    energy = residuals(in_blocks(gray, SIDE, SIDE)).square().mean((1, 2, 3))
     squares = F.unfold(energy.view(1, 1, rows, columns), number)[0]  # number^2, positions
     at = int(squares.quantile(LOWEST, 0).argmax())
     row, column = (SIDE * k for k in divmod(at, columns - number + 1))

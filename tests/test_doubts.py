@@ -252,10 +252,11 @@ def test_doubts_are_told_recorded_and_kept(on_doubt, two, models, run, tmp_path)
     fine, shared = json.loads((tmp_path / "r.json").read_text())["images"]
     assert any("neighbouring" in words for words in shared["doubts"])
     assert not any("neighbouring" in words for words in fine["doubts"])
-    for image in (fine, shared):
+    for image, more in ((fine, set()), (shared, {"left"})):
         assert len(image["checks"]) == 3  # the input and two results
         for checks in list(image["checks"].values())[1:]:
-            assert {check["check"] for check in checks} == {"brightness", "brightness, blocks", "distance", "pattern"}
+            names = {"brightness", "brightness, blocks", "distance", "pattern"} | more
+            assert {check["check"] for check in checks} == names
             assert all(check["passed"] == (check["value"] <= check["limit"]) for check in checks)
     same = np.array_equal(
         *(np.array(Image.open(f)) for f in (two / "shared.png", tmp_path / "out/shared_denoised.png"))
@@ -289,7 +290,21 @@ def test_a_stride_that_was_found_is_not_doubted(two, models, run, tmp_path, monk
         line = f"--checkpoint {models}/s2/last.safetensors {files} {flag}"
         ok(run("test", line))
         _, shared = json.loads((tmp_path / "r.json").read_text())["images"]
-        assert any("neighbouring" in words for words in shared["doubts"]) == doubted
+        assert any("neighbouring pixels share their noise" in words for words in shared["doubts"]) == doubted
+
+
+@pytest.mark.parametrize("x", [GRAY, COLOR, FLAT], ids=["gray", "color", "flat"])
+def test_shared_noise_that_is_left_is_told(x, rng):
+    n = np.stack([gaussian_filter(plane, 0.8) for plane in normal(x, rng).numpy()])
+    y = x + torch.from_numpy(15 / 255 * n / n.std())
+    shared = shared_by_neighbours(y)
+    good, bad = check_result(y, x, shared=shared), check_result(y, 0.9 * y + 0.1 * x, shared=shared)
+    assert "left" not in failed(good) and "left" in failed(bad)
+    row = report.Row(0, "a.png", "a.png", checks={"input": check_noise(y), "mine": bad}, shared=shared)
+    assert not any("is left" in words for words in row.doubts)  # that it is kept is told already
+    row.known = True
+    (words,) = [words for words in row.doubts if "is left" in words]
+    assert "% of the noise that neighbouring pixels share is left" in words
 
 
 def test_pixels_are_taken_apart_where_neighbours_share_their_noise(two, models, run, tmp_path):
@@ -302,8 +317,8 @@ def test_pixels_are_taken_apart_where_neighbours_share_their_noise(two, models, 
         and "strides" not in fine
         and list(shared["strides"].values()) in ([{"2": 1.0}], [{"3": 1.0}], [{"4": 1.0}])
     )
-    assert "shared.png: every" in err and "neighbouring pixels share" not in err
-    assert not any("neighbouring" in words for words in shared["doubts"])
+    assert "shared.png: every" in err and "neighbouring pixels share their noise" not in err
+    assert not any("neighbouring pixels share their noise" in words for words in shared["doubts"])
 
 
 def test_weights_for_shared_noise_are_told_of_independent_noise(run, tmp_path, rng):

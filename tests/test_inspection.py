@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter
 from skimage.data import astronaut, camera
 
 from data.images import read_image, to_float
+from models.inspection import correlation_of_channels
 from models.noise import NOISES
 from models.noise.mg import multivariate_covariance
 from tests.helpers import real_data
@@ -104,6 +106,14 @@ def test_channels():
     covariance = multivariate_covariance(0)
     root = np.sqrt(covariance.diagonal())
     np.testing.assert_allclose(mg.channels, covariance / np.outer(root, root), atol=0.12)
+
+
+def test_texture_is_not_taken_for_noise_that_channels_share(rng):
+    texture = gaussian_filter(torch.randn(256, 256, generator=rng).numpy(), 1)
+    gray = torch.from_numpy(0.5 + 10 / 255 * texture / texture.std()).expand(3, -1, -1)
+    noise = 8 / 255 * torch.randn(3, 256, 256, generator=rng)
+    assert abs(correlation_of_channels(gray + noise, True)[0, 1]) > 0.4  # what counts where neighbours share it
+    assert abs(correlation_of_channels(gray + noise, False)[0, 1]) < 0.1
 
 
 def test_rows_with_noise_of_their_own():

@@ -46,6 +46,16 @@ def test_folder(tmp_path):
     assert names(tmp_path / "notes.txt") == ["notes.txt"]  # who names a file means it
 
 
+def test_pictures_of_other_types_are_told(tmp_path, capsys):
+    touch(tmp_path, "a.png", "b.GIF", "c.heic", "d.gif", "notes.txt")
+    assert names(tmp_path) == names(tmp_path) == ["a.png"]
+    told = capsys.readouterr().err
+    assert told.count("note:") == 1 and "without 3 pictures of a type that is not read (.gif, .heic)" in told
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(UsageError, match=r"holds no image .*, but 3 pictures .*: convert them to PNG"):
+        find_images(tmp_path)
+
+
 def test_file_named_twice_comes_once(tmp_path, monkeypatch):
     touch(tmp_path, "x/a.png", "x/b.png")
     (tmp_path / "link.png").symlink_to(tmp_path / "x" / "a.png")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -45,6 +45,11 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
                 f"cannot write {shown(path)}: {error.strerror or error}; check the disk's space and permissions"
             ) from error
         raise
+
+
+def counted(things: Sized, noun: str = "picture") -> str:
+    """How many there are, in words: 1 picture, 2 pictures."""
+    return f"{len(things)} {noun}{'' if len(things) == 1 else 's'}"
 
 
 def sync_folder(folder: Path) -> None:

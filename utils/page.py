@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from data.inputs import Sample
-from models.inspection import Inspection, of_flattest
+from models.inspection import Inspection, autocorrelation_of
 from models.noise.correlation import in_blocks
 from utils.advice import Looker, advise
 from utils.files import atomic_write_bytes
@@ -114,7 +114,7 @@ def page_of(sample: Sample, result: np.ndarray, found: Inspection, std: np.ndarr
         crops.append(Crop(row, column, {name: png(image) for name, image in shown.items()}))
 
     y = torch.from_numpy(np.ascontiguousarray(np.nan_to_num(noisy).transpose(2, 0, 1)))
-    away = of_flattest(y, torch.from_numpy(np.ascontiguousarray(removed.transpose(2, 0, 1))))["autocorrelation"]
+    away = autocorrelation_of(y, torch.from_numpy(np.ascontiguousarray(removed.transpose(2, 0, 1))))
     advice = advise(found, channels, float(np.nanmax(noisy) - np.nanmin(noisy)) * sample.unit)
     uncertainty = ends = None
     if std is not None and np.isfinite(std).any():

@@ -62,17 +62,25 @@ class Row:
 
     @property
     def strides_in_words(self) -> str | None:
-        taken = sorted({stride for weights in self.strides.values() for stride in weights})
-        return f"{self.shown}: every {', '.join(map(str, taken))}" if taken else None
+        """The strides, by name where there are several checkpoints; None where pixels were not taken apart."""
+        if not self.strides:
+            return None
+        several = len(self.checks) > 2
+        taken = [
+            f"every {', '.join(map(str, sorted(weights)))}{f' for {short(name)}' if several else ''}"
+            for name, weights in self.strides.items()
+        ]
+        return f"{self.shown}: {'; '.join(taken)}"
 
     @property
     def doubts(self) -> list[str]:
         """Why the results may be wrong, in words.
 
         Shared noise is no doubt where every checkpoint knows it, or where it may be texture, which is a doubt itself.
+        What is left of it is told where it should have been removed.
         """
         several = len(self.checks) > 2
-        moot = "neighbours" if self.known or self.may_be_texture else ()
+        moot = "neighbours" if self.known or self.may_be_texture else "left"
         return [
             f"{short(name)}: {words}" if several and name != "input" else words
             for name, checks in self.checks.items()

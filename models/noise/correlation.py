@@ -60,8 +60,7 @@ def shared_noise(y: Tensor) -> Shared | None:
     blocks = flattest(y.double())
     if blocks is None:
         return None
-    intensity, r = blocks.mean((0, 2, 3)), blocks.flatten(2) @ beside_surface(SIDE)
-    r = r.view_as(blocks)
+    intensity, r = blocks.mean((0, 2, 3)), residuals(blocks)
     if y.shape[0] == 1:
         reach, variance = fit(r[:, 0])
         return Shared(reach, 1.0, 0.0, variance / share_left([(1.0, reach)]), intensity)
@@ -88,7 +87,7 @@ def unevenness(y: Tensor) -> float | None:
     blocks = flattest(y.double())
     if blocks is None:
         return None
-    r = (blocks.flatten(2) @ beside_surface(SIDE)).view_as(blocks)
+    r = residuals(blocks)
     r = r[:, 0] if y.shape[0] == 1 else torch.einsum("c,bcij->bij", OPPONENT[0].to(r), r)
     energy = r.square().mean((1, 2))
     r, energy = r[energy > 0], energy[energy > 0]
@@ -120,7 +119,7 @@ def repetition(y: Tensor) -> float | None:
     if chosen is None:
         return None
     rows, columns = (length // SIDE for length in y.shape[1:])
-    r = (in_blocks(y, SIDE, SIDE).flatten(2) @ beside_surface(SIDE)).mean(1)  # B,SIDE^2
+    r = residuals(in_blocks(y, SIDE, SIDE)).mean(1).flatten(1)  # B,SIDE^2
     r, counts = r / r.square().mean(1, keepdim=True).sqrt().clamp_min(1e-12), torch.zeros_like(r)
     counts[chosen] = 1
     sums, pairs = (
@@ -200,7 +199,7 @@ def places_of_flattest(y: Tensor, share: float = SHARE) -> Tensor | None:
         return None
     blocks = in_blocks(y, SIDE, SIDE)  # B,C,h,w
     clipped = ((blocks == y.min()) | (blocks == y.max())).double().mean((1, 2, 3))
-    energy = (blocks.flatten(2) @ beside_surface(SIDE)).square().mean((1, 2))
+    energy = residuals(blocks).square().mean((1, 2, 3))
     usable = (clipped <= CLIPPED) & (energy > 0)
     number = max(FEWEST, round(share * int(usable.sum())))
     if usable.sum() < number:
@@ -258,6 +257,11 @@ def in_blocks(t: Tensor, height: int, width: int) -> Tensor:
     """(C,H,W) -> (B,C,height,width): the blocks that fit, in the order of rows. What is left at the end is left out."""
     blocks = F.unfold(t[None], (height, width), stride=(height, width))[0]  # C h w,B
     return blocks.T.reshape(-1, t.shape[0], height, width)
+
+
+def residuals(blocks: Tensor) -> Tensor:
+    """What no surface of second degree explains of square blocks (B,C,side,side), in the same shape."""
+    return (blocks.flatten(2) @ beside_surface(blocks.shape[-1])).view_as(blocks)
 
 
 @lru_cache(maxsize=4)
