@@ -90,6 +90,18 @@ def main(argv: list[str] | None = None) -> int:
         raise RunError(f"OUT: cannot create the folder {opt.out} ({error.strerror}); give another") from error
     atomic_write_text(opt.out / ".writable", "")  # a folder that is not is told before any work
     (opt.out / ".writable").unlink()
+    try:
+        return denoise_kinds(opt, inputs, clean)
+    finally:
+        with suppress(OSError):
+            opt.out.rmdir()  # where nothing came into it
+
+
+def denoise_kinds(opt, inputs: list[Input], clean: list[Path]) -> int:
+    """All steps for all kinds of pictures. What is wrong with one kind does not stop the others. Returns the exit code.
+
+    Raises RunError where no picture can be used.
+    """
     kinds, bad = look_through(inputs)
     codes: list[int] = []
     try:
@@ -102,8 +114,6 @@ def main(argv: list[str] | None = None) -> int:
                 print(f"error: {error}", file=sys.stderr)
                 codes.append(error.exit_code)
     finally:
-        with suppress(OSError):
-            opt.out.rmdir()  # where nothing came into it
         if bad and (len(kinds) > 1 or not codes):  # else test.py has told of them
             problems = bad.values()
             print(f"{len(bad)} of {len(inputs)} pictures could not be used:", *problems, sep="\n  ", file=sys.stderr)

@@ -139,3 +139,14 @@ def test_what_cannot_be_done_ends_in_one_line(make, arguments, code, words, tmp_
     found, _, err = denoise(capsys, *arguments.format(tmp_path).split())
     lines = [line for line in err.splitlines() if line.startswith("error:")]
     assert found == code and len(lines) == 1 and words in lines[0]
+    assert not (tmp_path / "out").exists()
+
+
+def test_pictures_of_another_kind_are_denoised_where_one_kind_cannot_be(tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    noise = np.random.RandomState(0).normal(0, 25, (70, 90, 3))
+    cv2.imwrite(str(tmp_path / "in" / "a.png"), np.full((100, 100), 7, np.uint8))
+    cv2.imwrite(str(tmp_path / "in" / "b.png"), (np.array([60, 120, 180]) + noise).clip(0, 255).astype(np.uint8))
+    code, _, err = denoise(capsys, tmp_path / "in", tmp_path / "out", "--steps", 0)
+    assert code == 1 and "one value everywhere" in err
+    assert result(tmp_path / "out", "b").is_file()
