@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import mmap
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -24,6 +28,13 @@ def test_auto_takes_bf16_where_the_processor_has_units_for_it(unit, monkeypatch)
     for one in ("amx_tile", "avx512_bf16"):
         monkeypatch.setattr(torch.cpu, f"_is_{one}_supported", lambda one=one: one == unit)
     assert choose_dtype("auto", CPU) == (torch.bfloat16 if unit else torch.float32)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="PyTorch asks for huge pages on Linux alone")
+def test_large_tensors_may_be_in_huge_pages():
+    program = "import models, torch; print(torch.ones(2**24).data_ptr())"
+    address = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert int(address) % mmap.PAGESIZE == 0  # where PyTorch puts what it asks them for
 
 
 def test_auto_keeps_what_a_run_began_with(monkeypatch):
