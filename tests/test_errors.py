@@ -9,7 +9,7 @@ import time
 import pytest
 
 from tests.helpers import script
-from utils.errors import StopRequest
+from utils.errors import EXIT_RESUME, StopRequest
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -21,6 +21,14 @@ def test_first_signal_is_a_request(number: int, capfd: pytest.CaptureFixture):
         assert stop.requested
     assert signal.getsignal(number) is before
     assert capfd.readouterr().err == f"{number.name}: finishing the step and saving; signal again to end at once\n"
+
+
+def test_a_signal_ends_what_has_nothing_to_save(capfd: pytest.CaptureFixture):
+    with StopRequest() as stop, pytest.raises(SystemExit) as end:
+        stop.nothing_to_save = True
+        signal.raise_signal(signal.SIGTERM)
+    assert end.value.code == EXIT_RESUME
+    assert capfd.readouterr().err == "SIGTERM: nothing new to save; the same command continues\n"
 
 
 def test_second_signal_ends_the_process_and_workers_outlive_ctrl_c():

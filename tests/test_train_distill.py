@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from argparse import Namespace
 
 import numpy as np
@@ -27,6 +28,7 @@ from tests.helpers import (
     stats,
 )
 from train_distill import Lessons
+from utils.errors import EXIT_RESUME
 
 
 def test_targets_of_crops_lack_the_surroundings_at_their_borders(rng):
@@ -62,6 +64,18 @@ def test_learned_and_read_noise_follow_the_samples_alone(noise, rng):
     for k in range(4):
         torch.testing.assert_close(lessons.make_noisy(x[k : k + 1], np.arange(k, k + 1))[0], batch[k])
     assert not torch.equal(batch, lessons.make_noisy(x, np.arange(4, 8)))
+
+
+def test_a_signal_before_the_first_step_ends_the_run(run, pictures, tmp_path, monkeypatch):
+    ok(run("train_dbsn", f"--name s1 --clean {pictures}/gray {LEVELS['awgn']} {TINY} --steps 1"))
+    noisy = f"--clean {pictures}/gray --synthetic-noisy {pictures}/gray {LEVELS['awgn']}"
+    line = f"--name s2 --teacher s1 {noisy} {TINY2} --steps 1"
+    with monkeypatch.context() as patch:
+        patch.setattr(train_distill, "Lessons", lambda *_: signal.raise_signal(signal.SIGTERM))
+        code, *_ = run("train_distill", line)
+    assert code == EXIT_RESUME and not (tmp_path / "s2" / "last.safetensors").exists()
+    ok(run("train_distill", line))
+    assert (tmp_path / "s2" / "last.safetensors").is_file()
 
 
 def test_student_from_a_checkpoint(run, pictures, tmp_path):

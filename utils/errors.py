@@ -33,14 +33,14 @@ class StopRequest:
         with StopRequest() as stop:
             .. if stop.requested: save and end with EXIT_RESUME
 
-    A second signal ends the process at once. Outside the main thread, where Python allows no handlers, nothing is
-    installed.
+    A second signal ends the process at once. While there is nothing to save the first one does so too, with
+    EXIT_RESUME. Outside the main thread, where Python allows no handlers, nothing is installed.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
     def __init__(self) -> None:
-        self.requested = False
+        self.requested, self.nothing_to_save = False, False
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
@@ -63,11 +63,13 @@ class StopRequest:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         self.requested = True
+        what = "finishing the step and saving; signal again to end at once"
+        if self.nothing_to_save:
+            what = "nothing new to save; the same command continues"
         with suppress(OSError):  # not print(), which fails when the signal falls into another print
-            os.write(
-                2,
-                f"{signal.Signals(number).name}: finishing the step and saving; signal again to end at once\n".encode(),
-            )
+            os.write(2, f"{signal.Signals(number).name}: {what}\n".encode())
+        if self.nothing_to_save:
+            raise SystemExit(EXIT_RESUME)
 
 
 def run_script(main: Callable[[], int | None]) -> None:

@@ -99,12 +99,14 @@ class Training:
                 going_on = f", continuing after step {self.step} of {self.total}" if self.step else ""
                 tqdm.write(f"{opt.name}: on {device_name(self.device)}, in {amp}{going_on}")
             self.board = Board(self.run.path / "tensorboard", self.step, enabled=main)
+            self.stop.nothing_to_save = True  # until the first step: what stage 2 does before it takes long
             yield
             self.board.close()
 
     def steps(self) -> Iterator[int]:
         """The steps that are left, until `total`, a signal or --max-minutes. Saves on the way and at the end."""
         opt, disable = self.opt, None if self.world.main else True
+        self.stop.nothing_to_save = False
         self.bar = tqdm(total=self.total, initial=self.step, desc=opt.name, unit="step", disable=disable)
         while self.step < self.total and not self.stopping:
             self.lr = learning_rate(self.step, self.total, opt.lr, opt.schedule, opt.warmup, opt.lr_decay)
