@@ -331,14 +331,15 @@ def matrix_peaks(n: int, device: torch.device) -> dict[torch.dtype, float]:
     """Floating-point operations per second of an n x n matrix product, by dtype.
 
     A CPU's product is that of the faster library: on some processors PyTorch's usual one reaches half of oneDNN's,
-    which computes the convolutions.
+    which computes the convolutions. oneDNN has none in bfloat16 where the CPU has not (`cpu_has_bf16`).
     """
-    products = [torch.matmul]
-    if device.type == "cpu" and torch.backends.mkldnn.is_available():
-        products.append(lambda a, b: torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], ""))
     peaks = {}
+    on_cpu = device.type == "cpu" and torch.backends.mkldnn.is_available()
     tf32, torch.backends.cuda.matmul.allow_tf32 = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     for dtype in (FLOAT, BF16):
+        products = [torch.matmul]
+        if on_cpu and (dtype == FLOAT or cpu_has_bf16()):
+            products.append(lambda a, b: torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], ""))
         a, b = (torch.rand(n, n, device=device).to(dtype) for _ in range(2))
         times = [[seconds_of(lambda f=f, a=a, b=b: f(a, b), device) for _ in range(9)] for f in products]
         peaks[dtype] = 2 * n**3 / min(statistics.median(t[2:]) for t in times)
