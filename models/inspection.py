@@ -24,6 +24,7 @@ from models.noise.correlation import (
     SIDE,
     Shared,
     beside_surface,
+    flattest,
     in_blocks,
     places_of_flattest,
     residuals,
@@ -265,11 +266,10 @@ def correlation_of_channels(y: Tensor, neighbours_share: bool) -> np.ndarray | N
     not share the noise, second differences in both directions stand for it, which keep little of texture. None where
     too few blocks are flat.
     """
-    y = y.double()
-    chosen = places_of_flattest(y)
-    if chosen is None:
+    blocks = flattest(y.double())
+    if blocks is None:
         return None
-    r = residuals(in_blocks(y, SIDE, SIDE)[chosen])
+    r = residuals(blocks)
     if not neighbours_share:
         r = F.conv2d(r.flatten(0, 1)[:, None], DIFFERENCES[None, None])[:, 0].unflatten(0, r.shape[:2])
     products = torch.einsum("bcij,bdij->cd", r, r)
