@@ -28,7 +28,6 @@ from utils.baselines import SMALLEST_SIDE
 from utils.errors import UsageError
 from utils.files import shown
 
-BEYOND = 1.5  # clean floats beyond it have the units of the noisy file's whole numbers, not 0..1
 CHANNELS = {"gray": 1, "color": 3}
 
 
@@ -236,7 +235,7 @@ def read_sample(
 ) -> Sample:
     """The pixels of an input, with noise added where a noise is given. Raises UsageError as read_image does.
 
-    A clean image of floats beyond 0..1 has the units of a noisy file of whole numbers.
+    A clean image of floats may have the units of a noisy file of whole numbers, see `has_units_of_file`.
     """
     unit = white_level or full_scale(source.header.dtype)
     image = to_float(read_image(source.path, mode=mode, white_level=white_level, holes=noise is None))
@@ -249,13 +248,22 @@ def read_sample(
     if source.reference is None:
         return sample
     clean = to_float(read_image(source.reference, mode=mode, white_level=white_level, holes=True))
-    in_file_units = white_level is None and image_header(source.reference).dtype.kind == "f"
-    if in_file_units and source.header.dtype.kind != "f" and np.nanmax(np.abs(clean)) > BEYOND:
+    floats = white_level is None and image_header(source.reference).dtype.kind == "f"
+    if floats and source.header.dtype.kind != "f" and has_units_of_file(clean, image, unit):
         clean = (clean / unit).astype(np.float32)
     if clean.shape != image.shape:
         shapes = f"--clean {shown(source.reference)} is {clean.shape}, {shown(source.path)} {image.shape}"
         raise UsageError(f"{shapes} (rows, columns, channels): they must show the same picture")
     return replace(sample, clean=clean)
+
+
+def has_units_of_file(clean: np.ndarray, noisy: np.ndarray, unit: float) -> bool:
+    """Whether clean floats have the units of the noisy file, not 0..1: then their mean is nearer to the noisy one's.
+
+    unit: the file value that is 1.0 in noisy.
+    """
+    of_clean, of_noisy = float(np.nanmean(clean)), float(np.nanmean(noisy))
+    return abs(of_clean / unit - of_noisy) < abs(of_clean - of_noisy)
 
 
 def with_alpha(sample: Sample, path: Path, mode: str | None) -> Sample:
