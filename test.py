@@ -186,9 +186,10 @@ def test_image(
             row.unknown = f"{shown_path(source.name)}: {words}"
         if model.stage == 2:
             images[method_name("distilled", model, models)] = as_image(result.image)
-            # the noise is weaker than what was removed, and than the details of the picture
+            # the noise is weaker than what was removed, and than the details of the picture where it is independent
             removed = float((result.image - y).nan_to_num().square().mean().sqrt())
-            level = min(removed, float(scale_of(seen)[1])) / seen_as_one(model, seen)
+            level = min(removed, float(scale_of(seen)[1])) if model.independent_noise else removed
+            level /= seen_as_one(model, seen)
             if words := too_weak_for(model, 255 * level) if removed else None:
                 row.unknown = f"{shown_path(source.name)}: {words}"
             continue

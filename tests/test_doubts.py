@@ -216,12 +216,21 @@ def test_noise_that_is_too_weak_for_a_student_is_told(monkeypatch):
     facts = {"noise": "awgn", "sigma": [5, 55], "level_scale": 1.0, "level_jitter": 0.1}
     monkeypatch.setattr(report, "training_facts", lambda values: facts)
     student = SimpleNamespace(config={"units": "white"}, values={}, name="mine")
-    assert report.too_weak_for(student, 2.3) is None
+    assert report.too_weak_for(student, 2.8) is None
     assert "noise of 1 or less, mine was trained on 4.5 and more" in report.too_weak_for(student, 1.0)
     facts |= {"level_scale": 0.58, "level_jitter": 0.9}
     assert report.too_weak_for(student, 1.0) is None
+    assert "noise of 0.5 or less (of 255" in report.too_weak_for(student, 0.5)
     facts.pop("noise")  # really noisy pictures
     assert report.too_weak_for(student, 0.0) is None
+
+
+def test_a_student_that_knows_little_noise_tells_of_noise_that_cannot_be_seen(run, tmp_path, rng):
+    smooth = torch.from_numpy(gaussian_filter(COLOR.numpy(), (0, 1.5, 1.5)))  # the picture has noise of its own
+    y = rounded(noisy(smooth, "0.3", rng))
+    Image.fromarray((255 * y).permute(1, 2, 0).numpy().round().astype(np.uint8)).save(tmp_path / "a.png")
+    code, _, err = run("test", f"--checkpoint color-hg-blind-full --data {tmp_path}/a.png --save {tmp_path}/out")
+    assert code == 0 and "or less (of 255, white): the result may have lost" in err
 
 
 def test_little_noise_is_told_by_a_student_alone(run, tmp_path, rng):
