@@ -107,6 +107,7 @@ def train(opt, options: Stage2Options, world: World) -> int:
     world.check_share(noisy_count, "noisy part of the batch,")
     world.check_share(clean_count, "clean part of the batch,")
     training = Training(opt, world, started, device, dtype, "stage2", opt.steps, student, student, white_level)
+    training.kept = {"thetas": None}
     clean_names = clean  # of the crops, for messages
     begun_with: dict[str, str] = {}
     if opt.refine:
@@ -132,7 +133,10 @@ def train(opt, options: Stage2Options, world: World) -> int:
         whole = noisy_count > 0 and not redraw and opt.images == "memory"
         if training.step < opt.steps:
             drawn = noise if opt.pairs == "drawn" else None
-            lessons = Lessons(teacher, noisy_pool, noise if redraw else None, whole, opt, drawn)
+            lessons = Lessons(
+                teacher, noisy_pool, noise if redraw else None, whole, opt, drawn, training.kept["thetas"]
+            )
+            training.kept["thetas"] = None if lessons.thetas is None else lessons.thetas.flatten(1).tolist()
         parallel = world.wrap(student)
         for step in training.steps():
             # Clean crops x, made noisy with what the teacher has learned, and noisy ones y, which it denoises.
@@ -315,6 +319,7 @@ class Lessons:
     whole: the teacher is frozen, so each noisy image that stays as it is can be denoised once, whole, and never again.
     From disk that would need a whole image for every crop. There, as with fresh noise, the teacher denoises the crop,
     which lacks the surroundings at its borders.
+    thetas: of the noise, (M,K), where a stopped run has found them: they take the teacher an hour on a slow CPU.
     """
 
     def __init__(
@@ -325,6 +330,7 @@ class Lessons:
         whole: bool,
         opt,
         drawn: NoiseModel | None = None,
+        thetas: list[list[float]] | None = None,
     ):
         self.teacher, self.opt, self.drawn = teacher, opt, drawn
         # in other units than white, and of files that are not of 8 bits, it is not known how values are recorded
@@ -333,6 +339,8 @@ class Lessons:
         self.means, self.thetas = posterior_means(teacher, noisy) if whole else (None, None)
         if self.drawn or teacher.level_is_learned:
             self.thetas = None  # not needed, or found on a clean image as on a noisy one
+        elif thetas is not None:
+            self.thetas = torch.tensor(thetas, device=next(teacher.parameters()).device)[:, :, None, None]
         elif self.thetas is None:
             stream = Stream.NOISE if opt.streams == 1 else Stream.THETA_NOISE
             self.thetas = noise_thetas(teacher, noisy, noise, opt.seed, stream)

@@ -210,6 +210,17 @@ def test_stopped_and_resumed_is_never_stopped(draw, flags, run, pictures, tmp_pa
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
+def test_noise_levels_are_read_once(run, pictures, monkeypatch):
+    ok(run("train_dbsn", f"--name t --clean {pictures}/gray --noise awgn --sigma 5 55 {TINY} --steps 2"))
+    noisy = f"--clean {pictures}/gray --synthetic-noisy {pictures}/gray {LEVELS['awgn']} --noise-draw fresh"
+    line = f"--name s2 --teacher t {noisy} {TINY2} --steps 2 --max-minutes 1e-9"
+    read, calls = train_distill.noise_thetas, []
+    monkeypatch.setattr(train_distill, "noise_thetas", lambda *args: calls.append(args) or read(*args))
+    for step in (1, 2):
+        assert f"{step} of 2 steps" in ok(run("train_distill", line))
+    assert len(calls) == 1
+
+
 @pytest.mark.parametrize(
     ("line", "words"),
     [

@@ -46,7 +46,7 @@ class Training:
     kind: of the weights' files, "stage1" or "stage2".
     network: the part of the model that --compile compiles.
     white_level: file value of white, which the weights' files record.
-    kept: what a state file holds beside the weights, the optimizer and the counts of steps.
+    kept: what a state file holds beside the weights, the optimizer and the counts of steps. None: not known yet.
     """
 
     opt: Namespace
@@ -59,7 +59,7 @@ class Training:
     model: nn.Module
     network: nn.Module
     white_level: float | None
-    kept: dict[str, float | None] = field(default_factory=dict)
+    kept: dict[str, float | list | None] = field(default_factory=dict)
     step: int = 0  # how many are done
     skipped: int = 0
     lr: float = 0.0
@@ -93,7 +93,7 @@ class Training:
                 if state := self.run.load_state():
                     restore(self.model, self.average, self.optimizer, state.tensors)
                     self.step, self.skipped = state.values["step"], state.values["skipped"]
-                    self.kept = {name: state.values[name] for name in self.kept}
+                    self.kept = {name: state.values.get(name) for name in self.kept}
                 self.run.truncate_stats(self.step)
             if main:
                 going_on = f", continuing after step {self.step} of {self.total}" if self.step else ""
