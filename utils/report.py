@@ -20,9 +20,9 @@ from utils.provenance import training_facts
 
 SPREADS = 0.084, 0.307  # standard deviations of photographs: the middle 96% of bsd432
 # Below so much of the least level of its training, or below LITTLE of 255, a student may take more of the picture than
-# of its noise. On 15 pictures of t91 with noise of 0.3 to 3 that tells of 86% of gray-awgn-blind-full's results that are
-# worse than their pictures, of all of color-awgn-blind-full's and of 73% of color-hg-blind-full's. Of the last one's
-# better results it tells of a third, with noise of 1.5 at most.
+# of its noise. On 15 pictures of t91 with noise of 0.3 to 3 that tells of 86% of the results of gray-awgn-blind-full
+# that are worse than their pictures, of all of color-awgn-blind-full's and of 73% of color-hg-blind-full's. Of the
+# last one's better results it tells of a third, with noise of 1.5 at most.
 WEAK, LITTLE = 0.6, 0.9
 HIDDEN = 0.2  # of the least level of a training: below it parts without noise may have been read
 METHODS = {1: ("mu", "posterior"), 2: ("distilled",)}  # what a checkpoint of each stage gives
