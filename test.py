@@ -190,7 +190,7 @@ def test_image(
             removed = float((result.image - y).nan_to_num().square().mean().sqrt())
             level = min(removed, float(scale_of(seen)[1])) if model.independent_noise else removed
             level /= seen_as_one(model, seen)
-            if words := too_weak_for(model, 255 * level) if removed else None:
+            if removed and not words and (words := too_weak_for(model, 255 * level)):
                 row.unknown = f"{shown_path(source.name)}: {words}"
             continue
         images[method_name("mu", model, models)] = as_image(result.mu)
