@@ -173,7 +173,9 @@ def test_image(
             row.tiled.add(file)
         image = torch.where(y.isnan(), seen, result.image - beyond)
         noise_map = None if result.noise_level is None else result.noise_level[0] / (high - low)
-        row.checks[model.name] = check_result(shown, (image[0] - low) / (high - low), noise_map, row.shared)
+        independent = row.neighbours_share_noise is False
+        seen_result = (image[0] - low) / (high - low)
+        row.checks[model.name] = check_result(shown, seen_result, noise_map, row.shared, independent)
         if model.stride != 1:
             row.strides[model.name] = weights_of(model.stride)
         words = smoothed(model, row.neighbours_share_noise, row.may_be_texture) if opt.protocol == "none" else None

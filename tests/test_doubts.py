@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from scipy.ndimage import gaussian_filter, gaussian_filter1d
 from skimage.data import astronaut, camera
+from skimage.draw import line
 from torch.nn import functional as F
 
 import test as test_script
@@ -200,6 +201,17 @@ def test_a_result_that_smooths_the_picture_is_doubted(rng):
     assert "distance" in failed(check_result(y, smooth))
 
 
+def test_thin_lines_that_lose_contrast_are_told(rng):
+    x = FLAT.clone()
+    for ends in torch.randint(192, (60, 4), generator=rng).tolist():
+        x[0][line(*ends)] = 0
+    y = noisy(x, "10", rng)
+    weaker = 0.6 * x + 0.4 * FLAT
+    assert not failed(check_result(y, x, independent=True))
+    assert "detail" in failed(check_result(y, weaker, independent=True))
+    assert "detail" not in failed(check_result(y, weaker))  # the noise may be such
+
+
 def test_in_units_of_noise_only_the_ratio_to_the_pictures_spread_counts(monkeypatch):
     monkeypatch.setattr(report, "training_facts", lambda values: {"noise": "awgn", "sigma": [5, 55]})
     model = SimpleNamespace(
@@ -259,9 +271,9 @@ def test_doubts_are_told_recorded_and_kept(on_doubt, two, models, run, tmp_path)
     assert code == 0
     assert "shared.png: neighbouring pixels share" in err and ("written as they were" in err) == (on_doubt == "keep")
     fine, shared = json.loads((tmp_path / "r.json").read_text())["images"]
-    assert any("neighbouring" in words for words in shared["doubts"])
-    assert not any("neighbouring" in words for words in fine["doubts"])
-    for image, more in ((fine, set()), (shared, {"left"})):
+    assert any("neighbouring pixels share their noise" in words for words in shared["doubts"])
+    assert not any("neighbouring pixels share their noise" in words for words in fine["doubts"])
+    for image, more in ((fine, {"detail"}), (shared, {"left"})):
         assert len(image["checks"]) == 3  # the input and two results
         for checks in list(image["checks"].values())[1:]:
             names = {"brightness", "brightness, blocks", "distance", "pattern"} | more
