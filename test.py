@@ -173,7 +173,7 @@ def test_image(
             row.tiled.add(file)
         image = torch.where(y.isnan(), seen, result.image - beyond)
         noise_map = None if result.noise_level is None else result.noise_level[0] / (high - low)
-        independent = row.neighbours_share_noise is False
+        independent = not (row.neighbours_share_noise or model.shared_noise or model.stride != 1)
         seen_result = (image[0] - low) / (high - low)
         row.checks[model.name] = check_result(shown, seen_result, noise_map, row.shared, independent)
         if model.stride != 1:

@@ -132,7 +132,8 @@ def check_result(
 
     level: the noise's standard deviation, (1,H,W) or (1,1,1). None where the model gives none: each block's own noise
     scale stands for it, that of models/units.py or, where it is larger, the root mean square of the same details.
-    shared: how its noise is, where neighbours share it. independent: whether it is known that they do not.
+    shared: how its noise is, where neighbours share it. independent: whether the model and the checks took the noise
+    for independent.
     """
     channels, height, width = y.shape
     size = min(BLOCK, height), min(BLOCK, width)
@@ -165,8 +166,8 @@ def check_result(
 def check_removed(shift: Tensor, independent: bool) -> list[Check]:
     """Whether result - y, shift (C,H,W), is noise.
 
-    A pattern that repeats itself over the picture is not. What neighbours share is not either, where the picture's
-    noise is independent: thin lines and letters that lose contrast leave it.
+    A pattern that repeats itself over the picture is not. What neighbours share is not either, where the noise is
+    independent: thin lines and letters that lose contrast leave it.
     """
     if min(shift.shape[1:]) < SMALLEST:
         return []
@@ -178,8 +179,9 @@ def check_removed(shift: Tensor, independent: bool) -> list[Check]:
     if independent and shift.any():
         value = greatest_correlation(shift)
         words = (
-            f"neighbouring pixels share what was removed (correlation {value:.2f}), but not their noise, so detail was "
-            "removed with it: try stage 1 or other weights, or train on such pictures (train_dbsn.py --start-from)"
+            f"neighbouring pixels share what was removed (correlation {value:.2f}), and independent noise is not "
+            "shared, so detail was removed with it: try stage 1 or other weights, or train on such pictures "
+            "(train_dbsn.py --start-from)"
         )
         checks.append(Check("detail", value, WHITE, words))
     return checks
