@@ -100,7 +100,10 @@ def evaluate(opt, world: World, argv: list[str]) -> int:
     print_table(table)
     note("noise that neighbours share: pixels were taken apart (--stride)", [row.strides_in_words for row in rows])
     kept = "; the images are written as they were" if opt.on_doubt == "keep" and opt.save else ""
-    note(f"results that may be worse than the images, for their noise{kept}", [row.unknown for row in rows])
+    note(
+        f"results that may be worse than the images, for their noise{kept}",
+        [word for row in rows for word in row.unknown],
+    )
     doubts = [f"{row.shown}: {'; '.join(row.doubts)}" if row.doubts else None for row in rows]
     note(f"results that may be wrong (--json has the numbers){kept}", doubts)
     if bad:
@@ -185,7 +188,7 @@ def test_image(
                 "three: use gray-hg-blind-full with --mode gray"
             )
         if words:
-            row.unknown = f"{shown_path(source.name)}: {words}"
+            row.unknown.append(f"{shown_path(source.name)}: {words}")
         if model.stage == 2:
             images[method_name("distilled", model, models)] = as_image(result.image)
             # the noise is weaker than what was removed, and than the details of the picture where it is independent
@@ -193,7 +196,7 @@ def test_image(
             level = min(removed, float(scale_of(seen)[1])) if model.independent_noise else removed
             level /= seen_as_one(model, seen)
             if removed and not words and (words := too_weak_for(model, 255 * level)):
-                row.unknown = f"{shown_path(source.name)}: {words}"
+                row.unknown.append(f"{shown_path(source.name)}: {words}")
             continue
         images[method_name("mu", model, models)] = as_image(result.mu)
         images[method_name("posterior", model, models)] = as_image(result.image)
@@ -206,7 +209,7 @@ def test_image(
         spread = float(np.nanstd(result.mu.numpy()))
         words = noise_not_trained_on(model, found / seen_as_one(model, seen), spread)
         if changed and words:
-            row.unknown = f"{shown_path(source.name)}: {words}"
+            row.unknown.append(f"{shown_path(source.name)}: {words}")
         if std is None:  # of several, the first one's maps and level
             std, level, row.estimated = as_image(result.std), as_image(result.noise_level), found
 

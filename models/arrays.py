@@ -90,6 +90,7 @@ def check(array: np.ndarray | Tensor) -> None:
 
 
 def check_levels(black: float | None, white: float | None) -> None:
+    """Raises ValueError where the levels are not finite, or white is not above black."""
     given = f"black is {black} and white is {white}"
     if not all(value is None or math.isfinite(value) for value in (black, white)):
         raise ValueError(f"{given}: both must be finite, in the array's own units")

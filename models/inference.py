@@ -213,6 +213,7 @@ def outlying(y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def run(model: BlindSpotDenoiser | MWCNN, y: Tensor, tile: int | None, progress: bool) -> Denoised:
+    """What the model makes of images (N,C,H,W) without NaN and outliers, in tiles of side tile; None: where needed."""
     side = tile or automatic_tile(model, y)
     tiled = max(y.shape[2:]) > side
     if model.stage == 2:

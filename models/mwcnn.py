@@ -223,8 +223,8 @@ class MWCNN(nn.Module):
     def receptive_radius(self) -> int:
         """How far the network sees, in pixels of the image.
 
-        Plain: 2 (8 1) + 4 (8 1) + 8 (8 1), and what the wavelets add. The residual one has ten convolutions at each of
-        the upper two levels, and six at the third.
+        The pixels of the three levels are 2, 4 and 8 of the image. Plain: eight 3x3 convolutions at each level,
+        8 (2 + 4 + 8) = 112, and 8 for the wavelets. Residual: 10 (2 + 4) + 6 8 = 108, and 8.
         """
         return 120 if self.blocks == "plain" else 116
 

@@ -280,23 +280,24 @@ class BaseOptions:
         """Levels fit the noise model. Those that are given become (low, high) pairs."""
         own = {level.name: level for level in NOISES[opt.noise].levels} if opt.noise else {}
         for name in noise_levels():
+            flag = f"--{name.replace('_', '-')}"
             if getattr(opt, name) is None and name in own and own[name].default is not None:
                 setattr(opt, name, own[name].default if own[name].whole else [own[name].default])
             value = getattr(opt, name)
             if value is None:
                 if name in own:
-                    self.parser.error(f"--noise {opt.noise} needs --{name}")
+                    self.parser.error(f"--noise {opt.noise} needs {flag}")
                 continue
             if name not in own:
                 meaning = f"has no meaning with --noise {opt.noise}" if opt.noise else "has no meaning with no --noise"
-                self.parser.error(f"--{name.replace('_', '-')} {meaning}")
+                self.parser.error(f"{flag} {meaning}")
             if own[name].whole:
                 continue
             if len(value) > 2 or (len(value) == 2 and value[0] > value[1]):
                 given = " ".join(f"{v:g}" for v in value)
-                self.parser.error(f"--{name} {given}: give one level, or a range as its low and high end")
+                self.parser.error(f"{flag} {given}: give one level, or a range as its low and high end")
             if len(value) == 2 and not ranges:
-                self.parser.error(f"--{name} {value[0]:g} {value[1]:g}: a test needs one level, not a range")
+                self.parser.error(f"{flag} {value[0]:g} {value[1]:g}: a test needs one level, not a range")
             setattr(opt, name, (value[0], value[-1]))
 
     def add_training(

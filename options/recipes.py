@@ -211,8 +211,8 @@ RECIPES = {
     for flavour in FLAVOURS
     if exists(mode, row, flavour)
 }
-# The flags' defaults are those of these recipes. Images, noise, levels and units are not, and stage 2's batches are the
-# paper's.
+# The flags' defaults are those of these recipes. Images, noise, levels, their draw and units are not, and stage
+# 2's batches are the paper's.
 DEFAULTS = {"stage1": "gray-awgn-blind-small", "stage2": "color-awgn-blind-small"}
 
 

@@ -4,7 +4,7 @@
     python scripts/benchmark.py --network released                  those of the released weights
     python scripts/benchmark.py --json benchmark.json --quick       small sizes
 
-The first takes minutes on a GPU, an hour on two CPU cores. The second takes seconds: it shows that everything works
+The first takes minutes on a GPU, an hour on two CPU cores. The third takes seconds: it shows that everything works
 and says nothing of speed.
 
 Three tasks: "train", a step of stage 1; "infer", stage 1's posterior mean of one image; "distill", a step of stage

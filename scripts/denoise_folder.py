@@ -15,7 +15,6 @@ are several kinds, each has files of its own, such as report-gray-uint8.html.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import sys
@@ -108,7 +107,7 @@ def denoise_kinds(opt, inputs: list[Input], clean: list[Path]) -> int:
         for kind in kinds:
             try:
                 codes.append(denoise_kind(opt, kind, clean, several=len(kinds) > 1))
-            except RunError as error:
+            except (RunError, UsageError) as error:
                 if len(kinds) == 1:
                     raise
                 print(f"error: {error}", file=sys.stderr)
@@ -283,7 +282,7 @@ def white_of_clean(clean: list[Path], kind: Kind) -> float | None:
 def seconds_per_step(opt, student: str) -> float:
     """How long a step of the training takes here, measured."""
     device = choose_device(opt.device, 0, opt.deterministic)
-    model = copy.deepcopy(load_model(student, device, opt.checkpoints_dir)).train().requires_grad_(True)
+    model = load_model(student, device, opt.checkpoints_dir).train().requires_grad_(True)
     model.dtype = choose_dtype(opt.amp, device)
     y = torch.rand(BATCH, model.channels, PATCH, PATCH, device=device)
     seconds = []

@@ -9,6 +9,7 @@ from skimage.data import astronaut, camera
 from skimage.filters import gaussian
 
 from data.images import read_image, to_float
+from models import denoise, load_model
 from models.gaussian import Diagonal, Full, triangle
 from models.noise import NOISES
 from models.noise import ResidualEstimator as Residual
@@ -277,3 +278,11 @@ def test_residual_estimator_of_flat_and_tiny_images():
             y = torch.full(size, 0.5)
             cov = estimator.covariance(estimator.estimate(y, y, Diagonal(torch.ones(size))), y)
             assert torch.isfinite(cov.variance).all() and (cov.variance > 0).all()
+
+
+def test_text_on_a_clipped_picture_leaves_a_curve(rng):
+    """All ranges but the text's are clipped for more than CLEAR of their pixels."""
+    y = (8 + 20 * torch.randn((1, 1, 192, 192), generator=rng)).clamp(0, 255)
+    y[..., :24] = 200 + 0.3 * torch.randn((1, 1, 192, 24), generator=rng)
+    result = denoise(load_model("gray-hg-blind"), y[0, 0].numpy().astype("float32"))
+    assert result[:, 40:].std() < 0.5 * y[..., 40:].std()

@@ -18,7 +18,7 @@ from utils.device import choose_dtype
 from utils.doubts import as_checked, check_noise, may_be_texture, neighbours_share_noise
 from utils.run import finite
 
-LITTLE = 0.01  # of the picture's range: the noise of fewer than 2.5 of 255, below all that the weights know
+LITTLE = 0.01  # of the picture's range: the noise of fewer than 2.5 of 255, in which little can be gained
 LOOKERS = {1: "gray-awgn-blind", 3: "color-awgn-blind"}  # released weights that measure the noise of so many channels
 CLIPPED = 0.05  # share of the pixels
 

@@ -48,6 +48,7 @@ class World:
         return np.arange(first + self.rank * part, first + (self.rank + 1) * part)
 
     def check_share(self, count: int, flag: str) -> None:
+        """Raises UsageError where count, the value of a flag, cannot be shared evenly."""
         if count % self.size:
             raise UsageError(
                 f"{flag} {count} cannot be shared evenly by {self.size} processes; use a multiple of {self.size}"

@@ -62,6 +62,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def atomic_write_bytes(path: str | Path, data: bytes) -> None:
+    """Replaces the file whole; see atomic_path."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
 

@@ -6,14 +6,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torchvision.utils import make_grid
 from tqdm import tqdm
 
 
 class Board:
     """Scalars and picture panels for TensorBoard in a run folder.
 
-    It does nothing, after one line, where TensorBoard cannot be imported.
+    It does nothing, after one line, where TensorBoard or torchvision cannot be imported.
     """
 
     def __init__(self, folder: Path, start: int, enabled: bool = True):
@@ -23,9 +22,10 @@ class Board:
             return
         try:
             from torch.utils.tensorboard import SummaryWriter
+            from torchvision.utils import make_grid
 
-            self.writer = SummaryWriter(str(folder), purge_step=start + 1)
-        except ImportError as error:
+            self.writer, self.grid = SummaryWriter(str(folder), purge_step=start + 1), make_grid
+        except (ImportError, RuntimeError) as error:  # RuntimeError: torchvision of another build than torch
             tqdm.write(f"warning: no TensorBoard log ({error})")
 
     def scalars(self, values: dict[str, float], step: int) -> None:
@@ -39,7 +39,7 @@ class Board:
         if self.writer:
             # N,3,H,W'
             rows = torch.cat([im.detach().float().clamp(0, 1).cpu().expand(-1, 3, -1, -1) for im in images], 3)
-            self.writer.add_image(name, make_grid(rows, nrow=1, pad_value=1.0), step)  # the rows one below the other
+            self.writer.add_image(name, self.grid(rows, nrow=1, pad_value=1.0), step)  # the rows one below the other
 
     def close(self) -> None:
         if self.writer:

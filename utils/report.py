@@ -43,7 +43,7 @@ class Row:
     seconds: dict[str, float] = field(default_factory=dict)  # of each baseline and checkpoint
     tiled: set[str] = field(default_factory=set)  # the checkpoints that took the image in tiles
     peak: list[float] | None = None  # of PSNR: the ends of the clean image's range; None: white
-    unknown: str | None = None  # a word on noise that a checkpoint was not trained on
+    unknown: list[str] = field(default_factory=list)  # words on noise that checkpoints were not trained on
     strides: dict[str, dict[int, float]] = field(default_factory=dict)  # of each checkpoint, where not 1 alone
     shared: Shared | None = None  # how its noise is shared, where neighbours share it
     known: bool = False  # whether every checkpoint knows such noise, or its stride suits it
@@ -94,7 +94,7 @@ class Row:
     @property
     def warnings(self) -> list[str]:
         """All that was found wrong, in words."""
-        return [*filter(None, [self.unknown]), *self.doubts]
+        return [*self.unknown, *self.doubts]
 
     def record(self) -> dict:
         checks = {name: [check.record() for check in checks] for name, checks in self.checks.items()}
@@ -199,7 +199,7 @@ def noise_not_trained_on(model, level: float, spread: float) -> str | None:
     remedy = "; a --white-level nearer to the brightest value raises it" if raised else ""
     if level < HIDDEN * low and not raised:
         remedy = "; where noise can be seen, parts without any, such as text, hide it: use a student (stage 2)"
-    trained = f"{low:g} to {high:g}" if low < high else f"{low:g}"
+    trained = f"{low:.3g} to {high:.3g}" if low < high else f"{low:.3g}"
     return f"noise of {level:.2g}, {model.name} was trained on {trained} (of 255, white){remedy}"
 
 

@@ -113,7 +113,7 @@ class Training:
             for group in self.optimizer.param_groups:
                 group["lr"] = self.lr
             yield self.step
-            if self.step % opt.save_every == 0:
+            if self.step % opt.save_every == 0 and self.step < self.total and not self.stopping:
                 self.save()
         self.save()
         self.bar.close()

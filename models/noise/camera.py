@@ -29,7 +29,7 @@ from utils.random import normal, uniform
 
 COARSE = 2.0  # pixels by which the coarse part reaches further
 POWERS = (0, 1, 2)
-MARGIN = 12  # pixels around an image that its noise is drawn for: three times the longest reach
+MARGIN = 12  # pixels around an image that its noise is drawn for: twice the longest reach
 INDEPENDENT = 0.4  # reach up to which noise counts as independent: pictures themselves look as if they had so much
 COARSEST = 0.4  # greatest share of the coarse part in pairs: pictures do not tell how large it is
 

@@ -21,7 +21,7 @@ class InTurn:
 
     def __init__(self, noise: NoiseModel):
         """noise: Awgn or Poisson."""
-        (self.levels,) = (noise.sigma,) if isinstance(noise, Awgn) else (noise.lam,)
+        self.levels = noise.sigma if isinstance(noise, Awgn) else noise.lam
         self.photons = isinstance(noise, Poisson)
         self.random = np.random.RandomState(SEED)
         self.level = self.levels[0]

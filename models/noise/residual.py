@@ -228,8 +228,9 @@ def read_curve(seen: Seen, gain: Tensor | float, groups: int = 0) -> Curve:
     quietest = quiet[..., : count_lowest(quiet)]
     x, share = at(mu, quietest).double().mean(2), at(clipped, quietest).mean(2)  # NC,bins
     found = variance(uncertainty)
-    clear = share <= share.amin(1, keepdim=True).clamp_min(CLEAR)
-    return Curve(x, found, error, clear & ~drawn(found), at(mu, order[..., -1:])[..., 0].double())
+    text = drawn(found)  # such ranges are sharp and never clipped: they must not set the bar for the others
+    clear = ~text & (share <= share.masked_fill(text, torch.inf).amin(1, keepdim=True).clamp_min(CLEAR))
+    return Curve(x, found, error, clear, at(mu, order[..., -1:])[..., 0].double())
 
 
 def drawn(variance: Tensor) -> Tensor:
