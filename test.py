@@ -35,7 +35,7 @@ from utils.advice import Looker
 from utils.baselines import check_baselines, denoise_classically
 from utils.device import choose_device, choose_dtype
 from utils.distributed import World, join
-from utils.doubts import check_noise, check_result
+from utils.doubts import channels_have_one_noise, check_noise, check_result
 from utils.errors import EXIT_FAILURE, RunError, UsageError, run_script
 from utils.files import atomic_write_text
 from utils.files import shown as shown_path
@@ -46,6 +46,7 @@ from utils.report import (
     Row,
     method_name,
     noise_not_trained_on,
+    not_removed,
     note,
     print_table,
     smoothed,
@@ -165,6 +166,7 @@ def test_image(
         known = known_part(torch.where(y[0].isnan(), torch.nan, shown))
         row.checks["input"] = check_noise(filled(known[None])[0])
         row.shared = shared_noise(shown) if row.neighbours_share_noise else None
+    one_noise = bool(models) and not row.neighbours_share_noise and channels_have_one_noise(shown)
     shared = row.shared if opt.protocol == "none" else None  # published noise is independent
     for model in models:
         started = time.perf_counter()
@@ -181,7 +183,10 @@ def test_image(
         row.checks[model.name] = check_result(shown, seen_result, noise_map, row.shared, independent)
         if model.stride != 1:
             row.strides[model.name] = weights_of(model.stride)
-        words = smoothed(model, row.neighbours_share_noise, row.may_be_texture) if opt.protocol == "none" else None
+        words = None
+        if opt.protocol == "none":
+            words = not_removed(model, one_noise)
+            words = words or smoothed(model, row.neighbours_share_noise, row.may_be_texture, one_noise)
         if noise is None and model.channels == 3 and gray_of(sample.noisy) is not None:
             words = (
                 f"its channels show one gray picture and have the same noise, which {model.name} takes for noise of "

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from models.denoiser import BlindSpotDenoiser
 from models.gaussian import Full
@@ -24,7 +23,7 @@ from models.noise.correlation import (
     SIDE,
     Shared,
     beside_surface,
-    flattest,
+    correlation_of_channels,
     in_blocks,
     places_of_flattest,
     residuals,
@@ -40,7 +39,6 @@ NORMAL_95 = 1.96  # standard errors of a 95% interval
 GROWS = 1.15  # ratio of the noise in bright and in dark parts above which it depends on the signal
 TEXTURE = 0.0012  # of a picture's range: a standard deviation of the error that pictures add, measured on Set12
 CORRELATED = 0.2  # correlation of channels above which they share their noise
-DIFFERENCES = torch.outer(*2 * [torch.tensor([1.0, -2.0, 1.0], dtype=torch.float64)])  # little of a picture passes
 
 
 @dataclass(frozen=True)
@@ -257,24 +255,6 @@ def autocorrelation_of(y: Tensor, removed: Tensor | None = None) -> dict[str, li
         for name, product in zip(found, along):
             found[name].append(float(product / energy) - white)
     return found
-
-
-def correlation_of_channels(y: Tensor, neighbours_share: bool) -> np.ndarray | None:
-    """Correlation of the noise of the channels of a picture y (C,H,W), (C,C), from its flattest blocks.
-
-    Channels have most of their texture in common, so that it would pass for noise that they share. Where neighbours do
-    not share the noise, second differences in both directions stand for it, which keep little of texture. None where
-    too few blocks are flat.
-    """
-    blocks = flattest(y.double())
-    if blocks is None:
-        return None
-    r = residuals(blocks)
-    if not neighbours_share:
-        r = F.conv2d(r.flatten(0, 1)[:, None], DIFFERENCES[None, None])[:, 0].unflatten(0, r.shape[:2])
-    products = torch.einsum("bcij,bdij->cd", r, r)
-    root = products.diagonal().sqrt().clamp_min(1e-30)
-    return (products / root / root[:, None]).numpy()
 
 
 def share_at_ends(y: Tensor) -> tuple[float, float]:

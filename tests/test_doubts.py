@@ -245,6 +245,22 @@ def test_a_student_that_knows_little_noise_tells_of_noise_that_cannot_be_seen(ru
     assert code == 0 and "or less (of 255, white): the result may have lost" in err
 
 
+@pytest.mark.parametrize(
+    ("weights", "words"),
+    [("color-hg-blind-full", "its channels have the same noise"), ("color-photo-full", "keep noise that channels")],
+)
+def test_noise_that_channels_have_in_common_is_told(weights, words, run, tmp_path, rng):
+    y = (COLOR + 20 / 255 * normal(COLOR[:1], rng)).clamp(0, 1)
+    picture = Image.fromarray((255 * y).permute(1, 2, 0).numpy().round().astype(np.uint8))
+    picture.save(tmp_path / "a.jpg", quality=90, subsampling="4:2:0")
+    code, _, err = run("test", f"--checkpoint {weights} --data {tmp_path}/a.jpg --save {tmp_path}/out")
+    assert code == 0 and words in err
+    y = rounded(noisy(COLOR, "20", rng))
+    Image.fromarray((255 * y).permute(1, 2, 0).numpy().round().astype(np.uint8)).save(tmp_path / "b.png")
+    code, _, err = run("test", f"--checkpoint {weights} --data {tmp_path}/b.png --save {tmp_path}/out")
+    assert code == 0 and words not in err
+
+
 def test_little_noise_is_told_by_a_student_alone(run, tmp_path, rng):
     y = rounded(noisy(GRAY, "0.6", rng))
     Image.fromarray((255 * y)[0].numpy().round().astype(np.uint8)).save(tmp_path / "a.png")
@@ -367,6 +383,6 @@ def test_texture_is_kept_and_told_of(models, run, tmp_path, rng):
 )
 def test_weights_for_shared_noise_are_told_of_what_they_smooth(shared, texture, told):
     photo = SimpleNamespace(name="photo", channels=3, independent_noise=False)
-    words = report.smoothed(photo, shared, texture)
+    words = report.smoothed(photo, shared, texture, one_noise=False)
     assert words is None if told is None else (told in words and "color-hg-blind-full" in words)
-    assert report.smoothed(SimpleNamespace(independent_noise=True), shared, texture) is None
+    assert report.smoothed(SimpleNamespace(independent_noise=True), shared, texture, one_noise=False) is None

@@ -13,8 +13,8 @@ from scipy.ndimage import gaussian_filter
 from skimage.data import astronaut, camera
 
 from data.images import read_image, to_float
-from models.inspection import correlation_of_channels
 from models.noise import NOISES
+from models.noise.correlation import correlation_of_channels
 from models.noise.mg import multivariate_covariance
 from tests.helpers import real_data
 from tests.test_doubts import grass

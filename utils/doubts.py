@@ -20,6 +20,7 @@ from models.noise.correlation import (
     SIDE,
     Shared,
     beside_surface,
+    correlation_of_channels,
     in_blocks,
     places_of_flattest,
     repetition,
@@ -62,6 +63,9 @@ WHITE = 0.1
 # What is left of shared noise in the flattest blocks, as a share of its standard deviation. On cc15 color-photo-full
 # leaves 0.70 at most. color-hg-blind-full, which is not for photographs, leaves 0.75 to 0.95 on the first five of them.
 LEFT = 0.85
+# Correlation of the channels' noise from which it is one. JPEG pictures with subsampled colour have 0.97 or more,
+# CBSD68 with independent noise of 2 of 255 has 0.94 at most, of 5 0.71.
+ONE_NOISE = 0.95
 TEXTURED = 8 / 255  # standard deviation; below it cameras and microscopes have the most of their shared noise
 
 HIGH_PASS = (1, -4, 6, -4, 1)  # removes what varies smoothly from row to row
@@ -180,8 +184,8 @@ def check_removed(shift: Tensor, independent: bool) -> list[Check]:
         value = greatest_correlation(shift)
         words = (
             f"neighbouring pixels share what was removed (correlation {value:.2f}), and independent noise is not "
-            "shared, so detail was removed with it: try stage 1 or other weights, or train on such pictures "
-            "(train_dbsn.py --start-from)"
+            "shared, so detail was removed with it: try other weights (stage 1 keeps more than its student), or train "
+            "on such pictures (train_dbsn.py --start-from)"
         )
         checks.append(Check("detail", value, WHITE, words))
     return checks
@@ -359,6 +363,12 @@ def neighbours_share_noise(checks: Iterable[Check]) -> bool | None:
     if any(check.failed for check in found):
         return True
     return None if not found or min(check.limit for check in found) > UNDECIDED else False
+
+
+def channels_have_one_noise(y: Tensor) -> bool:
+    """Whether the channels of a picture y (C,H,W), 0..1, whose neighbours share no noise, have the same noise."""
+    found = correlation_of_channels(y, neighbours_share=False) if len(y) > 1 else None
+    return found is not None and float(found.min()) > ONE_NOISE
 
 
 def may_be_texture(checks: Iterable[Check]) -> bool:

@@ -233,10 +233,24 @@ def too_weak_for(student, level: float) -> str | None:
     )
 
 
-def smoothed(model, neighbours_share: bool | None, texture: bool) -> str | None:
+def not_removed(model, one_noise: bool) -> str | None:
+    """A word on a model that keeps noise which the channels have in common, where one_noise says that they have.
+
+    None for mg and for noise of photographs, which such noise belongs to, and where nobody knows what it knows.
+    """
+    noise = NOISES.get((training_facts(model.values) or {}).get("noise"))
+    if not one_noise or model.shared_noise or noise is None or noise.needs_color:
+        return None
+    return (
+        f"its channels have the same noise, as a JPEG's with subsampled colour, and {model.name} takes that for the "
+        "picture: try color-photo-full, and compare the result with the picture"
+    )
+
+
+def smoothed(model, neighbours_share: bool | None, texture: bool, one_noise: bool) -> str | None:
     """A word on what a model that was trained on shared noise alone smooths; None where the noise may be such.
 
-    neighbours_share, texture: what utils/doubts.py finds of the picture.
+    neighbours_share, texture, one_noise: what utils/doubts.py finds of the picture.
     """
     if model.independent_noise or not (texture or neighbours_share is False):
         return None
@@ -246,10 +260,10 @@ def smoothed(model, neighbours_share: bool | None, texture: bool) -> str | None:
         if texture
         else "the noise of neighbouring pixels is independent"
     )
-    return (
-        f"{what}, and {model.name} smooths fine detail as noise that they share: use {kind}-hg-blind or "
-        f"{kind}-hg-blind-full"
-    )
+    others = f"use {kind}-hg-blind or {kind}-hg-blind-full"
+    if one_noise:
+        others = "compare the result with the picture, for other weights keep noise that channels have in common"
+    return f"{what}, and {model.name} smooths fine detail as noise that they share: {others}"
 
 
 def means(rows: list[dict[str, dict]]) -> dict[str, dict[str, float | None]]:

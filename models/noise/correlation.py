@@ -14,6 +14,7 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -21,6 +22,7 @@ from torch.nn import functional as F
 # brightness, red - blue, green - magenta
 OPPONENT = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, -1.0], [-0.5, 1.0, -0.5]])
 OPPONENT /= OPPONENT.norm(dim=1, keepdim=True)
+DIFFERENCES = torch.outer(*2 * [torch.tensor([1.0, -2.0, 1.0], dtype=torch.float64)])  # little of a picture passes
 
 SIDE, SHARE, FEWEST = 16, 0.04, 16  # side of the blocks; share and least number of the flattest ones
 LOWEST = 2.154  # of normal values the lowest SHARE are so many standard deviations low in the mean
@@ -271,3 +273,21 @@ def beside_surface(side: int) -> Tensor:
     r, c = (t.flatten() for t in torch.meshgrid(at, at, indexing="ij"))
     q = torch.linalg.qr(torch.stack([torch.ones_like(r), r, c, r * r, r * c, c * c], 1)).Q
     return torch.eye(side * side, dtype=torch.float64) - q @ q.T
+
+
+def correlation_of_channels(y: Tensor, neighbours_share: bool) -> np.ndarray | None:
+    """Correlation of the noise of the channels of a picture y (C,H,W), (C,C), from its flattest blocks.
+
+    Channels have most of their texture in common, so that it would pass for noise that they share. Where neighbours do
+    not share the noise, second differences in both directions stand for it, which keep little of texture. None where
+    too few blocks are flat.
+    """
+    blocks = flattest(y.double())
+    if blocks is None:
+        return None
+    r = residuals(blocks)
+    if not neighbours_share:
+        r = F.conv2d(r.flatten(0, 1)[:, None], DIFFERENCES[None, None])[:, 0].unflatten(0, r.shape[:2])
+    products = torch.einsum("bcij,bdij->cd", r, r)
+    root = products.diagonal().sqrt().clamp_min(1e-30)
+    return (products / root / root[:, None]).numpy()
