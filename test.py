@@ -35,7 +35,7 @@ from utils.advice import Looker
 from utils.baselines import check_baselines, denoise_classically
 from utils.device import choose_device, choose_dtype
 from utils.distributed import World, join
-from utils.doubts import channels_have_one_noise, check_noise, check_result
+from utils.doubts import channels_have_one_noise, check_noise, check_result, shows_no_noise
 from utils.errors import EXIT_FAILURE, RunError, UsageError, run_script
 from utils.files import atomic_write_text
 from utils.files import shown as shown_path
@@ -43,6 +43,7 @@ from utils.metrics import measure, shares_within
 from utils.page import Reporter, write_page
 from utils.provenance import code_version
 from utils.report import (
+    NO_NOISE,
     Row,
     method_name,
     noise_not_trained_on,
@@ -99,6 +100,8 @@ def evaluate(opt, world: World, argv: list[str]) -> int:
     if opt.save and models:
         put_stacks_together(opt.save, inputs, bad={inputs[row.index].path for row in bad})
     print_table(table)
+    words = "single pixels that are far outside the range of the others keep their values"
+    note(words, [f"{row.shown}: {row.outlying}" if row.outlying else None for row in rows] if models else [])
     note("noise that neighbours share: pixels were taken apart (--stride)", [row.strides_in_words for row in rows])
     kept = "; the images are written as they were" if opt.on_doubt == "keep" and opt.save else ""
     note(
@@ -160,6 +163,7 @@ def test_image(
     # what the checkpoints make of it, which are not
     y = torch.from_numpy(np.ascontiguousarray(sample.noisy.transpose(2, 0, 1)))[None]  # 1,C,H,W
     seen, beyond = outlying(filled(y))
+    row.outlying = int((beyond != 0).any(1).sum())
     low, high = shown_range(seen.numpy())
     shown = (seen[0] - low) / (high - low)  # checks are in 255 parts of this range
     if models:
@@ -200,8 +204,10 @@ def test_image(
             removed = float((result.image - y).nan_to_num().square().mean().sqrt())
             level = min(removed, float(scale_of(seen)[1])) if model.independent_noise else removed
             level /= seen_as_one(model, seen)
-            if removed and not words and (words := too_weak_for(model, 255 * level)):
-                row.unknown.append(f"{shown_path(source.name)}: {words}")
+            if removed and not words:
+                words = NO_NOISE if shows_no_noise(shown) else too_weak_for(model, 255 * level)
+                if words:
+                    row.unknown.append(f"{shown_path(source.name)}: {words}")
             continue
         images[method_name("mu", model, models)] = as_image(result.mu)
         images[method_name("posterior", model, models)] = as_image(result.image)

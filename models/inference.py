@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 import torch
@@ -19,14 +20,24 @@ from models.denoiser import BlindSpotDenoiser, Prediction, noise_level, posterio
 from models.gaussian import Full
 from models.mwcnn import MWCNN, pad_to_multiple
 from models.phases import on_phases, weights_of
-from models.units import View
+from models.units import View, scale_of
 
 # bytes of activations that an untiled image, or a tile, may take; on a GPU at most half of what is free
 WORKING_SET = {"cpu": 1e9, "cuda": 8e9}
 STRIP = 2**20  # pixels whose posterior is computed at once
 WINDOW = 17  # side of the squares of one value that carry no noise
 OUTSIDE = 4  # pixels by which they may stand out of the image
-OUTLYING = 0.5  # of an image's range: single pixels farther outside of it are outliers
+OUTLYING = 0.5  # of the range that two neighbours reach: what pixels farther outside have beyond is not seen
+# A hot pixel is this far outside of the range that six neighbours reach, in units of that range and of the noise.
+HOT_RANGE, HOT_NOISE = 1.0, 6.0
+ALONE = 0.25  # how far the neighbours of a peak go along with it
+Group = tuple[tuple[int, int], ...]  # the row and column of each pixel
+TWO: tuple[Group, ...] = (((0, 0), (0, 1)), ((0, 0), (1, 0)))
+SIX: tuple[Group, ...] = (
+    *(tuple((k * down, k * right) for k in range(6)) for down, right in ((0, 1), (1, 0), (1, 1))),
+    tuple((k, 5 - k) for k in range(6)),
+    *(tuple((i, j) for i in range(rows) for j in range(6 // rows)) for rows in (2, 3)),
+)
 
 
 @dataclass(frozen=True)
@@ -66,9 +77,9 @@ def denoise_batch(
     tile: side of the tiles in pixels; None chooses one where the images need it.
 
     What carries no noise stays as it is. Into holes and painted areas the network sees the picture around mirrored: see
-    `as_seen`. Single pixels far outside the range of the others, such as hot ones, are seen at the end of that range by
-    the network, which they would disturb over its receptive field. The rest of their value is added to the result, so
-    that no value is cut: see `outlying`.
+    `as_seen`. Hot and dead pixels are seen as holes too, and other single ones far outside the range of the rest at the
+    end of that range, for the network would be disturbed over its receptive field. What they have beyond that is added
+    to the result, so that no value is cut: see `outlying`.
 
     The result does not depend on the tile (to rounding): tiles overlap by the network's receptive field, and a noise
     level that is one for the image is found over all of it first.
@@ -198,18 +209,50 @@ def known_part(y: Tensor) -> Tensor:
 
 
 def outlying(y: Tensor) -> tuple[Tensor, Tensor]:
-    """Images y (N,C,H,W) as a network is to see them, and what single pixels have beyond that.
+    """Images y (N,C,H,W) without NaN as a network is to see them, and what single pixels have beyond that.
 
-    Low and high are the least and the greatest value that two neighbours reach. OUTLYING times this range may be
-    beyond either.
+    Hot and dead pixels are seen as holes that are `filled`. Other peaks are cut where OUTLYING says.
     """
-    pairs = [(y[..., 1:], y[..., :-1]), (y[..., 1:, :], y[..., :-1, :])]
-    pairs = [(a, b) for a, b in pairs if a.numel()] or [(y, y)]
-    high = torch.stack([torch.minimum(a, b).amax((1, 2, 3)) for a, b in pairs]).amax(0).view(-1, 1, 1, 1)
-    low = torch.stack([torch.maximum(a, b).amin((1, 2, 3)) for a, b in pairs]).amin(0).view(-1, 1, 1, 1)
+    low, high = reached(y, SIX)
+    margin = HOT_RANGE * (high - low) + HOT_NOISE * scale_of(y)[1]
+    # a range of zero is that of counts of very few photons
+    hot = (alone_above(y, high, margin) | alone_above(-y, -low, margin)) & (low < high)
+    seen = filled(y.masked_fill(hot, torch.nan)) if hot.any() else y
+    low, high = reached(seen, TWO)
     margin = OUTLYING * (high - low)
-    seen = torch.minimum(torch.maximum(y, low - margin), high + margin)
+    seen = torch.minimum(torch.maximum(seen, low - margin), high + margin)
     return seen, y - seen
+
+
+def alone_above(y: Tensor, end: Tensor, margin: Tensor) -> Tensor:
+    """Which pixels of images y (N,C,H,W) are above end + margin (N,1,1,1) and alone there.
+
+    end: what six neighbours reach. Where one pixel in a hundred is hot pairs of them are no rarity, sixes are. The peak
+    of a star or of a bead is not alone: the third greatest of its eight neighbours is above that end too, by ALONE of
+    what the peak is.
+    """
+    above = y > end + margin
+    n, c, row, column = above.nonzero(as_tuple=True)
+    around, end = F.pad(y, (1, 1, 1, 1), value=-torch.inf), end.flatten()[n]
+    neighbours = [around[n, c, row + i, column + j] for i in range(3) for j in range(3) if (i, j) != (1, 1)]
+    third = torch.stack(neighbours).topk(3, dim=0).values[2]
+    above[n, c, row, column] = third - end < ALONE * (y[n, c, row, column] - end)
+    return above
+
+
+def reached(y: Tensor, groups: tuple[Group, ...]) -> tuple[Tensor, Tensor]:
+    """The least and the greatest value that all pixels of a group reach in images y (N,C,H,W), each (N,1,1,1)."""
+    height, width = y.shape[2:]
+    low, high = [], []
+    for group in groups:
+        down, right = (length - max(places) for length, places in zip((height, width), zip(*group)))
+        if down > 0 and right > 0:
+            pixels = [y[:, :, row : row + down, column : column + right] for row, column in group]
+            low.append(reduce(torch.maximum, pixels).amin((1, 2, 3)))
+            high.append(reduce(torch.minimum, pixels).amax((1, 2, 3)))
+    if not low:  # the images are too small
+        low, high = [y.amin((1, 2, 3))], [y.amax((1, 2, 3))]
+    return torch.stack(low).amin(0).view(-1, 1, 1, 1), torch.stack(high).amax(0).view(-1, 1, 1, 1)
 
 
 def run(model: BlindSpotDenoiser | MWCNN, y: Tensor, tile: int | None, progress: bool) -> Denoised:

@@ -116,6 +116,20 @@ def test_a_hot_pixel_keeps_its_value_and_disturbs_little(student, value):
     assert abs(plain - other)[far].max() < 10
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_hot_and_dead_pixels_that_touch_do_not_hide_the_rest(channels):
+    student = load_model({1: "gray-hg-blind-full", 3: "color-hg-blind-full"}[channels], torch.device("cpu"))
+    random = np.random.default_rng(0)
+    x = np.repeat(200 + 100 * SCENE[..., None], channels, 2)
+    y = (x + random.normal(0, 10, x.shape)).astype(np.float32)
+    strange = random.random(x.shape) < 0.01
+    strange[20:22, 30], strange[60, 40:42] = True, True
+    broken = np.where(strange, random.choice([-20000, 30000, 60000], x.shape), y).astype(np.float32)
+    out = denoised(student, broken).reshape(x.shape)
+    assert rms((out - x)[~strange]) < 1.1 * rms(denoised(student, y).reshape(x.shape) - x)
+    assert abs(out - broken)[strange].max() < 200
+
+
 @pytest.mark.parametrize("mean", [0.1, 1, 5])
 def test_photon_counts_keep_their_mean(through, mean):
     x = SCENE / SCENE.mean() * mean

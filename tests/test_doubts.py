@@ -26,6 +26,7 @@ from utils.doubts import (
     doubts,
     neighbours_share_noise,
     shared_by_neighbours,
+    shows_no_noise,
 )
 
 GRAY = torch.from_numpy(camera()[100:292, 150:342] / 255.0)[None]
@@ -386,3 +387,29 @@ def test_weights_for_shared_noise_are_told_of_what_they_smooth(shared, texture, 
     words = report.smoothed(photo, shared, texture, one_noise=False)
     assert words is None if told is None else (told in words and "color-hg-blind-full" in words)
     assert report.smoothed(SimpleNamespace(independent_noise=True), shared, texture, one_noise=False) is None
+
+
+def test_pictures_without_noise_are_told_from_few_photons():
+    scene = camera()[:256, :256] / 255.0
+    random = np.random.default_rng(0)
+    for y, expected in (
+        (scene > 0.5, True),
+        ((3 * scene).round(), True),
+        (random.poisson(0.05 * scene), False),
+        (random.poisson(scene), False),
+        (random.random(scene.shape) < scene, False),
+        ((255 * scene + random.normal(0, 1, scene.shape)).round(), False),
+        (np.zeros((40, 40)), False),
+        (np.zeros((4, 4)), False),
+    ):
+        assert shows_no_noise(torch.from_numpy(np.asarray(y, np.float64))[None]) == expected
+
+
+def test_a_mask_is_told_and_kept(run, tmp_path):
+    (tmp_path / "in").mkdir()
+    mask = np.where(camera()[:128, :128] > 100, 255, 0).astype(np.uint8)
+    Image.fromarray(mask).save(tmp_path / "in" / "mask.png")
+    flags = f"--checkpoint gray-hg-blind-full --data {tmp_path}/in --save {tmp_path}/out --on-doubt keep"
+    code, _, err = run("test", flags)
+    assert code == 0 and "there is no noise to remove" in err
+    assert (np.asarray(Image.open(tmp_path / "out" / "mask_denoised.png")) == mask).all()

@@ -41,6 +41,7 @@ class Row:
     unit: float = 1.0  # the file value that is 1.0
     figures: dict[str, dict[str, float | None]] = field(default_factory=dict)  # of each method
     seconds: dict[str, float] = field(default_factory=dict)  # of each baseline and checkpoint
+    outlying: int = 0  # hot and dead pixels and other peaks: see models/inference.py
     tiled: set[str] = field(default_factory=set)  # the checkpoints that took the image in tiles
     peak: list[float] | None = None  # of PSNR: the ends of the clean image's range; None: white
     unknown: list[str] = field(default_factory=list)  # words on noise that checkpoints were not trained on
@@ -108,6 +109,7 @@ class Row:
             **self.figures,
             **({"peak": self.peak} if self.peak else {}),
             **({"within": self.within} if self.within else {}),
+            **({"outlying": self.outlying} if self.outlying else {}),
             **({"strides": self.strides} if self.strides else {}),
             "doubts": self.warnings,
             "checks": checks,
@@ -231,6 +233,12 @@ def too_weak_for(student, level: float) -> str | None:
         f"noise of {level:.2g} or less{known} (of 255, white): the result may have lost more of the picture than of "
         "its noise, so keep the picture (--on-doubt keep)"
     )
+
+
+NO_NOISE = (
+    "most pixels are as their neighbours, so there is no noise to remove: the result has lost some of the picture, so "
+    "keep it (--on-doubt keep)"
+)
 
 
 def not_removed(model, one_noise: bool) -> str | None:
