@@ -20,6 +20,7 @@ from models.inference import as_seen, automatic_tile, context_in_tiles
 from models.noise.base import FLOOR
 from models.noise.correlation import (
     DISTANCES,
+    ONE_NOISE,
     SIDE,
     Shared,
     beside_surface,
@@ -110,6 +111,11 @@ class Inspection:
         if self.channels is None or len(self.channels) == 1:
             return False
         return bool(np.abs(self.channels - np.eye(len(self.channels))).max() > CORRELATED)
+
+    @property
+    def one_noise(self) -> bool:
+        """Whether all channels have the same noise."""
+        return self.channels is not None and len(self.channels) > 1 and bool(self.channels.min() > ONE_NOISE)
 
 
 @torch.no_grad()

@@ -108,6 +108,15 @@ def test_channels():
     np.testing.assert_allclose(mg.channels, covariance / np.outer(root, root), atol=0.12)
 
 
+def test_noise_that_is_the_same_in_all_channels():
+    random = np.random.default_rng(0)
+    one = 255 * picture(True) + random.normal(0, 10, (256, 256, 1))
+    advice = advise(found := LOOK(one.astype(np.float32)), 3, 255)
+    assert found.one_noise and advice.weights == "color-photo-full"
+    assert "all channels have the same noise" in advice.remarks[0]
+    assert not looked("awgn", True, sigma=5 / 255).one_noise and not looked("awgn", sigma=5 / 255).one_noise
+
+
 def test_texture_is_not_taken_for_noise_that_channels_share(rng):
     texture = gaussian_filter(torch.randn(256, 256, generator=rng).numpy(), 1)
     gray = torch.from_numpy(0.5 + 10 / 255 * texture / texture.std()).expand(3, -1, -1)

@@ -67,7 +67,13 @@ def advise(found: Inspection, channels: int, span: float, converted: bool = Fals
         kind = "hg" if found.grows or found.falls else "awgn"
         noise, start = kind, f"{mode}-{kind}-blind"
         weights = f"{start}-full"
-        if found.channels_share:
+        if found.one_noise:
+            noise, weights = "mg", "color-photo-full"
+            remarks.append(
+                "all channels have the same noise, as a JPEG's with subsampled colour: other weights take it for the "
+                f"picture, and {weights} may smooth fine detail, so compare the result with the picture"
+            )
+        elif found.channels_share:
             noise = "mg"
             remarks.append(f"channels share their noise, which {weights} does not know: train with --noise mg")
     if found.texture:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from models.inference import filled, known_part, outlying, without_noise
 from models.noise.correlation import (
+    ONE_NOISE,
     SIDE,
     Shared,
     beside_surface,
@@ -63,9 +64,6 @@ WHITE = 0.1
 # What is left of shared noise in the flattest blocks, as a share of its standard deviation. On cc15 color-photo-full
 # leaves 0.70 at most. color-hg-blind-full, which is not for photographs, leaves 0.75 to 0.95 on the first five of them.
 LEFT = 0.85
-# Correlation of the channels' noise from which it is one. JPEG pictures with subsampled colour have 0.97 or more,
-# CBSD68 with independent noise of 2 of 255 has 0.94 at most, of 5 0.71.
-ONE_NOISE = 0.95
 # Without noise: the least share of details that are zero, and the greatest variance of neighbours' differences in units
 # of that of pixels of a block. On 80 pictures each (BSD68, Set12) so are 97% of masks and posters with few values, and
 # 2% of counts of few photons from pictures of strong contrast. No picture with noise of 0.3 of 255 is.
