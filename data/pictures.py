@@ -17,6 +17,7 @@ from utils.files import shown
 CAPTION = 22  # pixels of height
 GAP = 4
 COARSE, FEW = 1.5, 64  # whole numbers are too coarse for noise below COARSE levels in pictures of fewer than FEW levels
+SHOWN = (".jpg", ".jpeg", ".webp")
 CUT = 0.02  # of the noise: what a type's limits may cut off the values in the mean
 
 
@@ -42,10 +43,11 @@ def file_type(source: Input, sample: Sample, denoised: np.ndarray, depth: str) -
     """The type of a result's file values: that of its input, or float32.
 
     depth: "same", "float", or "auto": float32 where whole numbers are too coarse, as for photon counts, or would cut
-    values at the limits of the type. Of images whose noise was added here it is "same".
+    values at the limits of the type. It is "same" for images whose noise was added here, and for files that hold what a
+    screen shows, where nothing is above white.
     """
     dtype = source.header.dtype
-    if depth == "auto" and sample.level is not None:
+    if depth == "auto" and (sample.level is not None or source.path.suffix.lower() in SHOWN):
         depth = "same"
     if dtype.kind == "f" or depth == "float":
         return np.dtype(np.float32)
