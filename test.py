@@ -55,6 +55,8 @@ from utils.report import (
     too_weak_for,
 )
 
+DIM = 0.25  # of white
+
 
 def main(argv: list[str] | None = None) -> int:
     opt = TestOptions().parse(argv)
@@ -102,6 +104,8 @@ def evaluate(opt, world: World, argv: list[str]) -> int:
     print_table(table)
     words = "single pixels that are far outside the range of the others keep their values"
     note(words, [f"{row.shown}: {row.outlying}" if row.outlying else None for row in rows] if models else [])
+    words = "pictures far below --white-level, in which networks remove less: leave it out, or give a lower one"
+    note(words, [f"{row.shown}: {row.dim:.4g} at most" if row.dim is not None else None for row in rows])
     note("noise that neighbours share: pixels were taken apart (--stride)", [row.strides_in_words for row in rows])
     kept = "; the images are written as they were" if opt.on_doubt == "keep" and opt.save else ""
     note(
@@ -164,6 +168,8 @@ def test_image(
     y = torch.from_numpy(np.ascontiguousarray(sample.noisy.transpose(2, 0, 1)))[None]  # 1,C,H,W
     seen, beyond = outlying(filled(y))
     row.outlying = int((beyond != 0).any(1).sum())
+    if opt.white_level and opt.protocol == "none" and float(seen.max()) < DIM:
+        row.dim = float(seen.max()) * sample.unit
     low, high = shown_range(seen.numpy())
     shown = (seen[0] - low) / (high - low)  # checks are in 255 parts of this range
     if models:

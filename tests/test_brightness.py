@@ -304,3 +304,14 @@ def test_white_units_refuse_floats_without_a_white_level(run, tmp_path):
     code, _, err = run("train_dbsn", f"--name a {line} --units white")
     assert code == 2 and "--white-level" in err and "a.tif" in err
     ok(run("train_dbsn", f"--name a {line}"))
+
+
+def test_a_white_level_that_is_far_too_high_is_told(run, tmp_path):
+    y = np.random.default_rng(0).normal(2000 + 1500 * SCENE, 100).astype(np.uint16)
+    tifffile.imwrite(tmp_path / "a.tif", y)
+    for white, expected in ((65535, True), (4095, False)):
+        code, _, err = run(
+            "test", f"--checkpoint {STUDENT} --data {tmp_path}/a.tif --save {tmp_path}/{white} --white-level {white}"
+        )
+        assert code == 0, err
+        assert ("far below --white-level" in err) == expected

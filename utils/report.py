@@ -42,6 +42,7 @@ class Row:
     figures: dict[str, dict[str, float | None]] = field(default_factory=dict)  # of each method
     seconds: dict[str, float] = field(default_factory=dict)  # of each baseline and checkpoint
     outlying: int = 0  # hot and dead pixels and other peaks: see models/inference.py
+    dim: float | None = None  # the greatest file value, where it is far below --white-level
     tiled: set[str] = field(default_factory=set)  # the checkpoints that took the image in tiles
     peak: list[float] | None = None  # of PSNR: the ends of the clean image's range; None: white
     unknown: list[str] = field(default_factory=list)  # words on noise that checkpoints were not trained on
