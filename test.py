@@ -11,6 +11,7 @@ The third measures the noisy input alone. The fourth measures classical denoiser
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 
@@ -206,9 +207,12 @@ def test_image(
             row.unknown.append(f"{shown_path(source.name)}: {words}")
         if model.stage == 2:
             images[method_name("distilled", model, models)] = as_image(result.image)
-            # the noise is weaker than what was removed, and than the details of the picture where it is independent
-            removed = float((result.image - y).nan_to_num().square().mean().sqrt())
-            level = min(removed, float(scale_of(seen)[1])) if model.independent_noise else removed
+            # the noise is weaker than what was removed, and than the details of the picture, or of its flattest blocks
+            removed = level = float((result.image - y).nan_to_num().square().mean().sqrt())
+            if model.independent_noise:
+                level = min(removed, float(scale_of(seen)[1]))
+            elif row.shared:
+                level = min(removed, math.sqrt(row.shared.variance) * (high - low))
             level /= seen_as_one(model, seen)
             if removed and not words:
                 words = NO_NOISE if shows_no_noise(shown) else too_weak_for(model, 255 * level)

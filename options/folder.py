@@ -1,3 +1,5 @@
+"""The flags of scripts/denoise_folder.py."""
+
 from __future__ import annotations
 
 from pathlib import Path

@@ -1,3 +1,5 @@
+"""The flags of scripts/inspect_noise.py."""
+
 from __future__ import annotations
 
 import argparse

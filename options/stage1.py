@@ -1,3 +1,5 @@
+"""The flags of train_dbsn.py."""
+
 from __future__ import annotations
 
 import argparse

@@ -1,3 +1,5 @@
+"""The flags of test.py."""
+
 from __future__ import annotations
 
 import argparse

@@ -58,7 +58,7 @@ class StopRequest:
     def _handle(self, number: int, frame: object) -> None:
         forked = os.getpid() != self._process
         if forked and number == signal.SIGINT:
-            return  # Ctrl-C reaches loader workers too, and the step to be finished needs their data
+            return  # Ctrl-C reaches forked children too; what becomes of them is this process's affair
         if forked or self.requested:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)

@@ -76,7 +76,7 @@ class RunFolder:
                 "choose another --name or place"
             ) from error
         self._lock = lock
-        # The lock belongs to the open file, which a forked loader worker shares: one that outlives a killed parent
+        # The lock belongs to the open file, which a forked child shares: one that outlives a killed parent
         # would keep the run locked.
         os.register_at_fork(after_in_child=self._close_lock)
         try:
