@@ -12,7 +12,7 @@ from skimage.data import astronaut, camera
 
 from data.images import read_image
 from scripts import denoise_folder
-from utils.errors import run_script
+from utils.errors import UsageError, run_script
 
 SIDE = 112  # pixels: enough for the training's crops
 
@@ -149,4 +149,22 @@ def test_pictures_of_another_kind_are_denoised_where_one_kind_cannot_be(tmp_path
     cv2.imwrite(str(tmp_path / "in" / "b.png"), (np.array([60, 120, 180]) + noise).clip(0, 255).astype(np.uint8))
     code, _, err = denoise(capsys, tmp_path / "in", tmp_path / "out", "--steps", 0)
     assert code == 1 and "one value everywhere" in err
+    assert result(tmp_path / "out", "b").is_file()
+
+
+def test_wrong_usage_of_one_kind_leaves_the_others(tmp_path, capsys, monkeypatch):
+    (tmp_path / "in").mkdir()
+    noise = np.random.RandomState(0).normal(0, 25, (70, 90, 3))
+    cv2.imwrite(str(tmp_path / "in" / "a.png"), (120 + noise[..., 0]).clip(0, 255).astype(np.uint8))
+    cv2.imwrite(str(tmp_path / "in" / "b.png"), (np.array([60, 120, 180]) + noise).clip(0, 255).astype(np.uint8))
+    do = denoise_folder.denoise_kind
+
+    def but_gray(opt, kind, *rest, **more):
+        if kind.mode == "gray":
+            raise UsageError("a.png: not this one")
+        return do(opt, kind, *rest, **more)
+
+    monkeypatch.setattr(denoise_folder, "denoise_kind", but_gray)
+    code, _, err = denoise(capsys, tmp_path / "in", tmp_path / "out", "--steps", 0)
+    assert code == 2 and "error: a.png: not this one" in err
     assert result(tmp_path / "out", "b").is_file()
