@@ -28,8 +28,7 @@ STRIP = 2**20  # pixels whose posterior is computed at once
 WINDOW = 17  # side of the squares of one value that carry no noise
 OUTSIDE = 4  # pixels by which they may stand out of the image
 OUTLYING = 0.5  # of the range that two neighbours reach: what pixels farther outside have beyond is not seen
-# A hot pixel is this far outside of the range that six neighbours reach, in units of that range and of the noise.
-HOT_RANGE, HOT_NOISE = 1.0, 6.0
+HOT_NOISE = 6.0  # a hot pixel is outside of the range that six neighbours reach, by that range and so much noise
 ALONE = 0.25  # how far the neighbours of a peak go along with it
 Group = tuple[tuple[int, int], ...]  # the row and column of each pixel
 TWO: tuple[Group, ...] = (((0, 0), (0, 1)), ((0, 0), (1, 0)))
@@ -213,15 +212,24 @@ def outlying(y: Tensor) -> tuple[Tensor, Tensor]:
 
     Hot and dead pixels are seen as holes that are `filled`. Other peaks are cut where OUTLYING says.
     """
-    low, high = reached(y, SIX)
-    margin = HOT_RANGE * (high - low) + HOT_NOISE * scale_of(y)[1]
-    # a range of zero is that of counts of very few photons
-    hot = (alone_above(y, high, margin) | alone_above(-y, -low, margin)) & (low < high)
-    seen = filled(y.masked_fill(hot, torch.nan)) if hot.any() else y
+    hot = alone_far_outside(y)
+    seen = filled(y.masked_fill(hot, torch.nan)) if hot is not None else y
     low, high = reached(seen, TWO)
     margin = OUTLYING * (high - low)
     seen = torch.minimum(torch.maximum(seen, low - margin), high + margin)
     return seen, y - seen
+
+
+def alone_far_outside(y: Tensor) -> Tensor | None:
+    """Which pixels of images y (N,C,H,W) are hot or dead: far outside the range of the others. None where none is."""
+    low, high = reached(y, SIX[:1])
+    if not ((y > 2 * high - low) | (y < 2 * low - high)).any():  # of most pictures this is all
+        return None
+    low, high = reached(y, SIX)
+    margin = high - low + HOT_NOISE * scale_of(y)[1]
+    # a range of zero is that of counts of very few photons
+    hot = (alone_above(y, high, margin) | alone_above(-y, -low, margin)) & (low < high)
+    return hot if hot.any() else None
 
 
 def alone_above(y: Tensor, end: Tensor, margin: Tensor) -> Tensor:
