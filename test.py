@@ -167,8 +167,8 @@ def test_image(
 
     # what the checkpoints make of it, which are not
     y = torch.from_numpy(np.ascontiguousarray(sample.noisy.transpose(2, 0, 1)))[None]  # 1,C,H,W
-    seen, beyond = outlying(filled(y))
-    row.outlying = int((beyond != 0).any(1).sum())
+    seen, beyond, _ = outlying(filled(y))
+    row.outlying = int(((beyond != 0) & ~y.isnan()).any(1).sum())
     if opt.white_level and opt.protocol == "none" and float(seen.max()) < DIM:
         row.dim = float(seen.max()) * sample.unit
     low, high = shown_range(seen.numpy())

@@ -27,9 +27,10 @@ WORKING_SET = {"cpu": 1e9, "cuda": 8e9}
 STRIP = 2**20  # pixels whose posterior is computed at once
 WINDOW = 17  # side of the squares of one value that carry no noise
 OUTSIDE = 4  # pixels by which they may stand out of the image
+SMALL = 8  # pixels; in smaller images neighbours say little of the range
 OUTLYING = 0.5  # of the range that two neighbours reach: what pixels farther outside have beyond is not seen
 HOT_NOISE = 6.0  # a hot pixel is outside of the range that six neighbours reach, by that range and so much noise
-ALONE = 0.25  # how far the neighbours of a peak go along with it
+ALONE = 0.1  # of a peak: what the neighbours of a hot pixel have at most
 Group = tuple[tuple[int, int], ...]  # the row and column of each pixel
 TWO: tuple[Group, ...] = (((0, 0), (0, 1)), ((0, 0), (1, 0)))
 SIX: tuple[Group, ...] = (
@@ -113,15 +114,16 @@ def denoise_batch(
 def as_seen(y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Images y (N,C,H,W) as a network is to see them, what single pixels have beyond that, and what is to stay.
 
-    The last is (N,1,H,W): holes of NaN, and areas `without_noise`. The picture is mirrored into holes and into those of
-    these areas that were `painted`. A level that is one for the image is then that of the picture.
+    The last is (N,C,H,W): holes of NaN, areas `without_noise`, and hot and dead pixels. The picture is mirrored into
+    holes and into those of these areas that were `painted`. A level that is one for the image is then that of the
+    picture.
     """
-    seen, beyond = outlying(filled(y))
+    seen, beyond, hot = outlying(filled(y))
     hole, constant = y.isnan().any(1, keepdim=True), without_noise(seen)
     if constant.any():
         strange = torch.cat([painted(*pair) for pair in zip(seen.split(1), constant.split(1))])
         seen = filled(seen.masked_fill(strange | (hole & ~hole.flatten(1).all(1).view(-1, 1, 1, 1)), torch.nan))
-    return seen, beyond, hole | constant
+    return seen, beyond, hole | constant | hot
 
 
 def painted(y: Tensor, constant: Tensor) -> Tensor:
@@ -207,60 +209,70 @@ def known_part(y: Tensor) -> Tensor:
     return y[:, int(rows[0]) : int(rows[-1]) + 1, int(columns[0]) : int(columns[-1]) + 1]
 
 
-def outlying(y: Tensor) -> tuple[Tensor, Tensor]:
-    """Images y (N,C,H,W) without NaN as a network is to see them, and what single pixels have beyond that.
+def outlying(y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Images y (N,C,H,W) without NaN as a network is to see them, what single pixels have beyond that, which are hot.
 
-    Hot and dead pixels are seen as holes that are `filled`. Other peaks are cut where OUTLYING says.
+    Hot and dead pixels are seen as holes that are `filled`. Other peaks are cut where OUTLYING says. Images with a side
+    below SMALL have no such pixels.
     """
-    hot = alone_far_outside(y)
-    seen = filled(y.masked_fill(hot, torch.nan)) if hot is not None else y
+    if min(y.shape[2:]) < SMALL:
+        return y, torch.zeros_like(y), torch.zeros_like(y, dtype=torch.bool)
+    hot = far_and_alone(y)
+    seen = filled(y.masked_fill(hot, torch.nan)) if hot.any() else y
     low, high = reached(seen, TWO)
     margin = OUTLYING * (high - low)
     seen = torch.minimum(torch.maximum(seen, low - margin), high + margin)
-    return seen, y - seen
+    return seen, y - seen, hot
 
 
-def alone_far_outside(y: Tensor) -> Tensor | None:
-    """Which pixels of images y (N,C,H,W) are hot or dead: far outside the range of the others. None where none is."""
-    low, high = reached(y, SIX[:1])
-    if not ((y > 2 * high - low) | (y < 2 * low - high)).any():  # of most pictures this is all
-        return None
-    low, high = reached(y, SIX)
-    margin = high - low + HOT_NOISE * scale_of(y)[1]
-    # a range of zero is that of counts of very few photons
-    hot = (alone_above(y, high, margin) | alone_above(-y, -low, margin)) & (low < high)
-    return hot if hot.any() else None
+def far_and_alone(y: Tensor) -> Tensor:
+    """Which pixels of images y (N,C,H,W) are hot or dead: far outside the range of the others, and alone there.
 
-
-def alone_above(y: Tensor, end: Tensor, margin: Tensor) -> Tensor:
-    """Which pixels of images y (N,C,H,W) are above end + margin (N,1,1,1) and alone there.
-
-    end: what six neighbours reach. Where one pixel in a hundred is hot pairs of them are no rarity, sixes are. The peak
-    of a star or of a bead is not alone: the third greatest of its eight neighbours is above that end too, by ALONE of
-    what the peak is.
+    The range is what six neighbours reach. Where one pixel in a hundred is hot pairs of them are no rarity, sixes are.
+    In counts of very few photons six reach nothing, and the range is that of two.
     """
-    above = y > end + margin
+    low, high = reached(y, SIX[:1])
+    beyond = (y > 2 * high - low) | (y < 2 * low - high)
+    if not beyond.any():  # of most pictures this is all
+        return beyond
+    six, two = reached(y, SIX), reached(y, TWO)
+    low, high = (torch.where(six[0] < six[1], one, other) for one, other in zip(six, two))
+    margin = high - low + HOT_NOISE * scale_of(y)[1]
+    return (alone_above(y, high + margin) | alone_above(-y, margin - low)) & (low < high)
+
+
+def alone_above(y: Tensor, limit: Tensor) -> Tensor:
+    """Which pixels of images y (N,C,H,W) are above a limit (N,1,1,1) and alone there.
+
+    The peak of a star or of a bead is not alone: above the sixth greatest of its eight neighbours, the third has ALONE
+    of the peak or more.
+    """
+    above = y > limit
+    if not above.any():
+        return above
     n, c, row, column = above.nonzero(as_tuple=True)
-    around, end = F.pad(y, (1, 1, 1, 1), value=-torch.inf), end.flatten()[n]
+    around = F.pad(y, (1, 1, 1, 1), mode="reflect")
     neighbours = [around[n, c, row + i, column + j] for i in range(3) for j in range(3) if (i, j) != (1, 1)]
-    third = torch.stack(neighbours).topk(3, dim=0).values[2]
-    above[n, c, row, column] = third - end < ALONE * (y[n, c, row, column] - end)
+    third, sixth = torch.stack(neighbours).topk(6, dim=0).values[[2, 5]]
+    above[n, c, row, column] = third - sixth < ALONE * (y[n, c, row, column] - sixth)
     return above
 
 
 def reached(y: Tensor, groups: tuple[Group, ...]) -> tuple[Tensor, Tensor]:
-    """The least and the greatest value that all pixels of a group reach in images y (N,C,H,W), each (N,1,1,1)."""
+    """The least and the greatest value that all pixels of a group reach in images y (N,C,H,W), each (N,1,1,1).
+
+    Where no group stays on one side, as in a checkerboard, these are the image's least and greatest.
+    """
     height, width = y.shape[2:]
     low, high = [], []
     for group in groups:
         down, right = (length - max(places) for length, places in zip((height, width), zip(*group)))
-        if down > 0 and right > 0:
-            pixels = [y[:, :, row : row + down, column : column + right] for row, column in group]
-            low.append(reduce(torch.maximum, pixels).amin((1, 2, 3)))
-            high.append(reduce(torch.minimum, pixels).amax((1, 2, 3)))
-    if not low:  # the images are too small
-        low, high = [y.amin((1, 2, 3))], [y.amax((1, 2, 3))]
-    return torch.stack(low).amin(0).view(-1, 1, 1, 1), torch.stack(high).amax(0).view(-1, 1, 1, 1)
+        pixels = [y[:, :, row : row + down, column : column + right] for row, column in group]
+        low.append(reduce(torch.maximum, pixels).amin((1, 2, 3)))
+        high.append(reduce(torch.minimum, pixels).amax((1, 2, 3)))
+    low, high = torch.stack(low).amin(0), torch.stack(high).amax(0)
+    whole = y.amin((1, 2, 3)), y.amax((1, 2, 3))
+    return tuple(torch.where(low <= high, *pair).view(-1, 1, 1, 1) for pair in zip((low, high), whole))
 
 
 def run(model: BlindSpotDenoiser | MWCNN, y: Tensor, tile: int | None, progress: bool) -> Denoised:

@@ -67,7 +67,7 @@ class Kind:
         self.usable.append(source)
         if np.isfinite(sample.noisy).all() and sample.alpha is None and min(sample.noisy.shape[:2]) >= PATCH:
             self.trainable.append(source)
-        seen, _ = outlying(torch.from_numpy(np.nan_to_num(sample.noisy).transpose(2, 0, 1).copy())[None])
+        seen, _, _ = outlying(torch.from_numpy(np.nan_to_num(sample.noisy).transpose(2, 0, 1).copy())[None])
         self.brightest = max(self.brightest, float(seen.max()) * sample.unit)
 
     @property

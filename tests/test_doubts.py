@@ -21,6 +21,7 @@ from utils import report
 from utils.doubts import (
     REPEATED,
     Check,
+    channels_have_one_noise,
     check_noise,
     check_result,
     doubts,
@@ -403,6 +404,19 @@ def test_pictures_without_noise_are_told_from_few_photons():
         (np.zeros((4, 4)), False),
     ):
         assert shows_no_noise(torch.from_numpy(np.asarray(y, np.float64))[None]) == expected
+
+
+def test_salt_and_pepper_is_told(rng):
+    noisy = GRAY + 5 / 255 * torch.randn(GRAY.shape, generator=rng)
+    salt = torch.where(torch.rand(GRAY.shape, generator=rng) < 0.05, 1.0, noisy)
+    assert "impulses" in failed(check_noise(salt)) and "impulses" not in failed(check_noise(noisy))
+    assert "impulses" not in failed(check_noise(GRAY)) | failed(check_noise(torch.poisson(10 * GRAY, rng)))
+
+
+def test_a_frame_of_one_value_is_no_flat_part(rng):
+    y = COLOR + 15 / 255 * torch.randn(COLOR.shape, generator=rng)
+    y[:, :32] = y[:, -32:] = y[:, :, :32] = y[:, :, -32:] = 0.5
+    assert not channels_have_one_noise(y)
 
 
 def test_a_mask_is_told_and_kept(run, tmp_path):

@@ -237,8 +237,8 @@ def too_weak_for(student, level: float) -> str | None:
 
 
 NO_NOISE = (
-    "most pixels are as their neighbours, so there is no noise to remove: the result has lost some of the picture, so "
-    "keep it (--on-doubt keep)"
+    "most pixels are as their neighbours, as in masks and drawings, where there is no noise to remove: there the "
+    "result has lost some of the picture, so keep it (--on-doubt keep)"
 )
 
 

@@ -205,7 +205,8 @@ def places_of_flattest(y: Tensor, share: float = SHARE) -> Tensor | None:
     blocks = in_blocks(y, SIDE, SIDE)  # B,C,h,w
     clipped = ((blocks == y.min()) | (blocks == y.max())).double().mean((1, 2, 3))
     energy = residuals(blocks).square().mean((1, 2, 3))
-    usable = (clipped <= CLIPPED) & (energy > 0)
+    varied = (blocks.amax((2, 3)) > blocks.amin((2, 3))).any(1)  # a frame of one value has residuals of rounding alone
+    usable = (clipped <= CLIPPED) & varied & (energy > 0)
     number = max(FEWEST, round(share * int(usable.sum())))
     if usable.sum() < number:
         return None
