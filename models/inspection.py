@@ -87,6 +87,7 @@ class Inspection:
     stripes: noise that whole "rows" or "columns" share, in parts of the pixels' own, where there is such.
     texture: whether what neighbours share may be texture. It is then not counted as noise.
     clipped: the shares of pixels with the picture's least and greatest value.
+    impulses: the share of pixels that are alone, far from all their neighbours; 0 where they are few.
     """
 
     level: float
@@ -104,6 +105,7 @@ class Inspection:
     stripes: dict[str, float]
     texture: bool
     clipped: tuple[float, float]
+    impulses: float = 0.0
 
     @property
     def channels_share(self) -> bool:
@@ -125,11 +127,12 @@ def inspect_noise(
     neighbours_share: bool,
     stripes: dict[str, float] | None = None,
     texture: bool = False,
+    impulses: float = 0.0,
 ) -> Inspection:
     """The noise of a picture y (C,H,W), any units; NaN where there is none. Of a large one its middle is looked at.
 
     model: a network of stage 1 with the residual estimator, such as gray-awgn-blind or color-awgn-blind.
-    neighbours_share, stripes, texture: what utils/doubts.py finds.
+    neighbours_share, stripes, texture, impulses: what utils/doubts.py finds.
     """
     clipped = share_at_ends(y)
     top, left = (max(0, (length - PART) // 2) for length in y.shape[1:])
@@ -172,6 +175,7 @@ def inspect_noise(
         stripes=stripes or {},
         texture=texture,
         clipped=clipped,
+        impulses=impulses,
     )
 
 

@@ -132,6 +132,13 @@ def test_rows_with_noise_of_their_own():
     assert any("rows" in remark and "dark frame" in remark for remark in advise(found, 1, 255).remarks)
 
 
+def test_salt_and_pepper_is_told():
+    image = noisy("awgn", sigma=5 / 255)
+    image[np.random.default_rng(0).random(image.shape) < 0.05] = 255
+    advice = advise(LOOK(image), 1, 255)
+    assert any("salt and pepper" in remark for remark in advice.remarks)
+
+
 def test_texture_is_not_called_independent_noise():
     y = grass(torch.Generator().manual_seed(0))
     found = LOOK((255 * y).permute(1, 2, 0).numpy().astype(np.float32))

@@ -91,6 +91,11 @@ def advise(found: Inspection, channels: int, span: float, converted: bool = Fals
             f"{lines} have noise of their own, {amount:.2f} times the pixels', which all weights keep: subtract a "
             "dark frame first"
         )
+    if found.impulses:
+        remarks.append(
+            f"{found.impulses:.1%} of the pixels are alone, far above or below all their neighbours, as salt and "
+            "pepper is, and may count as noise here: replace them by the median of their neighbours first"
+        )
     low, high = found.clipped
     if low > CLIPPED:
         remarks.append(f"{low:.0%} of the pixels have the least value: noise is cut off there, and less was found")
@@ -126,7 +131,8 @@ class Looker:
         checks = check_noise(as_checked(y[None])[0])
         failed = {check.name: check.value for check in checks if check.failed}
         stripes = {name.split(", ")[1]: value for name, value in failed.items() if name.startswith("stripes")}
-        return inspect_noise(model, y, neighbours_share_noise(checks) is True, stripes, may_be_texture(checks))
+        texture, impulses = may_be_texture(checks), failed.get("impulses", 0.0)
+        return inspect_noise(model, y, neighbours_share_noise(checks) is True, stripes, texture, impulses)
 
 
 @cache
