@@ -152,8 +152,7 @@ FLAVOURS = {
 }
 
 # How long each released model was trained, and what it started from. Stage 1 of the AWGN models was trained in two
-# parts, and so were the colour students of AWGN and HG: this is the first one, and the card has the second. The gray
-# student of HG that is released is older than its recipe here.
+# parts, and so were the colour student of AWGN and both of HG: this is the first one, and the card has the second.
 RELEASED = {
     "gray-awgn-blind": {
         "stage1": dict(steps=10_000, lr=4e-3, warmup=200),
@@ -165,7 +164,9 @@ RELEASED = {
     },
     "gray-hg-blind": {
         "stage1": dict(start_from="gray-awgn-blind", steps=2_500, lr=2e-3, warmup=100),
-        "stage2": dict(student="gray-awgn-blind-full", steps=4_000, lr=1.5e-3, warmup=200),
+        "stage2": dict(
+            student="gray-awgn-blind-full", steps=9_000, lr=1e-3, warmup=100, level_scale=0.58, level_jitter=0.9
+        ),
     },
     "color-hg-blind": {
         "stage1": dict(start_from="color-awgn-blind", steps=2_500, lr=2e-3, warmup=100),

@@ -53,8 +53,8 @@ README_COLUMNS = {  # head of a column -> where its figure comes from: the paper
 }
 README_LEGEND = """PSNR in dB. The columns "paper" are the published figures. This code measured all the others.
 "Ours" are the released weights. They are small: stage 1 has a fifth of the published size, the
-students a seventh, that of gray HG noise a third. One pair of them serves all AWGN levels. They
-are not told the noise level. BM3D is told the true one. In colour it is CBM3D."""
+students a seventh. One pair of them serves all AWGN levels. They are not told the noise level.
+BM3D is told the true one. In colour it is CBM3D."""
 README_MG = "The paper does not give its MG covariance, so in the row MG its figures are for other noise."
 README_END = """The weights, the commands and more methods are in [docs/results.md](docs/results.md), with
 [what has not been measured yet](docs/results.md#not-yet-measured)."""
