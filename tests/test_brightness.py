@@ -130,14 +130,14 @@ def test_hot_and_dead_pixels_that_touch_do_not_hide_the_rest(channels):
     assert (out == broken)[strange].all()
 
 
-@pytest.mark.parametrize("mean", [0.1, 1, 5])
-def test_photon_counts_keep_their_mean(through, mean):
+@pytest.mark.parametrize("mean, left", [(0.1, 0.5), (1, 0.35), (5, 0.4)])
+def test_photon_counts_keep_their_mean(through, mean, left):
     x = SCENE / SCENE.mean() * mean
     y = np.random.default_rng(6).poisson(x).astype(np.uint16)
     out = tifffile.imread(through("a.tif", y))
     assert (out.dtype == np.float32) == (mean <= 1)
-    assert out.mean() == pytest.approx(y.mean(), rel=0.02)
-    assert rms(out - x) < 0.4 * rms(y - x)
+    assert out.mean() == pytest.approx(y.mean(), rel=0.01)
+    assert rms(out - x) < left * rms(y - x)
 
 
 # ------------------------------------------------------------------------------------- what carries no noise
