@@ -103,8 +103,8 @@ def evaluate(opt, world: World, argv: list[str]) -> int:
     if opt.save and models:
         put_stacks_together(opt.save, inputs, bad={inputs[row.index].path for row in bad})
     print_table(table)
-    words = "single pixels that are far outside the range of the others keep their values"
-    note(words, [f"{row.shown}: {row.outlying}" if row.outlying else None for row in rows] if models else [])
+    words = "hot and dead pixels, far outside the range of the others and alone there, keep their values"
+    note(words, [f"{row.shown}: {row.hot_pixels}" if row.hot_pixels else None for row in rows] if models else [])
     words = "pictures far below --white-level, in which networks remove less: leave it out, or give a lower one"
     note(words, [f"{row.shown}: {row.dim:.4g} at most" if row.dim is not None else None for row in rows])
     note("noise that neighbours share: pixels were taken apart (--stride)", [row.strides_in_words for row in rows])
@@ -167,8 +167,8 @@ def test_image(
 
     # what the checkpoints make of it, which are not
     y = torch.from_numpy(np.ascontiguousarray(sample.noisy.transpose(2, 0, 1)))[None]  # 1,C,H,W
-    seen, beyond, _ = outlying(filled(y))
-    row.outlying = int(((beyond != 0) & ~y.isnan()).any(1).sum())
+    seen, beyond, hot = outlying(filled(y))
+    row.hot_pixels = int((hot & ~y.isnan()).any(1).sum())
     if opt.white_level and opt.protocol == "none" and float(seen.max()) < DIM:
         row.dim = float(seen.max()) * sample.unit
     low, high = shown_range(seen.numpy())

@@ -17,7 +17,7 @@ from utils.files import shown
 CAPTION = 22  # pixels of height
 GAP = 4
 COARSE, FEW = 1.5, 64  # whole numbers are too coarse for noise below COARSE levels in pictures of fewer than FEW levels
-SHOWN = (".jpg", ".jpeg", ".webp")
+SHOWN = (".jpg", ".jpeg", ".webp")  # files that hold what a screen shows
 CUT = 0.02  # of the noise: what a type's limits may cut off the values in the mean
 
 

@@ -419,6 +419,18 @@ def test_a_frame_of_one_value_is_no_flat_part(rng):
     assert not channels_have_one_noise(y)
 
 
+def test_hot_pixels_are_counted(run, tmp_path):
+    picture = (200 * GRAY[0].numpy()).astype(np.uint16)
+    picture[20, 30], picture[60, 70] = 60000, 50000
+    np.save(tmp_path / "a.npy", picture)
+    flags = f"--checkpoint gray-hg-blind-full --data {tmp_path}/a.npy --save {tmp_path}/out --json {tmp_path}/r.json"
+    code, _, err = run("test", flags)
+    assert code == 0 and "keep their values" in err
+    assert json.loads((tmp_path / "r.json").read_text())["images"][0]["hot_pixels"] == 2
+    out = np.load(tmp_path / "out" / "a_denoised.npy")
+    assert out[20, 30] == 60000 and out[60, 70] == 50000
+
+
 def test_a_mask_is_told_and_kept(run, tmp_path):
     (tmp_path / "in").mkdir()
     mask = np.where(camera()[:128, :128] > 100, 255, 0).astype(np.uint8)

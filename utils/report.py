@@ -25,6 +25,10 @@ SPREADS = 0.084, 0.307  # standard deviations of photographs: the middle 96% of 
 # last one's better results it tells of a third, with noise of 1.5 at most.
 WEAK, LITTLE = 0.6, 0.9
 HIDDEN = 0.2  # of the least level of a training: below it parts without noise may have been read
+NO_NOISE = (
+    "most pixels are as their neighbours, as in masks and drawings, where there is no noise to remove: there the "
+    "result has lost some of the picture, so keep it (--on-doubt keep)"
+)
 METHODS = {1: ("mu", "posterior"), 2: ("distilled",)}  # what a checkpoint of each stage gives
 
 
@@ -41,7 +45,7 @@ class Row:
     unit: float = 1.0  # the file value that is 1.0
     figures: dict[str, dict[str, float | None]] = field(default_factory=dict)  # of each method
     seconds: dict[str, float] = field(default_factory=dict)  # of each baseline and checkpoint
-    outlying: int = 0  # hot and dead pixels and other peaks: see models/inference.py
+    hot_pixels: int = 0  # and dead ones: see models/inference.py
     dim: float | None = None  # the greatest file value, where it is far below --white-level
     tiled: set[str] = field(default_factory=set)  # the checkpoints that took the image in tiles
     peak: list[float] | None = None  # of PSNR: the ends of the clean image's range; None: white
@@ -110,7 +114,7 @@ class Row:
             **self.figures,
             **({"peak": self.peak} if self.peak else {}),
             **({"within": self.within} if self.within else {}),
-            **({"outlying": self.outlying} if self.outlying else {}),
+            **({"hot_pixels": self.hot_pixels} if self.hot_pixels else {}),
             **({"strides": self.strides} if self.strides else {}),
             "doubts": self.warnings,
             "checks": checks,
@@ -234,12 +238,6 @@ def too_weak_for(student, level: float) -> str | None:
         f"noise of {level:.2g} or less{known} (of 255, white): the result may have lost more of the picture than of "
         "its noise, so keep the picture (--on-doubt keep)"
     )
-
-
-NO_NOISE = (
-    "most pixels are as their neighbours, as in masks and drawings, where there is no noise to remove: there the "
-    "result has lost some of the picture, so keep it (--on-doubt keep)"
-)
 
 
 def not_removed(model, one_noise: bool) -> str | None:
