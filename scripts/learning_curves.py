@@ -314,9 +314,14 @@ PANELS = {  # title -> (x axis, variants)
 }
 
 
+COLUMNS = 2  # panels side by side
+SHOWN = 4  # dB below the best point are shown
+
+
 def plot(file: Path, rows: list[dict]) -> None:
     """Draws the panels that have something to compare."""
     from matplotlib.figure import Figure  # not pyplot: no window, nothing global
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     timed = all(TIME in row for row in rows)
     shown = {
@@ -326,9 +331,11 @@ def plot(file: Path, rows: list[dict]) -> None:
     shown = {title: (unit, few) for title, (unit, few) in shown.items() if len(few) > 1}
     if not shown:
         raise UsageError("--plot compares variants, and fewer than two have been trained")
-    figure = Figure(figsize=(5 * len(shown), 4.5), layout="constrained")
-    axes = figure.subplots(1, len(shown), sharey=True, squeeze=False)
-    for axis, (title, (unit, few)) in zip(axes[0], shown.items()):
+    height = -(-len(shown) // COLUMNS)
+    figure = Figure(figsize=(6 * COLUMNS, 4.5 * height), layout="constrained")
+    axes = figure.subplots(height, COLUMNS, sharey=True, squeeze=False).ravel()
+    best = max(p["val_psnr"] for _, few in shown.values() for row in few for p in row["points"])
+    for axis, (title, (unit, few)) in zip(axes, shown.items()):
         for row in few:
             points = row["points"]
             scale = {
@@ -339,10 +346,15 @@ def plot(file: Path, rows: list[dict]) -> None:
             }[unit]
             x, psnr = [scale * p["step"] for p in points], [p["val_psnr"] for p in points]
             axis.plot(x, psnr, "o-", markersize=3, label=row["name"])
-        axis.set(title=title, xlabel=unit)
+        axis.set(title=title, xlabel=unit, xscale="log", ylim=(best - SHOWN, best + 0.2))
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter(NullFormatter())
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=8)
-    axes[0, 0].set_ylabel("posterior mean, or student: PSNR in dB")
+        axis.legend(fontsize=8, loc="lower right")
+    for axis in axes[len(shown) :]:
+        axis.remove()
+    figure.supylabel("PSNR in dB, of the posterior mean or of the student; lower points are cut off")
     write_figure(file, figure)
 
 
