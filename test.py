@@ -14,6 +14,8 @@ import json
 import math
 import sys
 import time
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -23,7 +25,7 @@ from data.images import gray_of
 from data.inputs import Input, Request, Sample, find_inputs, keep_inputs, read_sample, repeated
 from data.pictures import put_stacks_together, save_pictures
 from models import load_model
-from models.inference import denoise_batch, filled, known_part, outlying
+from models.inference import Denoised, denoise_batch, filled, known_part, outlying
 from models.noise import NoiseModel
 from models.noise.correlation import shared_noise
 from models.noise.in_turn import InTurn
@@ -38,8 +40,7 @@ from utils.device import choose_device, choose_dtype
 from utils.distributed import World, join
 from utils.doubts import channels_have_one_noise, check_noise, check_result, shows_no_noise
 from utils.errors import EXIT_FAILURE, RunError, UsageError, run_script
-from utils.files import atomic_write_text
-from utils.files import shown as shown_path
+from utils.files import atomic_write_text, shown
 from utils.metrics import measure, shares_within
 from utils.page import Reporter, write_page
 from utils.provenance import code_version
@@ -157,7 +158,8 @@ def test_image(
             raise
         row.problem = str(error)
         return row
-    images, std, level = {"noisy": sample.noisy}, None, None
+    images = {"noisy": sample.noisy}
+    std = noise_map = None  # of several checkpoints of stage 1 the first one's, as its level
 
     # what the baselines make of it, which are told its noise level
     for baseline in opt.baseline:
@@ -166,76 +168,44 @@ def test_image(
         row.seconds[baseline] = time.perf_counter() - started
 
     # what the checkpoints make of it, which are not
-    y = torch.from_numpy(np.ascontiguousarray(sample.noisy.transpose(2, 0, 1)))[None]  # 1,C,H,W
-    seen, beyond, hot = outlying(filled(y))
-    row.hot_pixels = int((hot & ~y.isnan()).any(1).sum())
-    if opt.white_level and opt.protocol == "none" and float(seen.max()) < DIM:
-        row.dim = float(seen.max()) * sample.unit
-    low, high = shown_range(seen.numpy())
-    shown = (seen[0] - low) / (high - low)  # checks are in 255 parts of this range
+    noisy = Noisy.of(sample)
+    row.hot_pixels = noisy.hot_pixels
+    if opt.white_level and opt.protocol == "none" and float(noisy.seen.max()) < DIM:
+        row.dim = float(noisy.seen.max()) * sample.unit
     if models:
-        known = known_part(torch.where(y[0].isnan(), torch.nan, shown))
+        known = known_part(torch.where(noisy.holes[0], torch.nan, noisy.stretched))
         row.checks["input"] = check_noise(filled(known[None])[0])
-        row.shared = shared_noise(shown) if row.neighbours_share_noise else None
-    one_noise = bool(models) and not row.neighbours_share_noise and channels_have_one_noise(shown)
+        row.shared = shared_noise(noisy.stretched) if row.neighbours_share_noise else None
     shared = row.shared if opt.protocol == "none" else None  # published noise is independent
     for model in models:
         started = time.perf_counter()
-        model.stride = opt.stride or stride_for(model, shown[None], shared)
-        result = denoise_batch(model, y, opt.tile, opt.self_ensemble, progress=True)
+        model.stride = opt.stride or stride_for(model, noisy.stretched[None], shared)
+        result = denoise_batch(model, noisy.y, opt.tile, opt.self_ensemble, progress=True)
         file = str(model.file)
         row.seconds[file] = row.seconds.get(file, 0.0) + time.perf_counter() - started
         if result.tiled:
             row.tiled.add(file)
-        image = torch.where(y.isnan(), seen, result.image - beyond)
-        noise_map = None if result.noise_level is None else result.noise_level[0] / (high - low)
-        independent = not (row.neighbours_share_noise or model.shared_noise or model.stride != 1)
-        seen_result = (image[0] - low) / (high - low)
-        row.checks[model.name] = check_result(shown, seen_result, noise_map, row.shared, independent)
         if model.stride != 1:
             row.strides[model.name] = weights_of(model.stride)
-        words = None
-        if opt.protocol == "none":
-            words = not_removed(model, one_noise)
-            words = words or smoothed(model, row.neighbours_share_noise, row.may_be_texture, one_noise)
-        if noise is None and model.channels == 3 and gray_of(sample.noisy) is not None:
-            words = (
-                f"its channels show one gray picture and have the same noise, which {model.name} takes for noise of "
-                "three: use gray-hg-blind-full with --mode gray"
-            )
-        if words:
-            row.unknown.append(f"{shown_path(source.name)}: {words}")
+        check(row, model, noisy, result)
+        words = unsuited(model, noisy, row, opt)
         if model.stage == 2:
             images[method_name("distilled", model, models)] = as_image(result.image)
-            # the noise is weaker than what was removed, and than the details of the picture, or of its flattest blocks
-            removed = level = float((result.image - y).nan_to_num().square().mean().sqrt())
-            if model.independent_noise:
-                level = min(removed, float(scale_of(seen)[1]))
-            elif row.shared:
-                level = min(removed, math.sqrt(row.shared.variance) * (high - low))
-            level /= seen_as_one(model, seen)
-            if removed and not words:
-                words = NO_NOISE if shows_no_noise(shown) else too_weak_for(model, 255 * level)
-                if words:
-                    row.unknown.append(f"{shown_path(source.name)}: {words}")
-            continue
-        images[method_name("mu", model, models)] = as_image(result.mu)
-        images[method_name("posterior", model, models)] = as_image(result.image)
-        if sample.clean is not None:
-            row.within[model.name] = shares_within(as_image(result.image) - sample.clean, as_image(result.std))
-        known = ~y.isnan().any(1, keepdim=True)
-        changed = bool((result.image - y).nan_to_num().abs().max() > 0)  # without noise there is nothing to know
-        # root mean square over the image
-        found = 255 * result.noise_level.expand_as(known)[known].square().mean().sqrt().item() if changed else 0.0
-        spread = float(np.nanstd(result.mu.numpy()))
-        words = noise_not_trained_on(model, found / seen_as_one(model, seen), spread)
-        if changed and words:
-            row.unknown.append(f"{shown_path(source.name)}: {words}")
-        if std is None:  # of several, the first one's maps and level
-            std, level, row.estimated = as_image(result.std), as_image(result.noise_level), found
+            told = [words or too_weak(model, noisy, result, row)]
+        else:
+            images[method_name("mu", model, models)] = as_image(result.mu)
+            images[method_name("posterior", model, models)] = as_image(result.image)
+            if sample.clean is not None:
+                row.within[model.name] = shares_within(as_image(result.image) - sample.clean, as_image(result.std))
+            level = level_found(noisy, result)
+            spread = float(np.nanstd(result.mu.numpy()))
+            told = [words, noise_not_trained_on(model, level / noisy.white_to(model), spread) if level else None]
+            if std is None:
+                std, noise_map, row.estimated = as_image(result.std), as_image(result.noise_level), level
+        row.unknown += [f"{shown(source.name)}: {remark}" for remark in told if remark]
 
-    found = opt.stride is None and shared is not None  # then the stride suits the noise
-    row.known = found or all(m.shared_noise or (opt.stride or 1) > 1 or (m.stage == 1 and m.apart > 1) for m in models)
+    suits = opt.stride is None and shared is not None  # then the stride suits the noise
+    row.known = suits or all(m.shared_noise or (opt.stride or 1) > 1 or (m.stage == 1 and m.apart > 1) for m in models)
 
     # how near they come to the clean one
     row.level, row.unit = sample.level, sample.unit
@@ -250,20 +220,106 @@ def test_image(
     if models and opt.on_doubt == "keep" and (row.unknown or row.doubts):
         images["kept"] = sample.noisy  # the last one is what is written
     if opt.save:
-        save_pictures(opt.save, source, sample, images, std, level, opt.depth)
+        save_pictures(opt.save, source, sample, images, std, noise_map, opt.depth)
     if reporter:
         reporter.add(row, sample, images[list(images)[-1]], std)
     return row
 
 
-def seen_as_one(model, seen: torch.Tensor) -> float:
-    """The value of an image (1,C,H,W) that is white to a network trained in white units; 1 where no such is known.
+@dataclass(frozen=True)
+class Noisy:
+    """A noisy image as networks and checks see it.
 
-    seen: the image without holes and outliers.
+    y: (1,C,H,W) with NaN in holes, in units of the sample. seen: without holes and outliers. beyond: what single pixels
+    have beyond that. low, span: least value and range of what is seen. hot_pixels: the number of hot and dead ones.
+    one_gray: whether the channels of a colour image show one gray picture.
     """
-    if model.units == "white" or model.config["units"] == "noise":
-        return 1.0
-    return float(model.views(seen)[-1].s) / USUAL_NOISE
+
+    y: torch.Tensor
+    seen: torch.Tensor
+    beyond: torch.Tensor
+    low: float
+    span: float
+    hot_pixels: int
+    one_gray: bool
+
+    @classmethod
+    def of(cls, sample: Sample) -> Noisy:
+        y = torch.from_numpy(np.ascontiguousarray(sample.noisy.transpose(2, 0, 1)))[None]
+        seen, beyond, hot = outlying(filled(y))
+        low, high = shown_range(seen.numpy())
+        hot_pixels = int((hot & ~y.isnan()).any(1).sum())
+        one_gray = y.shape[1] == 3 and gray_of(sample.noisy) is not None
+        return cls(y, seen, beyond, low, high - low, hot_pixels, one_gray)
+
+    @property
+    def holes(self) -> torch.Tensor:
+        return self.y.isnan()
+
+    @cached_property
+    def stretched(self) -> torch.Tensor:
+        """(C,H,W), 0..1: checks are in 255 parts of the range of what is seen."""
+        return self.stretch(self.seen)[0]
+
+    @cached_property
+    def one_noise(self) -> bool:
+        """Whether its channels have the same noise."""
+        return channels_have_one_noise(self.stretched)
+
+    def stretch(self, image: torch.Tensor) -> torch.Tensor:
+        return (image - self.low) / self.span
+
+    def white_to(self, model) -> float:
+        """The value that is white to a network trained in white units; 1 where no such is known."""
+        if model.units == "white" or model.config["units"] == "noise":
+            return 1.0
+        return float(model.views(self.seen)[-1].s) / USUAL_NOISE
+
+
+def check(row: Row, model, noisy: Noisy, result: Denoised) -> None:
+    """Checks the result of a model, for the row."""
+    image = torch.where(noisy.holes, noisy.seen, result.image - noisy.beyond)
+    level = None if result.noise_level is None else result.noise_level[0] / noisy.span
+    independent = not (row.neighbours_share_noise or model.shared_noise or model.stride != 1)
+    row.checks[model.name] = check_result(noisy.stretched, noisy.stretch(image)[0], level, row.shared, independent)
+
+
+def unsuited(model, noisy: Noisy, row: Row, opt) -> str | None:
+    """A word on noise of a kind that the model was not trained on; None where it was, or where nobody knows."""
+    if opt.noise is None and model.channels == 3 and noisy.one_gray:
+        return (
+            f"its channels show one gray picture and have the same noise, which {model.name} takes for noise of "
+            "three: use gray-hg-blind-full with --mode gray"
+        )
+    if opt.protocol != "none":
+        return None
+    one_noise = not row.neighbours_share_noise and noisy.one_noise
+    return not_removed(model, one_noise) or smoothed(model, row.neighbours_share_noise, row.may_be_texture, one_noise)
+
+
+def too_weak(student, noisy: Noisy, result: Denoised, row: Row) -> str | None:
+    """A word on noise that is too weak for a student, or cannot be seen; None where it changed nothing.
+
+    The noise is weaker than what was removed, and than the details of the picture, or of its flattest blocks.
+    """
+    removed = bound = float((result.image - noisy.y).nan_to_num().square().mean().sqrt())
+    if not removed:
+        return None
+    if shows_no_noise(noisy.stretched):
+        return NO_NOISE
+    if student.independent_noise:
+        bound = min(removed, float(scale_of(noisy.seen)[1]))
+    elif row.shared:
+        bound = min(removed, math.sqrt(row.shared.variance) * noisy.span)
+    return too_weak_for(student, 255 * bound / noisy.white_to(student))
+
+
+def level_found(noisy: Noisy, result: Denoised) -> float:
+    """The level that stage 1 found, 0..255 units: root mean square over the image; 0 where the result is the image."""
+    if float((result.image - noisy.y).nan_to_num().abs().max()) == 0:  # without noise there is nothing to know
+        return 0.0
+    known = ~noisy.holes.any(1, keepdim=True)
+    return 255 * result.noise_level.expand_as(known)[known].square().mean().sqrt().item()
 
 
 def peak_of(sample: Sample, dtype: np.dtype, white_level: float | None) -> tuple[float, float] | None:

@@ -118,7 +118,7 @@ def train(opt, options: Stage1Options, world: World) -> int:
     loss_name = "exact" if opt.sigma_n == "residual" else opt.sigma_n  # of V; nothing of that estimator is learned
     trained = None
 
-    with training.open(size, digests, options), source:
+    with training.open(size, digests, options, {"units": "white"}), source:
         for step in training.steps():
             # What is trained in this phase.
             phase = "mu" if step < opt.mu_steps else "sigma" if step < opt.mu_steps + opt.sigma_steps else "joint"

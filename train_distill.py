@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from data.augment import augmented
 from data.crops import Crops, DiskPool, ImagePool, crop_keys
-from data.sets import find_images
+from data.sets import evenly_spaced, find_images
 from data.source import crop_source
 from data.training import (
     ImageFiles,
@@ -80,10 +80,11 @@ def train(opt, options: Stage2Options, world: World) -> int:
     mode = {1: "gray", 3: "color"}[teacher.channels]
     white_level = opt.white_level or teacher.values["white_level"]
     clean, noisy, val = find_material(opt, mode, white_level, teacher.units)
+    recorded = noisy.as_bytes and teacher.units == "white"  # of others it is not known how values are recorded
     noise = noise_of(opt) if opt.synthetic_noisy else None
     redraw = noise is not None and opt.noise_draw == "fresh"
-    opt.streams, before = streams_of(before), before or {"images": "auto"}
-    if opt.images == "auto":  # it decides what the targets are, see Lessons: a run keeps what it began with
+    opt.streams = streams_of(before)
+    if before and opt.images == "auto":  # it decides what the targets are, see Lessons: a run keeps what it began with
         opt.images = before.get("images", "memory")
     # float copies: the images with their noise, and the targets
     needed = clean.memory() + noisy.memory(float_copies=0 if redraw else 2 if noise else 1)
@@ -115,18 +116,22 @@ def train(opt, options: Stage2Options, world: World) -> int:
         results = refined(opt, noisy_pool, device, dtype)
         clean_pool = clean_pool.joined(results) if clean_pool else results
         clean_names = Images([*clean.files, *noisy.files], [])
+    unlike = opt.tones or opt.enlarge != (1, 1)
+    ends = ends_of(clean_pool) if unlike and clean_pool and teacher.units == "noise" else (0.0, 1.0)
     clean_keys, noisy_keys = (crop_keys(opt.seed, s, opt.streams) for s in (Stream.CROPS, Stream.NOISY_CROPS))
     clean_source = crop_source(clean_pool, opt.patch_size, clean_keys, clean_count, world.local_size)
     noisy_source = crop_source(noisy_pool, opt.patch_size, noisy_keys, noisy_count, world.local_size)
     digests = {
-        "clean_images": digest(clean, before.get("clean_images")),
-        "noisy_images": digest(noisy, before.get("noisy_images")),
+        "clean_images": digest(clean, (before or {}).get("clean_images")),
+        "noisy_images": digest(noisy, (before or {}).get("noisy_images")),
         "teacher_weights": checksum_of(teacher),
     } | begun_with
     size = {"student_width": student.config["width"], "student_blocks": student.blocks}
 
+    assumed = {"images": "memory", "student_blocks": "plain", "level_jitter": 0.1, "level_scale": 1.0} | begun_with
+
     with (
-        training.open(size, digests, options, {"images": "memory", "student_blocks": "plain"} | begun_with),
+        training.open(size, digests, options, assumed),
         clean_source,
         noisy_source,
     ):
@@ -134,7 +139,7 @@ def train(opt, options: Stage2Options, world: World) -> int:
         if training.step < opt.steps:
             drawn = noise if opt.pairs == "drawn" else None
             lessons = Lessons(
-                teacher, noisy_pool, noise if redraw else None, whole, opt, drawn, training.kept["thetas"]
+                teacher, noisy_pool, noise if redraw else None, whole, opt, recorded, drawn, training.kept["thetas"]
             )
             training.kept["thetas"] = None if lessons.thetas is None else lessons.thetas.flatten(1).tolist()
         parallel = world.wrap(student)
@@ -144,7 +149,7 @@ def train(opt, options: Stage2Options, world: World) -> int:
             if clean_count:
                 samples = world.share(step * clean_count, clean_count)
                 x, where = clean_source.crops(samples)  # B,C,P,P
-                x = augmented(x, samples, opt.enlarge, opt.tones, opt.seed)
+                x = augmented(x, samples, opt.enlarge, opt.tones, opt.seed, ends)
                 inputs.append(lessons.make_noisy(x, samples))
                 wanted.append(x)
                 crops.append((clean_names, where))
@@ -229,12 +234,7 @@ def of_one_brightness(clean: ImagePool | DiskPool, noisy: ImagePool | DiskPool) 
 
     The teacher knows the noise of the noisy images' brightness. It would be too little or too much for another.
     """
-
-    def ends(pool: ImagePool | DiskPool) -> tuple[float, float]:
-        found = [outlying(pool.image(k))[0].aminmax() for k in spaced(len(pool))]
-        return min(float(e.min) for e in found), max(float(e.max) for e in found)
-
-    (low, high), (to_low, to_high) = ends(clean), ends(noisy)
+    (low, high), (to_low, to_high) = ends_of(clean), ends_of(noisy)
     if not (high > low and to_high > to_low):
         return clean
     factor = (to_high - to_low) / (high - low)
@@ -245,6 +245,12 @@ def of_one_brightness(clean: ImagePool | DiskPool, noisy: ImagePool | DiskPool) 
         f"{to_high:g}: the clean ones are brought to that range; --clean-white-level says another"
     )
     return clean.map(lambda _, x: to_low + (x - low) * factor)
+
+
+def ends_of(pool: ImagePool | DiskPool) -> tuple[float, float]:
+    """The least and the greatest value of evenly spaced images, without single pixels far outside."""
+    found = [outlying(pool.image(k))[0].aminmax() for k in evenly_spaced(len(pool), MAX_THETAS)]
+    return min(float(e.min) for e in found), max(float(e.max) for e in found)
 
 
 def refined(opt, noisy: ImagePool, device: torch.device, dtype: torch.dtype) -> ImagePool:
@@ -269,12 +275,10 @@ def checksum_of(model: BlindSpotDenoiser | MWCNN) -> str:
 
 def some_independent(noisy: ImagePool | DiskPool) -> bool:
     """Whether there are images whose neighbouring pixels do not share their noise."""
-    return any(neighbours_share_noise(check_noise(as_checked(noisy.image(k))[0])) is False for k in spaced(len(noisy)))
-
-
-def spaced(number: int) -> list[int]:
-    """Indices of at most MAX_THETAS images, evenly spaced."""
-    return np.unique(np.linspace(0, number - 1, min(number, MAX_THETAS)).round().astype(int)).tolist()
+    return any(
+        neighbours_share_noise(check_noise(as_checked(noisy.image(k))[0])) is False
+        for k in evenly_spaced(len(noisy), MAX_THETAS)
+    )
 
 
 def starting_student(opt, teacher: BlindSpotDenoiser) -> MWCNN:
@@ -315,6 +319,7 @@ class Lessons:
     """What the teacher gives the student: noise for clean crops, and targets for noisy ones.
 
     noisy: the noisy images. noise: to be added to them first, where they are still clean.
+    recorded: whether pairs are recorded as the noisy files are, with 8 bits.
     drawn: the noise of the pairs, where it is not the teacher's.
     whole: the teacher is frozen, so each noisy image that stays as it is can be denoised once, whole, and never again.
     From disk that would need a whole image for every crop. There, as with fresh noise, the teacher denoises the crop,
@@ -329,13 +334,11 @@ class Lessons:
         noise: NoiseModel | None,
         whole: bool,
         opt,
+        recorded: bool = False,
         drawn: NoiseModel | None = None,
         thetas: list[list[float]] | None = None,
     ):
-        self.teacher, self.opt, self.drawn = teacher, opt, drawn
-        # in other units than white, and of files that are not of 8 bits, it is not known how values are recorded
-        as_bytes = isinstance(noisy, ImagePool) and noisy.pixels.dtype == torch.uint8
-        self.recorded = as_bytes and teacher.units == "white"
+        self.teacher, self.opt, self.recorded, self.drawn = teacher, opt, recorded, drawn
         self.means, self.thetas = posterior_means(teacher, noisy) if whole else (None, None)
         if self.drawn or teacher.level_is_learned:
             self.thetas = None  # not needed, or found on a clean image as on a noisy one
@@ -390,7 +393,7 @@ def noise_thetas(
     the stream, where the images are still clean.
     """
     found = []
-    for k in tqdm(spaced(len(noisy)), desc="noise levels", unit="image", leave=False, disable=None):
+    for k in tqdm(evenly_spaced(len(noisy), MAX_THETAS), desc="noise levels", unit="image", leave=False, disable=None):
         y = noisy.image(k)
         if noise:
             y = noise.add(y.cpu(), [generator("cpu", seed, stream, k)])

@@ -18,25 +18,35 @@ SATURATION = 0.6  # how far colours may be from a gray of the same brightness: 1
 
 
 @torch.no_grad()
-def augmented(x: Tensor, samples: np.ndarray, enlarge: tuple[float, float], tones: bool, seed: int) -> Tensor:
-    """Clean crops x (N,C,P,P), 0..1, enlarged and with other tones. It is a function of (seed, samples).
+def augmented(
+    x: Tensor,
+    samples: np.ndarray,
+    enlarge: tuple[float, float],
+    tones: bool,
+    seed: int,
+    ends: tuple[float, float] = (0.0, 1.0),
+) -> Tensor:
+    """Clean crops x (N,C,P,P), enlarged and with other tones. It is a function of (seed, samples).
 
     enlarge: range of the factor, drawn log-uniformly for each crop; (1, 1) leaves the sharpness as it is.
     tones: whether brightness, contrast and colours change too.
+    ends: the values that are black and white. What is changed is cut there.
     """
     low, high = enlarge
     if high == 1 and not tones:
         return x
+    black, white = ends
+    x = (x - black) / (white - black)
     draws = uniform(4, x, generators(x.device, seed, Stream.AUGMENT, samples))  # N,4
     if high > 1:
         factors = low * (high / low) ** draws[:, 0]
         x = torch.cat([enlarged(one, float(factor)) for one, factor in zip(x.split(1), factors)])
     if tones:
         gamma, contrast, saturation = (draws[:, k].view(-1, 1, 1, 1) for k in (1, 2, 3))
-        x = x ** torch.exp(GAMMA * (2 * gamma - 1)) * (1 - 0.5 * contrast.square())
+        x = x.clamp(0, 1) ** torch.exp(GAMMA * (2 * gamma - 1)) * (1 - 0.5 * contrast.square())
         gray = x.mean(1, keepdim=True)
         x = (gray + (1 + SATURATION * (2 * saturation - 1)) * (x - gray)).clamp(0, 1)
-    return x
+    return black + (white - black) * x
 
 
 def enlarged(x: Tensor, factor: float) -> Tensor:

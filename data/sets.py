@@ -13,6 +13,8 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
+
 from data.images import IMAGE_SUFFIXES, OTHER_SUFFIXES, file_and_page, open_file, read_image
 from data.stacks import images_of
 from utils.errors import UsageError
@@ -22,6 +24,11 @@ SKIMAGE_TRAIN = """astronaut.png brick.png cell.png clock_motion.png coins.png g
 hubble_deep_field.jpg ihc.png moon.png motorcycle_left.png motorcycle_right.png retina.jpg""".split()
 SKIMAGE_TEST = "camera.png chelsea.png coffee.png rocket.jpg".split()
 SKIMAGE_SETS = {"skimage_train": SKIMAGE_TRAIN, "skimage_test": SKIMAGE_TEST}
+
+
+def evenly_spaced(number: int, most: int) -> list[int]:
+    """Indices of at most so many of `number` images, from the first to the last."""
+    return np.unique(np.linspace(0, number - 1, min(number, most)).round().astype(int)).tolist()
 
 
 @dataclass(frozen=True)

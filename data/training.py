@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from data.crops import DiskPool, ImagePool
 from data.images import Header, check_white, file_and_page, gray_of, image_header, read_image, to_float
-from data.sets import TEST_SETS, bsd68_names, content_hash
+from data.sets import TEST_SETS, bsd68_names, content_hash, evenly_spaced
 from models.noise import NoiseModel
 from utils.device import free_memory
 from utils.distributed import World
@@ -171,7 +171,7 @@ def note_conversion(images: ImageFiles) -> None:
         )
     if images.mode != "color" or not len(images):
         return
-    few = [images.files[k] for k in sorted(set(np.linspace(0, len(images) - 1, LOOKED_AT).round().astype(int)))]
+    few = [images.files[k] for k in evenly_spaced(len(images), LOOKED_AT)]
     gray = [file for file in few if gray_of(read_image(file, "color")) is not None]
     if gray:
         others = f", as {len(gray)} of the {len(few)} {images.what} that were looked at" if few[1:] else ""

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from models.arrays import denoise
-from models.denoiser import BlindSpotDenoiser, Prediction, noise_level, posterior, posterior_mean, synthesise
+from models.denoiser import BlindSpotDenoiser, Prediction, noise_level, posterior, posterior_mean
 from models.mwcnn import MWCNN
 from utils.checkpoint import load_checkpoint
 from utils.errors import UsageError
@@ -36,7 +36,6 @@ __all__ = [
     "posterior",
     "posterior_mean",
     "resolve_checkpoint",
-    "synthesise",
 ]
 
 RELEASED = Path(__file__).resolve().parents[1] / "checkpoints"

@@ -37,7 +37,6 @@ from models.layers import CentrallyMaskedConv2d, Conv2d, PointwiseNet
 
 MDC_FORMS = ("release", "paper", "residual")
 LANES = 16
-PATHS = ("auto", "plain", "fused", "phases")
 
 
 class PhaseGrid:

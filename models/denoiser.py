@@ -81,17 +81,6 @@ def noise_level(cov_n: Covariance) -> Tensor:
     return cov_n.variance.mean(1, keepdim=True).sqrt()
 
 
-def synthesise(x: Tensor, cov_n: Covariance, z: Tensor, scale: Tensor) -> Tensor:
-    """Noisy images x + n, n ~ N(0, s^2 Sigma_n), of clean ones x (N,C,H,W).
-
-    These are the pairs of the paper's knowledge distillation.
-
-    z: standard normal, (N,C,H,W).
-    scale: s, (N,), the jitter of the level around what was estimated.
-    """
-    return x + scale.view(-1, 1, 1, 1) * cov_n.sample(z)
-
-
 class BlindSpotDenoiser(nn.Module):
     """The model of stage 1: D-BSN, its covariance head and the noise estimator.
 

@@ -297,7 +297,7 @@ def excess(cov_total: Covariance, cov_n: Covariance) -> Covariance:
     """Sigma_mu = max(V - Sigma_n, 0): the part of the predictive covariance V that is not noise.
 
     The maximum is the positive part in the metric of Sigma_n: with Sigma_n = L L^T and L^-1 V L^-T = Q diag(w) Q^T it
-    is L Q diag(max(w - 1, 0)) Q^T L^T. Not differentiated: it serves inference.
+    is L Q diag(max(w - 1, 0)) Q^T L^T. It serves inference: of several channels it has no gradient.
     """
     if cov_total.channels == 1:
         return Diagonal((cov_total.variance - cov_n.variance).clamp_min(0))

@@ -198,9 +198,9 @@ def channel_curve(curve: Curve, k: int, floor: Tensor, low: float, unit: float) 
 
 def photon_noise(curve: Curve, floor: Tensor, low: float, unit: float) -> dict[str, float | None]:
     """gain, read_noise and black of an Inspection, from a line through the curve; arguments as of channel_curve."""
-    at_darkest, slope = (float(t) for t in curve.polynomial((0, 1), floor).mean(0))
-    gain = slope * unit
-    at_zero = at_darkest * unit**2 - gain * (low + unit * float(curve.darkest.mean()))
+    at_darkest, slope = (t.cpu() for t in curve.polynomial((0, 1), floor).unbind(1))  # of each channel
+    gain = float(slope.mean()) * unit
+    at_zero = float((at_darkest * unit**2 - slope * unit * (low + unit * curve.darkest[:, 0].cpu())).mean())
     if at_zero >= 0:
         return {"gain": gain, "read_noise": at_zero**0.5, "black": 0.0}
     return {"gain": gain, "read_noise": None, "black": -at_zero / max(gain, 1e-30)}

@@ -22,7 +22,7 @@ def on_phases(
     """Applies f, images (N,C,h,w) -> tensors (N,K,h,w), to each phase of y (N,C,H,W) and puts the results together.
 
     Phase (p, q) holds the pixels (p + stride i, q + stride j). f sees phases of one size stacked in N, or one phase at
-    a time. The results are channels-last where f's are.
+    a time.
     """
     if stride == 1:
         return f(y)

@@ -58,7 +58,6 @@ COMMON = {
         student_blocks="plain",
         noisy_share=0.125,
         noisy_weight=0.1,
-        level_jitter=0.1,
         batch_size=32,
         patch_size=160,
     ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from models.dbsn import MDC_FORMS
 from models.noise import NOISES
 from models.units import UNITS
 from options.base import BaseOptions, noise_levels, number
@@ -55,7 +56,7 @@ class Stage1Options(BaseOptions):
         model.add_argument("--blocks", type=number(int, 0), default=3, help="MDC blocks in each of the two branches")
         model.add_argument(
             "--mdc",
-            choices=("release", "paper", "residual"),
+            choices=MDC_FORMS,
             default="residual",
             help="form of the block: one 5x5, two 3x3, or with a clean residual path",
         )

@@ -105,14 +105,14 @@ class Stage2Options(BaseOptions):
         loss.add_argument(
             "--level-jitter",
             type=number(float, 0, 0.9),
-            default=0.1,
-            help="synthetic noise is scaled by 1 -/+ this, uniformly",
+            default=None,
+            help="with --pairs learned: noise is scaled by 1 -/+ this, uniformly; default: 0.1",
         )
         loss.add_argument(
             "--level-scale",
             type=number(float, above=0, high=4),
-            default=1.0,
-            help="synthetic noise is so many times what the teacher finds",
+            default=None,
+            help="with --pairs learned: noise is so many times what the teacher finds; default: 1",
         )
         self.add_training(steps=9_000, batch_size=8, patch_size=96, muon_lr=2e-3, adam_lr=1e-4, warmup=200, clip=1.0)
 
@@ -155,6 +155,12 @@ class Stage2Options(BaseOptions):
             self.parser.error(f"--read-noise {opt.read_noise} is for --noisy images")
         if opt.pairs == "drawn" and not opt.synthetic_noisy:
             self.parser.error("--pairs drawn needs --synthetic-noisy, --noise and its levels")
+        if opt.pairs == "drawn":
+            self.refuse(
+                opt, "level_jitter level_scale", "is for --pairs learned; those drawn have the levels of --noise"
+            )
+        opt.level_jitter = 0.1 if opt.level_jitter is None else opt.level_jitter
+        opt.level_scale = 1.0 if opt.level_scale is None else opt.level_scale
         self.check_augmentation(opt)
         opt.noise_draw, opt.mg_seed = opt.noise_draw or "fixed", opt.mg_seed or 0
         if opt.steps == 0:

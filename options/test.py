@@ -135,7 +135,7 @@ class TestOptions(BaseOptions):
                 )
         if opt.repeats > 1 and opt.protocol != "laine":
             self.parser.error("--repeats is for --protocol laine: under the others each image is drawn once")
-        opt.baseline = list(dict.fromkeys(opt.baseline))
+        opt.baseline, opt.checkpoint = (list(dict.fromkeys(names)) for names in (opt.baseline, opt.checkpoint))
         self.check_levels(opt, ranges=opt.protocol == "laine")
         opt.mg_seed = opt.mg_seed or 0
         self.check_ending(opt, json=(".json",), report=(".html", ".htm"))

@@ -33,7 +33,7 @@ import test
 import train_distill
 from data.images import file_and_page, gray_of, image_header, read_image
 from data.inputs import Input, Request, Sample, find_inputs, read_sample
-from data.sets import content_hash, find_images
+from data.sets import content_hash, evenly_spaced, find_images
 from models import load_model, resolve_checkpoint
 from models.inference import outlying
 from models.inspection import LEAST_PIXELS
@@ -120,21 +120,31 @@ def denoise_kinds(opt, inputs: list[Input], clean: list[Path]) -> int:
 
 
 def clean_files(spec: str) -> list[Path]:
-    """The clean pictures that can be used; a note names the others. UsageError where there are none."""
-    good, bad = [], []
+    """The clean pictures that can be used; a note names the others. UsageError where there are none.
+
+    They are files of one type, for one value is white in all of them.
+    """
+    good: dict[str, list[Path]] = {}  # of each type
+    bad = []
     for file in find_images(spec, None, "CLEAN"):
         try:
             header = image_header(file)
-            small = min(header.height, header.width) < PATCH
-            size = f"{header.width}x{header.height}"
-            (bad if small else good).append(f"{file} is {size}, smaller than {PATCH}x{PATCH}" if small else file)
+            if min(header.height, header.width) < PATCH:
+                bad.append(f"{file} is {header.width}x{header.height}, smaller than {PATCH}x{PATCH}")
+            else:
+                good.setdefault(header.dtype.name, []).append(file)
         except UsageError as error:
             bad.append(str(error))
     if not good:
         raise UsageError(f"CLEAN {spec}: none of the {len(bad)} pictures can be used; the first: {bad[0]}")
+    if len(good) > 1:
+        raise UsageError(
+            f"CLEAN {spec} has pictures of several types ({', '.join(sorted(good))}), and one value is white in all: "
+            "give those of one type"
+        )
     if bad:
         print(f"note: {len(bad)} of the pictures in CLEAN are left out; the first: {bad[0]}", file=sys.stderr)
-    return good
+    return next(iter(good.values()))
 
 
 def look_through(inputs: list[Input]) -> tuple[list[Kind], dict[str, str]]:
@@ -203,9 +213,8 @@ def denoise_kind(opt, kind: Kind, clean: list[Path], several: bool) -> int:
 def look_at_noise(opt, kind: Kind) -> list[Seen]:
     """The noise of some of the pictures, evenly spaced."""
     look = Looker.of(opt, choose_device(opt.device, 0, opt.deterministic))
-    chosen = np.unique(np.linspace(0, len(kind.usable) - 1, min(opt.look_at, len(kind.usable))).round().astype(int))
     seen = []
-    for k in tqdm(chosen.tolist(), desc="looking at the noise", disable=None):
+    for k in tqdm(evenly_spaced(len(kind.usable), opt.look_at), desc="looking at the noise", disable=None):
         source = kind.usable[k]
         sample = read_sample(source, kind.mode, None, None)
         image = sample.noisy * sample.unit

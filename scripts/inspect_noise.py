@@ -30,9 +30,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.images import gray_of
 from data.inputs import Input, Request, find_inputs, keep_inputs, read_sample
+from data.sets import evenly_spaced
 from models.inspection import LEAST_PIXELS, PART, Inspection
 from options.inspection import InspectionOptions
-from utils.advice import Advice, Looker, advise, as_record
+from utils.advice import Advice, Looker, advise, as_record, reasons
 from utils.device import choose_device
 from utils.errors import EXIT_FAILURE, RunError, UsageError, run_script
 from utils.figures import noise_figure, write_figure
@@ -82,7 +83,7 @@ def inspect(opt) -> tuple[list[Seen], dict[str, str]]:
     inputs, _ = find_inputs(Request(opt.data, opt.data_root, mode=opt.mode, skip_bad=skip, named="PICTURES"), [])
     keep_inputs(inputs, {"--json": opt.json, "--plot": opt.plot})
     if opt.most and len(inputs) > opt.most:
-        inputs = [inputs[k] for k in np.linspace(0, len(inputs) - 1, opt.most).round().astype(int)]
+        inputs = [inputs[k] for k in evenly_spaced(len(inputs), opt.most)]
     seen, bad = [], {}
     for source in tqdm(inputs, desc="pictures", disable=None):
         try:
@@ -144,12 +145,11 @@ def print_advice(seen: list[Seen], data: list[str] | None = None) -> None:
     """
     groups: dict[tuple, list[Seen]] = {}
     for one in seen:
-        advice = one.advice
-        kind = advice.reasons.split(",")[0].split(";")[0], advice.weights, advice.noise, advice.converted
-        groups.setdefault(kind, []).append(one)
+        groups.setdefault(one.advice.kind, []).append(one)
     for members in sorted(groups.values(), key=len, reverse=True):
         advice = members[0].advice
-        print(f"\n{len(members)} of {len(seen)} pictures ({names_of(members)}): the noise is {advice.reasons}.")
+        words = reasons([one.advice for one in members])
+        print(f"\n{len(members)} of {len(seen)} pictures ({names_of(members)}): the noise is {words}.")
         for remark in dict.fromkeys(remark for one in members for remark in one.advice.remarks):
             these = [one for one in members if remark in one.advice.remarks]
             print(f"  note{'' if these == members else f' on {names_of(these)}'}: {remark}")
@@ -174,7 +174,7 @@ def record(seen: list[Seen], bad: dict[str, str]) -> dict:
             "path": str(one.source.path),
             "channels_number": one.channels,
             **as_record(one.found),
-            "advice": vars(one.advice) | {"remarks": list(one.advice.remarks)},
+            "advice": vars(one.advice) | {"reasons": reasons([one.advice]), "remarks": list(one.advice.remarks)},
         }
         for one in seen
     ]

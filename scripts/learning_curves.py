@@ -43,7 +43,7 @@ START, END = "<!-- learning curves: start -->", "<!-- learning curves: end -->"
 
 TEACHER = Path(__file__).resolve().parents[1] / "checkpoints" / "gray-awgn-blind.safetensors"
 FIXED = "--noise awgn --sigma 25 --device cpu"
-FIXED2 = f"--teacher {TEACHER} --noisy-share 0"
+FIXED2 = ["--teacher", str(TEACHER), "--noisy-share", "0"]
 BASE = dict(mdc="residual", units="white", optimizer="adam", lr=2e-3, warmup=50, batch_size=8, patch_size=48)
 BASE |= dict(steps=400, seed=0, width=32, blocks=3, noise_draw="fresh")
 STUDENT = dict(student_width=64, optimizer="adam", lr=2e-3, warmup=50, batch_size=8, patch_size=96, steps=400, seed=0)
@@ -195,7 +195,7 @@ def run_training(run: str, folder: Path, options: dict, clean: list[Path], other
         argv += [f"--{flag.replace('_', '-')}", str(value)]
     if "student_width" in options:
         # none of a batch is noisy images, but they must be named and must not be among the clean ones
-        code = train_distill.main([*argv, *FIXED2.split(), "--synthetic-noisy", *map(str, others)])
+        code = train_distill.main([*argv, *FIXED2, "--synthetic-noisy", *map(str, others)])
     else:
         code = train_dbsn.main(argv)
     if code:

@@ -30,6 +30,16 @@ def test_function_of_seed_and_sample():
     assert whole.min() >= 0 and whole.max() <= 1
 
 
+def test_values_beyond_zero_and_one():
+    """Pictures in other units are changed as those in 0..1, and values beyond the ends are no NaN."""
+    x, ends = crops(), (-300.0, 4000.0)
+    usual, other = (
+        augmented(t, np.arange(4), (1.2, 3.0), True, 0, e) for t, e in ((x, (0, 1)), (4300 * x - 300, ends))
+    )
+    torch.testing.assert_close((other + 300) / 4300, usual, atol=1e-5, rtol=0)
+    assert augmented(x - 0.2, np.arange(4), (1.0, 1.0), True, 0).isfinite().all()
+
+
 def test_enlarging_divides_slopes():
     x = crops(1)
     slope = lambda t: (t[0, 0, 16, 20] - t[0, 0, 16, 10]).item()  # noqa: E731

@@ -92,6 +92,14 @@ def test_gray_and_colour_clean_pictures_and_stacks(noisy, tmp_path, capsys):
     assert np.abs(pages - 1000 - 4 * camera()[:SIDE, :SIDE].astype(float)).mean() < 60
 
 
+def test_clean_pictures_are_of_one_type(noisy, tmp_path, capsys):
+    (tmp_path / "clean").mkdir()
+    cv2.imwrite(str(tmp_path / "clean" / "x.png"), camera()[:SIDE, :SIDE])
+    tifffile.imwrite(tmp_path / "clean" / "y.tif", camera()[:SIDE, :SIDE].astype(np.uint16))
+    code, _, err = denoise(capsys, noisy, tmp_path / "out", tmp_path / "clean", "--steps", 1)
+    assert code == 2 and "several types (uint16, uint8)" in err and not (tmp_path / "out").exists()
+
+
 def test_noise_that_the_weights_know_needs_no_training(noisy, tmp_path, capsys):
     code, said, err = denoise(capsys, noisy, tmp_path / "out")
     assert code == 0, err

@@ -235,6 +235,8 @@ def test_noise_that_is_too_weak_for_a_student_is_told(monkeypatch):
     facts |= {"level_scale": 0.58, "level_jitter": 0.9}
     assert report.too_weak_for(student, 1.0) is None
     assert "noise of 0.5 or less (of 255" in report.too_weak_for(student, 0.5)
+    facts |= {"pairs": "drawn"}  # the levels are those of --noise
+    assert "mine was trained on 5 and more" in report.too_weak_for(student, 1.0)
     facts.pop("noise")  # really noisy pictures
     assert report.too_weak_for(student, 0.0) is None
 

@@ -25,6 +25,13 @@ def test_draws_follow_one_another():
         np.testing.assert_allclose(noise.published(x.transpose(2, 0, 1)).transpose(1, 2, 0), expected, atol=1e-12)
 
 
+def test_values_a_little_below_black_have_no_photons():
+    noise = InTurn(NOISES["poisson"](lam=(30.0, 30.0)))
+    x = np.linspace(-0.1, 1, 100).reshape(1, 10, 10)
+    y = noise.published(x)
+    assert not y[x <= 0].any() and noise.rms(x) == pytest.approx(np.sqrt(x.clip(0).mean() / 30))
+
+
 def test_levels_of_a_range_are_drawn_before_the_image():
     np.random.seed(101)
     noise = InTurn(NOISES["poisson"](lam=(5.0, 50.0)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -13,12 +14,14 @@ from scipy.ndimage import gaussian_filter
 from skimage.data import astronaut, camera
 
 from data.images import read_image, to_float
+from models.inspection import photon_noise
 from models.noise import NOISES
 from models.noise.correlation import correlation_of_channels
 from models.noise.mg import multivariate_covariance
+from models.noise.residual import Curve
 from tests.helpers import real_data
 from tests.test_doubts import grass
-from utils.advice import Looker, advise, as_record
+from utils.advice import Looker, advise, as_record, reasons
 
 LOOK = Looker(Path("checkpoints"), torch.device("cpu"), torch.float32)
 ARRAY = 255  # pictures have the values of files of 8 bits
@@ -65,6 +68,16 @@ def test_photon_noise_has_its_gain():
     (curve,) = found.curves
     true = np.sqrt(255 * curve.counted / 30)
     assert (curve.fitted(curve.counted) / true).mean() == pytest.approx(1, abs=0.03)
+
+
+def test_read_noise_where_channels_differ():
+    """Channels of slopes b_c that are darkest at x_c: at zero the variance is the mean of a - b_c x_c."""
+    darkest, slope = np.array([0.0, 0.2, 0.4]), np.array([0.01, 0.02, 0.03])
+    x = torch.from_numpy(darkest[:, None] + np.linspace(0, 0.5, 16))
+    variance = 1e-4 + torch.from_numpy(slope)[:, None] * x
+    clear = torch.ones_like(x, dtype=torch.bool)
+    found = photon_noise(Curve(x, variance, None, clear, x), torch.full((3, 1), 1e-12, dtype=torch.float64), 0.0, 255.0)
+    assert found["gain"] == pytest.approx(255 * 0.02) and found["read_noise"] == pytest.approx(2.55, rel=1e-3)
 
 
 def test_noise_of_both_kinds():
@@ -144,13 +157,21 @@ def test_texture_is_not_called_independent_noise():
     found = LOOK((255 * y).permute(1, 2, 0).numpy().astype(np.float32))
     advice = advise(found, 1, 255)
     assert found.texture and not found.shared
-    assert advice.reasons.startswith("taken to be independent") and "may be texture" in advice.remarks[0]
+    assert advice.pixels.startswith("taken to be independent") and "may be texture" in advice.remarks[0]
 
 
 def test_clipped_values_are_counted():
     image = noisy("awgn", sigma=25 / 255).clip(0, 255)
     low, high = LOOK(image).clipped
     assert low == pytest.approx((image == 0).mean()) and high == pytest.approx((image == 255).mean(), abs=1e-6)
+
+
+def test_blurs_of_pictures_of_one_kind_are_given_from_the_least_to_the_greatest():
+    found = looked("camera", sigma=12 / 255, dark=0.6, reach=0.8, coarse=0.0, chroma=1.0, chroma_reach=0.0)
+    one, two = (advise(replace(found, reach=reach), 1, 255) for reach in (0.5, 2.0))
+    assert one.kind == two.kind and one.kind != advise(poisson(), 1, 255).kind
+    assert "blurs it by 0.5 to 2.0 pixels" in reasons([two, one])
+    assert "blurs it by 0.5 pixels;" in reasons([one, one]) and "blur" not in reasons([advise(poisson(), 1, 255)])
 
 
 def test_nothing_to_look_at():

@@ -55,6 +55,28 @@ def test_several_checkpoints_of_a_kind_are_told_apart(run, pictures, tmp_path):
     ]
 
 
+def test_a_checkpoint_that_is_named_twice_is_used_once(run, models, pictures, tmp_path):
+    line = (
+        f"--checkpoint {models}/s1 {models}/s1 --data {pictures}/gray/0.png {LEVELS['awgn']} --json {tmp_path}/r.json"
+    )
+    ok(run("test", line))
+    table = json.loads((tmp_path / "r.json").read_text())
+    assert list(table["mean"]) == ["noisy", "mu", "posterior"] and len(table["models"]) == 1
+
+
+def test_the_map_of_the_noise_is_that_of_stage_1(run, models, pictures, tmp_path):
+    maps = {}
+    for checkpoints in ("s1", "s1 s2", "s2 s1", "s2"):
+        named, folder = (
+            " ".join(f"{models}/{name}" for name in checkpoints.split()),
+            tmp_path / checkpoints.replace(" ", ""),
+        )
+        ok(run("test", f"--checkpoint {named} --data {pictures}/gray/0.png --save {folder}"))
+        maps[checkpoints] = [cv2.imread(str(file), 0) for file in folder.glob("*_level.png")]
+    assert not maps.pop("s2")
+    assert len({image.tobytes() for (image,) in maps.values()}) == 1
+
+
 def test_bad_images_are_skipped_on_request(run, models, pictures, tmp_path):
     shutil.copytree(models / "s1", tmp_path / "s1")
     shutil.copytree(pictures / "gray", tmp_path / "images")

@@ -147,6 +147,15 @@ def test_clean_images_of_stage_2_have_a_white_level_of_their_own(run, pictures, 
     assert losses[0] == pytest.approx(losses[1], rel=1e-3) and len(losses[0]) == 2
 
 
+def test_pairs_are_recorded_as_the_noisy_files_wherever_these_are_kept(run, pictures, models, tmp_path):
+    line = f"--teacher color-hg-blind --clean {pictures}/color/[0-4].* --noisy {pictures}/color/[5-9].* {TINY2}"
+    line += " --read-noise camera --noisy-share 0 --steps 2"
+    for images in ("memory", "disk"):
+        ok(run("train_distill", f"--name {images} {line} --images {images}"))
+    memory, disk = (stats(tmp_path / name) for name in ("memory", "disk"))
+    assert [row["loss"] for row in memory] == [row["loss"] for row in disk]
+
+
 FROM_DISK = (
     "--teacher s1 --clean {0}/gray --synthetic-noisy {0}/gray "
     + f"{LEVELS['awgn']} {TINY2} --student-blocks residual --noisy-share 0.25 --steps 5 --save-every 2"
@@ -297,6 +306,11 @@ def test_noise_is_read_as_asked_for(run, pictures, models, tmp_path):
         (
             "--synthetic-noisy {pictures}/gray --clean {pictures}/color --noise awgn --sigma 25 --read-noise hg",
             "for --noisy",
+        ),
+        (
+            "--synthetic-noisy {pictures}/gray --clean {pictures}/color --noise awgn --sigma 25 --pairs drawn "
+            "--level-scale 2",
+            "--level-scale is for --pairs learned",
         ),
     ],
 )

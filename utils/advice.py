@@ -26,16 +26,24 @@ CLIPPED = 0.05  # share of the pixels
 @dataclass(frozen=True)
 class Advice:
     """noise: the noise model to train with. start: released weights of stage 1 to begin with. weights: the student to
-    denoise with. reasons: what was found, in words. remarks: what else is to be known, in words. converted: whether the
-    files have another number of channels than the weights.
+    denoise with. pixels, intensities: how the noise of neighbours and of bright parts is, in words. reach: of shared
+    noise, in pixels. remarks: what else is to be known, in words. converted: whether the files have another number of
+    channels than the weights.
     """
 
     noise: str
     start: str
     weights: str
-    reasons: str
+    pixels: str
+    intensities: str
+    reach: float = 0.0
     remarks: tuple[str, ...] = ()
     converted: bool = False
+
+    @property
+    def kind(self) -> tuple:
+        """Equal for pictures that are to be treated alike."""
+        return self.pixels, self.intensities, self.weights, self.noise, self.converted
 
     def denoising(self, data: list[str]) -> str:
         """The command that denoises images."""
@@ -59,11 +67,11 @@ def advise(found: Inspection, channels: int, span: float, converted: bool = Fals
     varying = growing if found.grows else "less in bright parts, as gamma leaves it" if found.falls else constant
     remarks = []
     if found.shared:
-        reasons = f"{shared}, which blurs it by {found.reach:.1f} pixels; {varying}"
+        pixels = shared
         start = "color-photo" if mode == "color" else "gray-hg-blind"
         noise, weights = "camera", f"{start}-full"
     else:
-        reasons = f"{'taken to be ' if found.texture else ''}independent from pixel to pixel; {varying}"
+        pixels = f"{'taken to be ' if found.texture else ''}independent from pixel to pixel"
         kind = "hg" if found.grows or found.falls else "awgn"
         noise, start = kind, f"{mode}-{kind}-blind"
         weights = f"{start}-full"
@@ -101,7 +109,14 @@ def advise(found: Inspection, channels: int, span: float, converted: bool = Fals
         remarks.append(f"{low:.0%} of the pixels have the least value: noise is cut off there, and less was found")
     if high > CLIPPED:
         remarks.append(f"{high:.0%} of the pixels have the greatest value: noise is cut off there, and less was found")
-    return Advice(noise, start, weights, reasons, tuple(remarks), converted)
+    return Advice(noise, start, weights, pixels, varying, found.reach, tuple(remarks), converted)
+
+
+def reasons(alike: list[Advice]) -> str:
+    """What was found in pictures of one kind, in words."""
+    first, reaches = alike[0], sorted({f"{one.reach:.1f}" for one in alike if one.reach}, key=float)
+    blur = f", which blurs it by {' to '.join([reaches[0], *reaches[1:][-1:]])} pixels" if reaches else ""
+    return f"{first.pixels}{blur}; {first.intensities}"
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from models.units import shown_range
+
 
 class Board:
     """Scalars and picture panels for TensorBoard in a run folder.
@@ -35,10 +37,12 @@ class Board:
                     self.writer.add_scalar(name, value, step)
 
     def panel(self, name: str, images: list[Tensor], step: int) -> None:
-        """Images (N,C,H,W) 0..1 side by side, one row for each of the N."""
+        """Images (N,C,H,W) side by side, one row for each of the N; black and white as the first one's shown_range."""
         if self.writer:
+            images = [im.detach().float().cpu() for im in images]
+            low, high = shown_range(images[0].numpy())
             # N,3,H,W'
-            rows = torch.cat([im.detach().float().clamp(0, 1).cpu().expand(-1, 3, -1, -1) for im in images], 3)
+            rows = torch.cat([((im - low) / (high - low)).clamp(0, 1).expand(-1, 3, -1, -1) for im in images], 3)
             self.writer.add_image(name, self.grid(rows, nrow=1, pad_value=1.0), step)  # the rows one below the other
 
     def close(self) -> None:

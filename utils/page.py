@@ -18,7 +18,7 @@ import torch
 from data.inputs import Sample
 from models.inspection import Inspection, autocorrelation_of
 from models.noise.correlation import in_blocks
-from utils.advice import Looker, advise
+from utils.advice import Looker, advise, reasons
 from utils.files import atomic_write_bytes
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def page_of(sample: Sample, result: np.ndarray, found: Inspection, std: np.ndarr
         scale < 1,
         crops,
         found,
-        advice.reasons,
+        reasons([advice]),
         advice.remarks,
         svg(page_figure(found, away)),
         float(np.sqrt(np.mean(np.square(removed)))) * sample.unit,

@@ -221,7 +221,9 @@ def trained_levels(model) -> tuple[float, float] | None:
         return None
     if (levels := noise.trained_range(facts)) is None:
         return None
-    times, jitter = facts.get("level_scale", 1.0), facts.get("level_jitter", 0.0)  # of a student
+    times, jitter = facts.get("level_scale", 1.0), facts.get("level_jitter", 0.0)  # of a student, for learned pairs
+    if facts.get("pairs") == "drawn":
+        times, jitter = 1.0, 0.0
     return levels[0] * times * (1 - jitter), levels[1] * times * (1 + jitter)
 
 

@@ -3,11 +3,9 @@
 Units: images are 0..1, and so are levels here. The command line divides by `Level.unit` once.
 Noise is independent from pixel to pixel, and never clipped or quantised, but for camera.py.
 
-Two words have one meaning each:
-
-    level    a number on the command line that sets how much noise there is: sigma, alpha, delta, lam
-    theta    (N,K,1,1): all that has to be known of an image's noise beside the intensity. An estimator finds it
-             on one image. It can make noise for another.
+Level is a number on the command line that sets how much noise there is: sigma, alpha, delta, lam. theta (N,K,1,1) is
+all that has to be known of an image's noise beside the intensity. An estimator finds it on one image. It can make noise
+for another.
 """
 
 from __future__ import annotations

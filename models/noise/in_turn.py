@@ -32,11 +32,11 @@ class InTurn:
         self.level = float(self.random.uniform(low, high)) if high > low else low
         x = x.transpose(1, 2, 0)
         if self.photons:
-            y = self.random.poisson(self.level * x) / self.level
+            y = self.random.poisson(self.level * x.clip(0)) / self.level  # float files may be a little below black
         else:
             y = x + self.level * self.random.normal(size=x.shape)
         return y.transpose(2, 0, 1)
 
     def rms(self, x: np.ndarray) -> float:
         """Root mean square of the last image's noise over its clean image x (C,H,W)."""
-        return float(np.sqrt(x.mean() / self.level)) if self.photons else self.level
+        return float(np.sqrt(x.clip(0).mean() / self.level)) if self.photons else self.level
