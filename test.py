@@ -25,10 +25,12 @@ from data.images import gray_of
 from data.inputs import Input, Request, Sample, find_inputs, keep_inputs, read_sample, repeated
 from data.pictures import put_stacks_together, save_pictures
 from models import load_model
-from models.inference import Denoised, denoise_batch, filled, known_part, outlying
+from models.checks import channels_have_one_noise, check_noise, check_result, shows_no_noise
+from models.inference import Denoised, denoise_batch
 from models.noise import NoiseModel
 from models.noise.correlation import shared_noise
 from models.noise.in_turn import InTurn
+from models.outliers import filled, known_part, outlying
 from models.phases import weights_of
 from models.stride import stride_for
 from models.units import USUAL_NOISE, scale_of, shown_range
@@ -38,7 +40,6 @@ from utils.advice import Looker
 from utils.baselines import check_baselines, denoise_classically
 from utils.device import choose_device, choose_dtype
 from utils.distributed import World, join
-from utils.doubts import channels_have_one_noise, check_noise, check_result, shows_no_noise
 from utils.errors import EXIT_FAILURE, RunError, UsageError, run_script
 from utils.files import atomic_write_text, shown
 from utils.metrics import measure, shares_within

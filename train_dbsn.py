@@ -20,6 +20,7 @@ from torch import Tensor
 
 from data.augment import augmented
 from data.crops import crop_keys, draw_crops
+from data.images import CHANNELS
 from data.sets import find_images
 from data.source import crop_source
 from data.training import (
@@ -35,7 +36,6 @@ from data.training import (
 )
 from models import BlindSpotDenoiser, Prediction, load_model, noise_level, posterior
 from models.gaussian import Covariance, add, constrained_nll, envelope_loss, nll
-from models.inference import denoise_batch
 from models.noise import NoiseModel
 from options.base import noise_of
 from options.stage1 import Stage1Options
@@ -43,9 +43,9 @@ from utils.device import choose_device, choose_dtype, denormals_as_zero, keep_fr
 from utils.distributed import World, join
 from utils.errors import UsageError, run_script
 from utils.logging import Board
-from utils.random import Stream, generator, generators, seed_weights, streams_of
+from utils.random import Stream, generators, seed_weights, streams_of
 from utils.run import RunFolder
-from utils.training import Training
+from utils.training import Training, validation_psnr
 
 HELD_OUT_CROPS = 32
 
@@ -92,7 +92,7 @@ def train(opt, options: Stage1Options, world: World) -> int:
     if before and "units" not in before:
         opt.units = "white"  # a run of an older version, which knew no others
 
-    model = starting_model(opt, channels={"gray": 1, "color": 3}[opt.mode])
+    model = starting_model(opt, channels=CHANNELS[opt.mode])
     opt.units = model.units
 
     # Images. Everything that can be wrong with them is found before anything is written.
@@ -243,14 +243,7 @@ def evaluate(
     if held_out is not None:
         row["held_out_nll"] = nll_of(model, held_out)
     if val is not None and noise is not None:
-        pool = val.pool()
-        found = {"val_psnr_mu": [], "val_psnr": []}
-        for k in range(len(pool)):
-            x = pool.image(k)
-            out = denoise_batch(model, noise.add(x, [generator("cpu", seed, Stream.VALIDATION, k)]))
-            for name, image in (("val_psnr_mu", out.mu), ("val_psnr", out.image)):
-                found[name].append(-10 * (image.clamp(0, 1) - x).square().mean().log10().item())
-        row |= {name: float(np.mean(values)) for name, values in found.items()}
+        row |= validation_psnr(model, val, noise, seed)
     return row
 
 
@@ -273,7 +266,7 @@ def show_panel(board: Board, model: BlindSpotDenoiser, y: Tensor, step: int) -> 
     """noisy | mu | posterior mean | its standard deviation, brightened eightfold."""
     p = model(y)
     x = posterior(y, p)
-    board.panel("held out: noisy, mu, posterior, std x8", [y, p.mu, x.mean, 8 * x.std], step)
+    board.panel("held out: noisy, mu, posterior, std x8", [y, p.mu, x.mean], step, spread=8 * x.std)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from data.augment import augmented
 from data.crops import Crops, DiskPool, ImagePool, crop_keys
+from data.images import MODES
 from data.sets import evenly_spaced, find_images
 from data.source import crop_source
 from data.training import (
@@ -38,21 +39,22 @@ from data.training import (
     warn_of_test_images,
 )
 from models import MWCNN, BlindSpotDenoiser, load_model, posterior_mean
-from models.inference import denoise_batch, outlying
+from models.checks import as_checked, check_noise, neighbours_share_noise
+from models.inference import denoise_batch
 from models.mwcnn import shut_off
 from models.noise import NOISES, NoiseModel, ResidualEstimator
+from models.outliers import outlying
 from models.stride import denoise_picture
 from options.base import noise_of
 from options.stage2 import Stage2Options
 from utils.checkpoint import checksum
 from utils.device import choose_device, choose_dtype, denormals_as_zero, keep_freed_memory
 from utils.distributed import World, join
-from utils.doubts import as_checked, check_noise, neighbours_share_noise
 from utils.errors import UsageError, run_script
 from utils.logging import Board
 from utils.random import Stream, generator, generators, hashed, seed_weights, streams_of, uniform
 from utils.run import RunFolder
-from utils.training import Training
+from utils.training import Training, validation_psnr
 
 MAX_THETAS = 256
 DARK = (0.25 / 255) ** 2  # squared error below which no crop is better than another
@@ -77,7 +79,7 @@ def train(opt, options: Stage2Options, world: World) -> int:
 
     # Teacher and images. Everything that can be wrong with them is found before anything is written.
     teacher = find_teacher(opt, device, dtype)
-    mode = {1: "gray", 3: "color"}[teacher.channels]
+    mode = MODES[teacher.channels]
     white_level = opt.white_level or teacher.values["white_level"]
     clean, noisy, val = find_material(opt, mode, white_level, teacher.units)
     recorded = noisy.as_bytes and teacher.units == "white"  # of others it is not known how values are recorded
@@ -180,7 +182,7 @@ def train(opt, options: Stage2Options, world: World) -> int:
                 training.log(measured, clean_source.share_waited() + noisy_source.share_waited())
             if world.main and training.due(opt.val_every):
                 if val is not None and noise is not None:
-                    training.note({"val_psnr": validation_psnr(training.average, val, noise, opt.seed)})
+                    training.note(validation_psnr(training.average, val, noise, opt.seed))
                 show_panel(training.board, training.average, torch.cat(inputs), torch.cat(wanted), training.step)
             if world.main and training.step == opt.steps and not opt.refine:  # its form is the given student's
                 note_shut_off(training.average, torch.cat(inputs))
@@ -405,16 +407,6 @@ def one_for_each(thetas: Tensor, samples: np.ndarray, seed: int) -> Tensor:
     """One of the thetas (M,K,1,1) for each sample index (B,), a function of (seed, sample): (B,K,1,1)."""
     index = hashed(seed, Stream.THETAS, samples) % np.uint64(len(thetas))
     return thetas[torch.from_numpy(index.astype(np.int64)).to(thetas.device)]
-
-
-def validation_psnr(student: MWCNN, val: Images, noise: NoiseModel, seed: int) -> float:
-    """Mean PSNR in dB on clean images made noisy; for watching only."""
-    pool, found = val.pool(), []
-    for k in range(len(pool)):
-        x = pool.image(k)
-        image = denoise_batch(student, noise.add(x, [generator("cpu", seed, Stream.VALIDATION, k)])).image
-        found.append(-10 * (image.clamp(0, 1) - x).square().mean().log10().item())
-    return float(np.mean(found))
 
 
 @torch.no_grad()

@@ -41,6 +41,8 @@ OTHER_SUFFIXES = frozenset(
 )
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".npy", *TIFF_SUFFIXES, *RAW_SUFFIXES)
 MAX_PIXELS = 2**30  # a small file can claim a huge picture: more than this is refused unless asked for
+CHANNELS = {"gray": 1, "color": 3}  # of each --mode
+MODES = {channels: mode for mode, channels in CHANNELS.items()}
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R 601
 ORIENTATION = 0x0112  # the tag of EXIF and of TIFF
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from data.images import (
+    CHANNELS,
     Header,
     as_gray,
     check_white,
@@ -27,8 +28,6 @@ from models.noise.in_turn import InTurn
 from utils.baselines import SMALLEST_SIDE
 from utils.errors import UsageError
 from utils.files import shown
-
-CHANNELS = {"gray": 1, "color": 3}
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import torch
 from tqdm import tqdm
 
 from data.crops import DiskPool, ImagePool
-from data.images import Header, check_white, file_and_page, gray_of, image_header, read_image, to_float
+from data.images import CHANNELS, Header, check_white, file_and_page, gray_of, image_header, read_image, to_float
 from data.sets import TEST_SETS, bsd68_names, content_hash, evenly_spaced
 from models.noise import NoiseModel
 from utils.device import free_memory
@@ -84,7 +84,7 @@ class ImageFiles:
 
     def memory(self, float_copies: int = 0) -> int:
         """Bytes that they take decoded, with as many copies in float32 beside them, such as one with noise."""
-        values = int(self.sizes.prod(1).sum()) * (1 if self.mode == "gray" else 3)
+        values = int(self.sizes.prod(1).sum()) * CHANNELS[self.mode]
         return values * ((1 if self.as_bytes else 4) + 4 * float_copies)
 
     def read(self, k: int) -> np.ndarray:
@@ -163,7 +163,7 @@ def note_conversion(images: ImageFiles) -> None:
     Gray ones may be in a colour model, or colour ones in a gray one. Another line where files in colour hold one gray
     image each: LOOKED_AT of them are decoded for that, spread over all.
     """
-    others = sum(header.channels != (1 if images.mode == "gray" else 3) for header in images.headers)
+    others = sum(header.channels != CHANNELS[images.mode] for header in images.headers)
     if others:
         tqdm.write(
             f"note: {others} of the {len(images)} {images.what} are "

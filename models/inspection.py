@@ -16,21 +16,22 @@ from torch import Tensor
 
 from models.denoiser import BlindSpotDenoiser
 from models.gaussian import Full
-from models.inference import as_seen, automatic_tile, context_in_tiles
+from models.inference import automatic_tile, context_in_tiles
 from models.noise.base import FLOOR
 from models.noise.correlation import (
     DISTANCES,
     ONE_NOISE,
     SIDE,
     Shared,
-    beside_surface,
     correlation_of_channels,
     in_blocks,
+    left_by_surface,
     places_of_flattest,
     residuals,
     shared_noise,
 )
 from models.noise.residual import Curve, Seen, read_curve, read_level
+from models.outliers import as_seen
 from models.stride import best_stride
 
 PART = 512  # side in pixels of the part of a picture that is looked at, its middle
@@ -132,7 +133,7 @@ def inspect_noise(
     """The noise of a picture y (C,H,W), any units; NaN where there is none. Of a large one its middle is looked at.
 
     model: a network of stage 1 with the residual estimator, such as gray-awgn-blind or color-awgn-blind.
-    neighbours_share, stripes, texture, impulses: what utils/doubts.py finds.
+    neighbours_share, stripes, texture, impulses: what models/checks.py finds.
     """
     clipped = share_at_ends(y)
     top, left = (max(0, (length - PART) // 2) for length in y.shape[1:])
@@ -255,12 +256,9 @@ def autocorrelation_of(y: Tensor, removed: Tensor | None = None) -> dict[str, li
     energy = r.square().mean()
     if energy == 0:
         return None
-    projection = beside_surface(SIDE)
-    square, own = projection.view(SIDE, SIDE, SIDE, SIDE), projection.diagonal().mean()
     found: dict[str, list[float]] = {"rows": [], "columns": []}
     for distance in DISTANCES:
-        i, j = torch.meshgrid(torch.arange(SIDE), torch.arange(SIDE - distance), indexing="ij")
-        white = float(square[i, j, i, j + distance].mean() / own)
+        white = left_by_surface(SIDE, 0, distance)
         along = (r[..., distance:] * r[..., :-distance]).mean(), (r[..., distance:, :] * r[..., :-distance, :]).mean()
         for name, product in zip(found, along):
             found[name].append(float(product / energy) - white)

@@ -20,13 +20,14 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
+from models.checks import as_checked, shared_by_neighbours
 from models.denoiser import BlindSpotDenoiser
-from models.inference import Denoised, as_seen, denoise_batch, run_student
+from models.inference import Denoised, denoise_batch, run_student
 from models.mwcnn import MWCNN
 from models.noise.camera import spread, with_margin
 from models.noise.correlation import Shared
+from models.outliers import as_seen
 from models.phases import Stride
-from utils import doubts  # as a module: it imports this package, and either may be first
 
 STRIDES = (2, 3, 4)  # one of them for stage 1
 MIXED = (1, 2, 3, 4)  # for students
@@ -52,8 +53,8 @@ def stride_for(model: BlindSpotDenoiser | MWCNN, y: Tensor, shared: Shared | Non
 
 def stride_of(model: BlindSpotDenoiser | MWCNN, y: Tensor) -> Stride:
     """stride_for a picture (1,C,H,W), any units, whose noise is looked at first."""
-    shown = doubts.as_checked(y)
-    return stride_for(model, shown, doubts.shared_by_neighbours(shown[0]))
+    shown = as_checked(y)
+    return stride_for(model, shown, shared_by_neighbours(shown[0]))
 
 
 def denoise_picture(

@@ -31,12 +31,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import test
 import train_distill
-from data.images import file_and_page, gray_of, image_header, read_image
+from data.images import MODES, file_and_page, gray_of, image_header, read_image
 from data.inputs import Input, Request, Sample, find_inputs, read_sample
 from data.sets import content_hash, evenly_spaced, find_images
 from models import load_model, resolve_checkpoint
-from models.inference import outlying
 from models.inspection import LEAST_PIXELS
+from models.outliers import outlying
 from options.folder import FolderOptions
 from scripts.inspect_noise import Seen, print_advice, print_table, record
 from utils.advice import Looker
@@ -159,7 +159,7 @@ def look_through(inputs: list[Input]) -> tuple[list[Kind], dict[str, str]]:
             sample = read_sample(source, None, None, None)
             if gray_of(sample.noisy) is not None:
                 sample, converted = read_sample(source, "gray", None, None), converted + 1
-            key = {1: "gray", 3: "color"}[sample.noisy.shape[2]], source.header.dtype.name
+            key = MODES[sample.noisy.shape[2]], source.header.dtype.name
             kinds.setdefault(key, Kind(*key)).add(source, sample)
         except UsageError as error:
             bad[str(source.path)] = str(error)
@@ -258,9 +258,9 @@ def train(opt, kind: Kind, clean: list[Path], start: str, steps: int, shared: bo
     trained = opt.out / "training" / name / "last.safetensors"
     minutes = round(steps * seconds_per_step(opt, f"{start}-full") / 60)
     on = counted(noisy) + (f" and {len(clean)} clean ones" if clean else "")
-    time = f"about {minutes} minutes" if minutes > 1 else "a minute or two"
+    duration = f"about {minutes} minutes" if minutes > 1 else "a minute or two"
     print(
-        f"\ntraining {start}-full for {steps} steps on {on}: {time}, less what is done already. It can be stopped "
+        f"\ntraining {start}-full for {steps} steps on {on}: {duration}, less what is done already. It can be stopped "
         f"at any time; the same command goes on. Weights: {trained}"
     )
     arguments += ["--name", name, "--checkpoints-dir", str(opt.out / "training"), "--save-every", "100"]

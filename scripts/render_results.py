@@ -22,7 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's mo
 
 from data.sets import content_hash
 from models.noise import NOISES
-from options.base import Parser, with_sigma_n
+from options.base import Parser
+from options.records import with_sigma_n
 from utils.errors import EXIT_FAILURE, RunError, run_script
 from utils.figures import uncertainty_figure, write_figure
 from utils.files import atomic_write_text

@@ -3,7 +3,7 @@
     python scripts/texture_study.py --data bsd432
 
 Of each picture the square with the most texture is taken, with independent noise of 1, 2 and 4 of 255. Where its
-texture passes for shared noise (utils/doubts.py), the check of texture should say so. The middle of each picture, as
+texture passes for shared noise (models/checks.py), the check of texture should say so. The middle of each picture, as
 large, with shared noise of 3 to 20 of 255 is not to be taken for texture, where the level is read less than half too
 high.
 """
@@ -23,9 +23,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's mo
 
 from data.images import read_image, to_float
 from data.sets import find_images
+from models.checks import SMALLEST, check_noise, may_be_texture
 from models.noise.correlation import SIDE, in_blocks, residuals, shared_noise
 from options.base import BaseOptions, number
-from utils.doubts import SMALLEST, check_noise, may_be_texture
 from utils.errors import run_script
 
 INDEPENDENT = (1, 2, 4)

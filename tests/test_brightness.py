@@ -14,7 +14,8 @@ from skimage.data import camera
 
 from data.images import read_image
 from models import MWCNN, BlindSpotDenoiser, load_model
-from models.inference import denoise_batch, outlying, without_noise
+from models.inference import denoise_batch
+from models.outliers import outlying, without_noise
 from models.units import scale_of
 from tests.helpers import TINY, TINY2, ok
 from utils.errors import UsageError

@@ -7,7 +7,8 @@ import torch
 from skimage.data import camera
 
 from models import MWCNN, load_model, posterior
-from models.inference import as_seen, denoise_batch, filled, inverse_symmetry, symmetry
+from models.inference import denoise_batch, inverse_symmetry, symmetry
+from models.outliers import as_seen, filled
 from tests.helpers import ROOT, small
 
 

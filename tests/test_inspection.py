@@ -20,7 +20,7 @@ from models.noise.correlation import correlation_of_channels
 from models.noise.mg import multivariate_covariance
 from models.noise.residual import Curve
 from tests.helpers import real_data
-from tests.test_doubts import grass
+from tests.test_checks import grass
 from utils.advice import Looker, advise, as_record, reasons
 
 LOOK = Looker(Path("checkpoints"), torch.device("cpu"), torch.float32)

@@ -9,7 +9,7 @@ from PIL import Image
 from skimage.data import camera
 
 from scripts import texture_study as study
-from tests.test_doubts import grass
+from tests.test_checks import grass
 
 
 def test_the_square_with_the_most_texture_is_taken(rng):

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 
 from models import load_model
+from models.checks import as_checked, check_noise, may_be_texture, neighbours_share_noise
 from models.denoiser import BlindSpotDenoiser
-from models.inference import known_part
 from models.inspection import LEAST_PIXELS, Inspection, inspect_noise
+from models.outliers import known_part
 from utils.device import choose_dtype
-from utils.doubts import as_checked, check_noise, may_be_texture, neighbours_share_noise
-from utils.run import finite
+from utils.files import finite
 
 LITTLE = 0.01  # of the picture's range: the noise of fewer than 2.5 of 255, in which little can be gained
 LOOKERS = {1: "gray-awgn-blind", 3: "color-awgn-blind"}  # released weights that measure the noise of so many channels

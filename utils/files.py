@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import secrets
 from collections.abc import Iterator, Sized
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from utils.errors import RunError
 
@@ -70,3 +72,12 @@ def atomic_write_bytes(path: str | Path, data: bytes) -> None:
 def atomic_write_text(path: str | Path, text: str) -> None:
     """Writes UTF-8."""
     atomic_write_bytes(path, text.encode())
+
+
+def finite(value: Any) -> Any:
+    """The same value with None for every float in it that is NaN or infinite."""
+    if isinstance(value, dict):
+        return {key: finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -36,13 +36,16 @@ class Board:
                 if isinstance(value, int | float):
                     self.writer.add_scalar(name, value, step)
 
-    def panel(self, name: str, images: list[Tensor], step: int) -> None:
-        """Images (N,C,H,W) side by side, one row for each of the N; black and white as the first one's shown_range."""
+    def panel(self, name: str, images: list[Tensor], step: int, spread: Tensor | None = None) -> None:
+        """Images (N,C,H,W) side by side, one row for each of the N. Black and white are the first one's shown_range.
+
+        spread: standard deviations, which come last.
+        """
         if self.writer:
-            images = [im.detach().float().cpu() for im in images]
-            low, high = shown_range(images[0].numpy())
+            low, high = shown_range(images[0].detach().float().cpu().numpy())
+            shown = [(im - low) / (high - low) for im in images] + ([] if spread is None else [spread / (high - low)])
             # N,3,H,W'
-            rows = torch.cat([((im - low) / (high - low)).clamp(0, 1).expand(-1, 3, -1, -1) for im in images], 3)
+            rows = torch.cat([im.detach().float().clamp(0, 1).cpu().expand(-1, 3, -1, -1) for im in shown], 3)
             self.writer.add_image(name, self.grid(rows, nrow=1, pad_value=1.0), step)  # the rows one below the other
 
     def close(self) -> None:

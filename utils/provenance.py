@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from options.base import NO_FACTS
+from options.records import NO_FACTS
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from models.checks import Check, doubts, may_be_texture, neighbours_share_noise
 from models.inspection import Inspection
 from models.noise import NOISES
 from models.noise.correlation import Shared
 from utils.baselines import describe_baseline
 from utils.device import device_name
-from utils.doubts import Check, doubts, may_be_texture, neighbours_share_noise
 from utils.page import PicturePage, short
 from utils.provenance import training_facts
 
@@ -45,7 +45,7 @@ class Row:
     unit: float = 1.0  # the file value that is 1.0
     figures: dict[str, dict[str, float | None]] = field(default_factory=dict)  # of each method
     seconds: dict[str, float] = field(default_factory=dict)  # of each baseline and checkpoint
-    hot_pixels: int = 0  # and dead ones: see models/inference.py
+    hot_pixels: int = 0  # and dead ones: see models/outliers.py
     dim: float | None = None  # the greatest file value, where it is far below --white-level
     tiled: set[str] = field(default_factory=set)  # the checkpoints that took the image in tiles
     peak: list[float] | None = None  # of PSNR: the ends of the clean image's range; None: white
@@ -259,7 +259,7 @@ def not_removed(model, one_noise: bool) -> str | None:
 def smoothed(model, neighbours_share: bool | None, texture: bool, one_noise: bool) -> str | None:
     """A word on what a model that was trained on shared noise alone smooths; None where the noise may be such.
 
-    neighbours_share, texture, one_noise: what utils/doubts.py finds of the picture.
+    neighbours_share, texture, one_noise: what models/checks.py finds of the picture.
     """
     if model.independent_noise or not (texture or neighbours_share is False):
         return None

@@ -15,7 +15,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
-import math
 import os
 import re
 import socket
@@ -28,10 +27,10 @@ from typing import Any
 
 from torch import Tensor
 
-from options.base import with_sigma_n
+from options.records import with_sigma_n
 from utils.checkpoint import Checkpoint, DamagedCheckpoint, load_checkpoint, plain, save_checkpoint
 from utils.errors import RunError, UsageError
-from utils.files import atomic_write_bytes, atomic_write_text
+from utils.files import atomic_write_bytes, atomic_write_text, finite
 
 OUR_TEMPORARY = re.compile(r"\.(options\.json|stats\.jsonl|.+\.safetensors)\..+\.tmp")
 STATE = re.compile(r"state-(\d{8,})\.safetensors")
@@ -287,15 +286,6 @@ def shown(value: Any) -> str:
     if value is MISSING:
         return "absent"
     return value if isinstance(value, str) and value else json.dumps(value)
-
-
-def finite(value: Any) -> Any:
-    """The same value with None for every float in it that is NaN or infinite."""
-    if isinstance(value, dict):
-        return {key: finite(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def step_of(line: bytes) -> int | None:

@@ -18,12 +18,15 @@ from tqdm import tqdm
 
 from data.crops import Crops
 from data.training import ImageFiles, Images
+from models.inference import denoise_batch
+from models.noise import NoiseModel
 from options.base import BaseOptions
 from utils.device import device_name
 from utils.distributed import World
 from utils.errors import EXIT_RESUME, RunError, StopRequest
 from utils.logging import Board
 from utils.optim import load_optimizer_tensors, make_optimizer, optimizer_tensors
+from utils.random import Stream, generator
 from utils.run import FollowedRun, RunFolder
 
 # --compile -> mode of torch.compile. Graphs need the gradients to be gone before the next step, so scripts clear them.
@@ -212,6 +215,18 @@ def update_average(average: nn.Module, model: nn.Module, step: int, decay: float
     """
     decay = min(decay, (1 + step) / (10 + step))
     torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
+
+
+def validation_psnr(model: nn.Module, val: Images, noise: NoiseModel, seed: int) -> dict[str, float]:
+    """Mean PSNR in dB of a model's results on clean images made noisy, and with stage 1 of mu; for watching only."""
+    pool, found = val.pool(), {"val_psnr": [], "val_psnr_mu": []}
+    for k in range(len(pool)):
+        x = pool.image(k)
+        out = denoise_batch(model, noise.add(x, [generator("cpu", seed, Stream.VALIDATION, k)]))
+        for values, image in zip(found.values(), (out.image, out.mu)):
+            if image is not None:
+                values.append(-10 * (image.clamp(0, 1) - x).square().mean().log10().item())
+    return {name: sum(values) / len(values) for name, values in found.items() if values}
 
 
 def training_tensors(model: nn.Module, average: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:

@@ -202,15 +202,22 @@ def places_of_flattest(y: Tensor, share: float = SHARE) -> Tensor | None:
     """Which of in_blocks(y, SIDE, SIDE) are the flattest share, (B,); None as in `flattest`."""
     if min(y.shape[1:]) < SIDE:
         return None
-    blocks = in_blocks(y, SIDE, SIDE)  # B,C,h,w
+    energy = energies(y, SIDE)
+    usable = int(energy.isfinite().sum())
+    number = max(FEWEST, round(share * usable))
+    return None if usable < number else energy.topk(number, largest=False).indices
+
+
+def energies(y: Tensor, side: int) -> Tensor:
+    """Mean square of the residual of each of in_blocks(y, side, side), (B,); infinite where a block does not count.
+
+    Those with clipped pixels do not, and those of one value, which have residuals of rounding alone.
+    """
+    blocks = in_blocks(y, side, side)  # B,C,h,w
     clipped = ((blocks == y.min()) | (blocks == y.max())).double().mean((1, 2, 3))
+    varied = (blocks.amax((2, 3)) > blocks.amin((2, 3))).any(1)
     energy = residuals(blocks).square().mean((1, 2, 3))
-    varied = (blocks.amax((2, 3)) > blocks.amin((2, 3))).any(1)  # a frame of one value has residuals of rounding alone
-    usable = (clipped <= CLIPPED) & varied & (energy > 0)
-    number = max(FEWEST, round(share * int(usable.sum())))
-    if usable.sum() < number:
-        return None
-    return energy.masked_fill(~usable, torch.inf).topk(number, largest=False).indices
+    return energy.masked_fill((clipped > CLIPPED) | ~varied | (energy == 0), torch.inf)
 
 
 def fit(r: Tensor) -> tuple[float, float]:
@@ -277,6 +284,15 @@ def beside_surface(side: int) -> Tensor:
     r, c = (t.flatten() for t in torch.meshgrid(at, at, indexing="ij"))
     q = torch.linalg.qr(torch.stack([torch.ones_like(r), r, c, r * r, r * c, c * c], 1)).Q
     return torch.eye(side * side, dtype=torch.float64) - q @ q.T
+
+
+def left_by_surface(side: int, down: int, right: int) -> float:
+    """Correlation of pixels (down, right) apart in the residuals of blocks of independent noise: <P_ij> / <P_ii>."""
+    projection = beside_surface(side)
+    i, j = torch.meshgrid(torch.arange(side - down), torch.arange(side - right), indexing="ij")
+    return float(
+        projection.view(side, side, side, side)[i, j, i + down, j + right].mean() / projection.diagonal().mean()
+    )
 
 
 def correlation_of_channels(y: Tensor, neighbours_share: bool) -> np.ndarray | None:

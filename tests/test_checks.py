@@ -15,10 +15,7 @@ from skimage.draw import line
 from torch.nn import functional as F
 
 import test as test_script
-from models.noise.correlation import repetition, unevenness
-from tests.helpers import ok
-from utils import report
-from utils.doubts import (
+from models.checks import (
     REPEATED,
     Check,
     channels_have_one_noise,
@@ -29,6 +26,9 @@ from utils.doubts import (
     shared_by_neighbours,
     shows_no_noise,
 )
+from models.noise.correlation import repetition, unevenness
+from tests.helpers import ok
+from utils import report
 
 GRAY = torch.from_numpy(camera()[100:292, 150:342] / 255.0)[None]
 COLOR = torch.from_numpy(astronaut()[:192, 100:292] / 255.0).permute(2, 0, 1)

@@ -17,26 +17,27 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.inference import filled, known_part, outlying, without_noise
 from models.noise.correlation import (
+    FEWEST,
     ONE_NOISE,
     SIDE,
     Shared,
-    beside_surface,
     correlation_of_channels,
+    energies,
     in_blocks,
+    left_by_surface,
     places_of_flattest,
     repetition,
     residuals,
     shared_noise,
     unevenness,
 )
+from models.outliers import filled, known_part, outlying, without_noise
 from models.units import details, scale_of, shown_range
 
 FALSE_ALARMS = 1e-5  # chance that independent noise fails a check of one picture
 
-FLAT, FLAT_SHARE, FEWEST = 8, 0.02, 16  # side of the blocks for the noise's correlation; share and number of them
-CLIPPED = 0.02  # share of clipped pixels above which a block does not count
+FLAT, FLAT_SHARE = 8, 0.02  # side of the blocks for the noise's correlation, and share of them
 SMALLEST = 64  # side in pixels of the pictures whose noise is looked at
 # What pictures themselves may leave in their flattest blocks. BSD68, CBSD68 and Set12 with independent noise of level 5
 # and more have 0.28 at most in the mean of rows and columns, 0.43 in one of the two, 0.17 in other directions. Cameras'
@@ -307,23 +308,17 @@ def check_neighbours(y: Tensor) -> list[Check]:
     is zero in the mean. Over n pairs its standard error is 1 / sqrt(n). Blocks with clipped pixels do not count. Where
     few are left their flattest FEWEST are a larger share of them, in which pictures leave as much more.
     """
-    blocks = in_blocks(y, FLAT, FLAT)  # B,C,h,w
-    clipped = ((blocks == y.min()) | (blocks == y.max())).double().mean((1, 2, 3))
-    projection, r = beside_surface(FLAT), residuals(blocks)
-    energy = r.square().mean((1, 2, 3))
-    usable = (clipped <= CLIPPED) & (energy > 1e-12)
-    number = max(FEWEST, round(FLAT_SHARE * int(usable.sum())))
-    if usable.sum() < number:
+    energy = energies(y, FLAT)
+    usable = int(energy.isfinite().sum())
+    number = max(FEWEST, round(FLAT_SHARE * usable))
+    if usable < number:
         return []
-    share = number / int(usable.sum())
-    flattest = energy.masked_fill(~usable, torch.inf).topk(number, largest=False).indices
-    r, square = r[flattest], projection.view(FLAT, FLAT, FLAT, FLAT)
+    share = number / usable
+    r = residuals(in_blocks(y, FLAT, FLAT)[energy.topk(number, largest=False).indices])  # B,C,h,w
     found = {}
     for name, (down, right) in OFFSETS.items():
         here, there = r[:, :, down:, right:], r[:, :, : FLAT - down, : FLAT - right]
-        i, j = torch.meshgrid(torch.arange(FLAT - down), torch.arange(FLAT - right), indexing="ij")
-        own = square[i, j, i + down, j + right].mean() / projection.diagonal().mean()
-        found[name] = float((here * there).mean() / r.square().mean() - own)
+        found[name] = float((here * there).mean() / r.square().mean()) - left_by_surface(FLAT, down, right)
     error = 1 / math.sqrt(number * FLAT * (FLAT - 1))  # one channel: channels may share their noise
     sides = (found["rows"] + found["columns"]) / 2
     more = share - FLAT_SHARE + 3 * error
