@@ -9,14 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
+from data.files import Header, file_and_page, full_scale
 from data.images import (
     CHANNELS,
-    Header,
     as_gray,
     check_white,
     decoded,
-    file_and_page,
-    full_scale,
     image_header,
     read_image,
     to_float,
@@ -34,7 +32,7 @@ from utils.files import shown
 class Input:
     """One image of a test, as it is known before its pixels are read.
 
-    path: the image as it was found; file and page: where it is stored (data.images.file_and_page).
+    path: the image as it was found; file and page: where it is stored (data.files.file_and_page).
     reference: its clean image, where one is given. name: the stem of its outputs. shown: its name in tables.
     header: None where the image cannot be used; problem then says why.
     """

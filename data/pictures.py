@@ -8,7 +8,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from data.images import TIFF_SUFFIXES, write_image
+from data.files import TIFF_SUFFIXES
+from data.images import write_image
 from data.inputs import Input, Sample
 from data.stacks import images_of, write_stack
 from models.units import shown_range

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data.images import IMAGE_SUFFIXES, OTHER_SUFFIXES, file_and_page, open_file, read_image
+from data.files import file_and_page, open_file
+from data.images import IMAGE_SUFFIXES, OTHER_SUFFIXES, read_image
 from data.stacks import images_of
 from utils.errors import UsageError
 from utils.files import counted, shown

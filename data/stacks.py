@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import tifffile
 
-from data.images import TIFF_SUFFIXES, calibration, is_tiff, open_file
+from data.files import TIFF_SUFFIXES, is_tiff, open_file
 from data.raw import PLANES, is_raw
+from data.tiff import calibration
 from utils.files import atomic_path
 
 

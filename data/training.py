@@ -16,7 +16,8 @@ import torch
 from tqdm import tqdm
 
 from data.crops import DiskPool, ImagePool
-from data.images import CHANNELS, Header, check_white, file_and_page, gray_of, image_header, read_image, to_float
+from data.files import Header, file_and_page
+from data.images import CHANNELS, check_white, gray_of, image_header, read_image, to_float
 from data.sets import TEST_SETS, bsd68_names, content_hash, evenly_spaced
 from models.noise import NoiseModel
 from utils.device import free_memory

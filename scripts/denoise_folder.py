@@ -31,7 +31,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import test
 import train_distill
-from data.images import MODES, file_and_page, gray_of, image_header, read_image
+from data.files import file_and_page
+from data.images import MODES, gray_of, image_header, read_image
 from data.inputs import Input, Request, Sample, find_inputs, read_sample
 from data.sets import content_hash, evenly_spaced, find_images
 from models import load_model, resolve_checkpoint
