@@ -16,6 +16,7 @@ that is added is theirs. It is the iterative data refinement of Zhang et al. 202
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -79,27 +80,13 @@ def train(opt, options: Stage2Options, world: World) -> int:
 
     # Teacher and images. Everything that can be wrong with them is found before anything is written.
     teacher = find_teacher(opt, device, dtype)
-    mode = MODES[teacher.channels]
     white_level = opt.white_level or teacher.values["white_level"]
-    clean, noisy, val = find_material(opt, mode, white_level, teacher.units)
-    recorded = noisy.as_bytes and teacher.units == "white"  # of others it is not known how values are recorded
-    noise = noise_of(opt) if opt.synthetic_noisy else None
-    redraw = noise is not None and opt.noise_draw == "fresh"
     opt.streams = streams_of(before)
     if before and opt.images == "auto":  # it decides what the targets are, see Lessons: a run keeps what it began with
         opt.images = before.get("images", "memory")
-    # float copies: the images with their noise, and the targets
-    needed = clean.memory() + noisy.memory(float_copies=0 if redraw else 2 if noise else 1)
-    if opt.refine or in_memory(opt.images, needed, device, world):
-        opt.images, clean, noisy = "memory", clean.decode(), noisy.decode()
-    else:
-        opt.images = "disk"
-    noisy_pool = noisy.pool(device)
-    clean_pool = clean.pool(device) if len(clean) else None
-    if clean_pool and opt.noisy and teacher.units == "noise" and not opt.clean_white_level:
-        clean_pool = of_one_brightness(clean_pool, noisy_pool)
-    if noise and not redraw:
-        noisy_pool = add_noise_once(noisy_pool, noise, opt.seed)
+    material = prepare(opt, teacher, white_level, device, world)
+    clean, noisy, noise = material.clean, material.noisy, material.noise
+    clean_pool, noisy_pool = material.clean_pool, material.noisy_pool
 
     # Student and run.
     student = starting_student(opt, teacher)
@@ -129,7 +116,6 @@ def train(opt, options: Stage2Options, world: World) -> int:
         "teacher_weights": checksum_of(teacher),
     } | begun_with
     size = {"student_width": student.config["width"], "student_blocks": student.blocks}
-
     assumed = {"images": "memory", "student_blocks": "plain", "level_jitter": 0.1, "level_scale": 1.0} | begun_with
 
     with (
@@ -137,12 +123,9 @@ def train(opt, options: Stage2Options, world: World) -> int:
         clean_source,
         noisy_source,
     ):
-        whole = noisy_count > 0 and not redraw and opt.images == "memory"
+        whole = noisy_count > 0 and not material.redraw and opt.images == "memory"
         if training.step < opt.steps:
-            drawn = noise if opt.pairs == "drawn" else None
-            lessons = Lessons(
-                teacher, noisy_pool, noise if redraw else None, whole, opt, recorded, drawn, training.kept["thetas"]
-            )
+            lessons = Lessons(teacher, material, whole, opt, training.kept["thetas"])
             training.kept["thetas"] = None if lessons.thetas is None else lessons.thetas.flatten(1).tolist()
         parallel = world.wrap(student)
         for step in training.steps():
@@ -158,7 +141,7 @@ def train(opt, options: Stage2Options, world: World) -> int:
             if noisy_count:
                 samples = world.share(step * noisy_count, noisy_count)
                 y, where = noisy_source.crops(samples)
-                if redraw:
+                if material.redraw:
                     y = noise.add(y, generators(device, opt.seed, Stream.NOISE, samples))
                 inputs.append(y)
                 wanted.append(lessons.targets(y, where))
@@ -181,8 +164,8 @@ def train(opt, options: Stage2Options, world: World) -> int:
             if training.due(opt.log_every):
                 training.log(measured, clean_source.share_waited() + noisy_source.share_waited())
             if world.main and training.due(opt.val_every):
-                if val is not None and noise is not None:
-                    training.note(validation_psnr(training.average, val, noise, opt.seed))
+                if material.val is not None and noise is not None:
+                    training.note(validation_psnr(training.average, material.val, noise, opt.seed))
                 show_panel(training.board, training.average, torch.cat(inputs), torch.cat(wanted), training.step)
             if world.main and training.step == opt.steps and not opt.refine:  # its form is the given student's
                 note_shut_off(training.average, torch.cat(inputs))
@@ -205,6 +188,45 @@ def find_teacher(opt, device: torch.device, dtype: torch.dtype) -> BlindSpotDeno
         teacher.noise = opt.read_noise
         teacher.noise_estimator = ResidualEstimator(teacher.channels, NOISES[opt.read_noise])
     return teacher
+
+
+@dataclass(frozen=True)
+class Material:
+    """What stage 2 learns from.
+
+    clean, noisy: the images, decoded or left on disk. val: those of --val. noise: what --synthetic-noisy images get.
+    redraw: they get it for each crop anew; else the noisy pool has it. recorded: whether the noisy files have 8 bits,
+    with a known white.
+    """
+
+    clean: Images | ImageFiles
+    noisy: Images | ImageFiles
+    val: Images | None
+    clean_pool: ImagePool | DiskPool | None
+    noisy_pool: ImagePool | DiskPool
+    noise: NoiseModel | None = None
+    redraw: bool = False
+    recorded: bool = False
+
+
+def prepare(opt, teacher: BlindSpotDenoiser, white_level: float | None, device: torch.device, world: World) -> Material:
+    """Finds the images, and decodes them where they fit: opt.images becomes "memory" or "disk"."""
+    files, noisy_files, val = find_material(opt, MODES[teacher.channels], white_level, teacher.units)
+    noise = noise_of(opt) if opt.synthetic_noisy else None
+    redraw = noise is not None and opt.noise_draw == "fresh"
+    # float copies: the images with their noise, and the targets
+    needed = files.memory() + noisy_files.memory(float_copies=0 if redraw else 2 if noise else 1)
+    in_ram = opt.refine or in_memory(opt.images, needed, device, world)
+    opt.images = "memory" if in_ram else "disk"
+    clean, noisy = (one.decode() if in_ram else one for one in (files, noisy_files))
+    noisy_pool = noisy.pool(device)
+    clean_pool = clean.pool(device) if len(clean) else None
+    if clean_pool and opt.noisy and teacher.units == "noise" and not opt.clean_white_level:
+        clean_pool = of_one_brightness(clean_pool, noisy_pool)
+    if noise and not redraw:
+        noisy_pool = add_noise_once(noisy_pool, noise, opt.seed)
+    recorded = noisy_files.as_bytes and teacher.units == "white"
+    return Material(clean, noisy, val, clean_pool, noisy_pool, noise, redraw, recorded)
 
 
 def find_material(
@@ -320,9 +342,6 @@ def note_shut_off(student: MWCNN, inputs: Tensor) -> None:
 class Lessons:
     """What the teacher gives the student: noise for clean crops, and targets for noisy ones.
 
-    noisy: the noisy images. noise: to be added to them first, where they are still clean.
-    recorded: whether pairs are recorded as the noisy files are, with 8 bits.
-    drawn: the noise of the pairs, where it is not the teacher's.
     whole: the teacher is frozen, so each noisy image that stays as it is can be denoised once, whole, and never again.
     From disk that would need a whole image for every crop. There, as with fresh noise, the teacher denoises the crop,
     which lacks the surroundings at its borders.
@@ -332,15 +351,14 @@ class Lessons:
     def __init__(
         self,
         teacher: BlindSpotDenoiser,
-        noisy: ImagePool | DiskPool,
-        noise: NoiseModel | None,
+        material: Material,
         whole: bool,
         opt,
-        recorded: bool = False,
-        drawn: NoiseModel | None = None,
         thetas: list[list[float]] | None = None,
     ):
-        self.teacher, self.opt, self.recorded, self.drawn = teacher, opt, recorded, drawn
+        self.teacher, self.opt, self.recorded = teacher, opt, material.recorded
+        self.drawn = material.noise if opt.pairs == "drawn" else None  # the pairs' noise, where not the teacher's
+        noisy, noise = material.noisy_pool, material.noise if material.redraw else None
         self.means, self.thetas = posterior_means(teacher, noisy) if whole else (None, None)
         if self.drawn or teacher.level_is_learned:
             self.thetas = None  # not needed, or found on a clean image as on a noisy one

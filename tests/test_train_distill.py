@@ -27,7 +27,7 @@ from tests.helpers import (
     small,
     stats,
 )
-from train_distill import Lessons
+from train_distill import Lessons, Material
 from utils.errors import EXIT_RESUME
 
 
@@ -40,10 +40,11 @@ def test_targets_of_crops_lack_the_surroundings_at_their_borders(rng):
     teacher = small(noise="hg")
     radius = teacher.dbsn.receptive_radius
     pool = ImagePool([torch.rand(60, 50, 1, generator=rng).numpy() for _ in range(2)])
-    opt = Namespace(patch_size=32, seed=0, streams=2, level_jitter=0.1, level_scale=1.0)
+    opt = Namespace(patch_size=32, seed=0, streams=2, level_jitter=0.1, level_scale=1.0, pairs="learned")
+    material = Material([], [], None, None, pool)
     where = Crops(*(np.array(values) for values in ([0, 1], [14, 20], [9, 11], [0, 0])))
     y = pool.crops(where, 32)
-    whole, crop = (Lessons(teacher, pool, None, whole, opt).targets(y, where) for whole in (True, False))
+    whole, crop = (Lessons(teacher, material, whole, opt).targets(y, where) for whole in (True, False))
     inside = slice(radius, -radius)
     assert 2 * radius < 32
     torch.testing.assert_close(crop[..., inside, inside], whole[..., inside, inside], atol=1e-5, rtol=0)
@@ -56,9 +57,8 @@ def test_learned_and_read_noise_follow_the_samples_alone(noise, rng):
     """A crop's synthetic noise does not depend on the batch that it is in."""
     teacher = small(noise=noise, estimator="cnn" if noise == "awgn" else "residual")
     pool = ImagePool([torch.rand(30, 30, 1, generator=rng).numpy() for _ in range(3)])
-    lessons = Lessons(
-        teacher, pool, None, True, Namespace(patch_size=16, seed=0, streams=2, level_jitter=0.1, level_scale=1.0)
-    )
+    opt = Namespace(patch_size=16, seed=0, streams=2, level_jitter=0.1, level_scale=1.0, pairs="learned")
+    lessons = Lessons(teacher, Material([], [], None, None, pool), True, opt)
     x = torch.rand(4, 1, 16, 16, generator=rng)
     batch = lessons.make_noisy(x, np.arange(4))
     for k in range(4):
