@@ -33,6 +33,7 @@ from data.training import (
     look_at,
     note_conversion,
     warn_of_test_images,
+    with_white_level,
 )
 from models import BlindSpotDenoiser, Prediction, load_model, noise_level, posterior
 from models.gaussian import Covariance, add, constrained_nll, envelope_loss, nll
@@ -91,6 +92,9 @@ def train(opt, options: Stage1Options, world: World) -> int:
     opt.streams = streams_of(before)
     if before and "units" not in before:
         opt.units = "white"  # a run of an older version, which knew no others
+
+    if before and opt.white_level is None:
+        opt.white_level = before.get("white_level")
 
     model = starting_model(opt, channels=CHANNELS[opt.mode])
     opt.units = model.units
@@ -162,6 +166,8 @@ def find_material(opt) -> tuple[ImageFiles, Images | None]:
         val = look_at(val_files, opt.mode, opt.white_level, what="--val images", units=units).decode()
     images = look_at(files, opt.mode, opt.white_level, opt.patch_size, "training images", units)
     if opt.noisy:
+        images = with_white_level(images)
+        opt.white_level = images.white_level
         note_conversion(images)
     return images, val
 

@@ -38,6 +38,7 @@ from data.training import (
     look_at,
     note_conversion,
     warn_of_test_images,
+    with_white_level,
 )
 from models import MWCNN, BlindSpotDenoiser, load_model, posterior_mean
 from models.checks import as_checked, check_noise, neighbours_share_noise
@@ -80,11 +81,12 @@ def train(opt, options: Stage2Options, world: World) -> int:
 
     # Teacher and images. Everything that can be wrong with them is found before anything is written.
     teacher = find_teacher(opt, device, dtype)
-    white_level = opt.white_level or teacher.values["white_level"]
+    if before and opt.white_level is None:
+        opt.white_level = before.get("white_level")
     opt.streams = streams_of(before)
     if before and opt.images == "auto":  # it decides what the targets are, see Lessons: a run keeps what it began with
         opt.images = before.get("images", "memory")
-    material = prepare(opt, teacher, white_level, device, world)
+    material = prepare(opt, teacher, device, world)
     clean, noisy, noise = material.clean, material.noisy, material.noise
     clean_pool, noisy_pool = material.clean_pool, material.noisy_pool
 
@@ -96,7 +98,7 @@ def train(opt, options: Stage2Options, world: World) -> int:
         student.config["refined"] = True
     world.check_share(noisy_count, "noisy part of the batch,")
     world.check_share(clean_count, "clean part of the batch,")
-    training = Training(opt, world, started, device, dtype, "stage2", opt.steps, student, student, white_level)
+    training = Training(opt, world, started, device, dtype, "stage2", opt.steps, student, student, material.white_level)
     training.kept = {"thetas": None}
     clean_names = clean  # of the crops, for messages
     begun_with: dict[str, str] = {}
@@ -196,7 +198,7 @@ class Material:
 
     clean, noisy: the images, decoded or left on disk. val: those of --val. noise: what --synthetic-noisy images get.
     redraw: they get it for each crop anew; else the noisy pool has it. recorded: whether the noisy files have 8 bits,
-    with a known white.
+    with a known white. white_level: the noisy files' value of white; None: full_scale of their type.
     """
 
     clean: Images | ImageFiles
@@ -207,11 +209,12 @@ class Material:
     noise: NoiseModel | None = None
     redraw: bool = False
     recorded: bool = False
+    white_level: float | None = None
 
 
-def prepare(opt, teacher: BlindSpotDenoiser, white_level: float | None, device: torch.device, world: World) -> Material:
+def prepare(opt, teacher: BlindSpotDenoiser, device: torch.device, world: World) -> Material:
     """Finds the images, and decodes them where they fit: opt.images becomes "memory" or "disk"."""
-    files, noisy_files, val = find_material(opt, MODES[teacher.channels], white_level, teacher.units)
+    files, noisy_files, val = find_material(opt, teacher)
     noise = noise_of(opt) if opt.synthetic_noisy else None
     redraw = noise is not None and opt.noise_draw == "fresh"
     # float copies: the images with their noise, and the targets
@@ -226,13 +229,16 @@ def prepare(opt, teacher: BlindSpotDenoiser, white_level: float | None, device: 
     if noise and not redraw:
         noisy_pool = add_noise_once(noisy_pool, noise, opt.seed)
     recorded = noisy_files.as_bytes and teacher.units == "white"
-    return Material(clean, noisy, val, clean_pool, noisy_pool, noise, redraw, recorded)
+    white_level = opt.white_level or teacher.values["white_level"]
+    return Material(clean, noisy, val, clean_pool, noisy_pool, noise, redraw, recorded, white_level)
 
 
-def find_material(
-    opt, mode: str, white_level: float | None, units: str
-) -> tuple[ImageFiles, ImageFiles, Images | None]:
-    """The clean images, the noisy ones, and those of --val. Noise is not yet added to --synthetic-noisy images."""
+def find_material(opt, teacher: BlindSpotDenoiser) -> tuple[ImageFiles, ImageFiles, Images | None]:
+    """The clean images, the noisy ones, and those of --val. Noise is not yet added to --synthetic-noisy images.
+
+    opt.white_level is set where the noisy images need one.
+    """
+    mode, units = MODES[teacher.channels], teacher.units
     flag, named = ("--noisy", opt.noisy) if opt.noisy else ("--synthetic-noisy", opt.synthetic_noisy)
     clean_files = find_images(opt.clean, opt.data_root, "--clean") if opt.clean else []
     noisy_files = find_images(named, opt.data_root, flag)
@@ -246,7 +252,10 @@ def find_material(
         val = look_at(val_files, mode, white, what="--val images").decode()
     clean = look_at(clean_files, mode, white, opt.patch_size, "--clean images", units)
     if opt.noisy:
-        noisy = look_at(noisy_files, mode, white_level, opt.patch_size, "--noisy images", units)
+        white_level = opt.white_level or teacher.values["white_level"]
+        noisy = with_white_level(look_at(noisy_files, mode, white_level, opt.patch_size, "--noisy images", units))
+        if noisy.white_level != white_level:
+            opt.white_level = noisy.white_level
         note_conversion(noisy)
     else:
         noisy = look_at(noisy_files, mode, white, opt.patch_size, "--synthetic-noisy images")

@@ -261,9 +261,9 @@ def write_image(
 
 
 def as_type(image: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """File values in a type: rounded and kept within its limits where it is one of integers."""
+    """File values in a type: rounded and kept within its limits where it is one of integers. NaN is 0 there."""
     dtype = np.dtype(dtype)
     if dtype.kind == "f":
         return image.astype(dtype)
     limits = np.iinfo(dtype)
-    return np.rint(image.astype(np.float64)).clip(limits.min, limits.max).astype(dtype)
+    return np.nan_to_num(np.rint(image.astype(np.float64))).clip(limits.min, limits.max).astype(dtype)

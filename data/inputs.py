@@ -15,6 +15,7 @@ from data.images import (
     as_gray,
     check_white,
     decoded,
+    gray_of,
     image_header,
     read_image,
     to_float,
@@ -26,6 +27,8 @@ from models.noise.in_turn import InTurn
 from utils.baselines import SMALLEST_SIDE
 from utils.errors import UsageError
 from utils.files import shown
+
+WITHOUT_ALPHA = (b"\xff\xd8", b"BM")  # how files of JPEG and BMP begin
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ class Sample:
     clean and level are None where unknown. noisy is NaN where the file is, and in transparent parts.
     unit: the file value that is 1.0.
     alpha: (H,W) of the file's type, None where all is opaque. hidden: what the file has in transparent parts, elsewhere
-    NaN; None where there are none.
+    NaN; None where there are none. merged: whether noisy is a mean of different channels.
     """
 
     noisy: np.ndarray
@@ -71,6 +74,7 @@ class Sample:
     unit: float = 1.0
     alpha: np.ndarray | None = None
     hidden: np.ndarray | None = None
+    merged: bool = False
 
 
 @dataclass(frozen=True)
@@ -241,7 +245,8 @@ def read_sample(
         x = image.transpose(2, 0, 1).astype(np.float64)
         noisy = noise.published(x).transpose(1, 2, 0).astype(np.float32)
         return Sample(noisy, image, 255 * noise.rms(x), unit)
-    sample = with_alpha(Sample(image, unit=unit), source.path, mode)
+    merged = mode == "gray" and source.header.channels == 3 and gray_of(read_image(source.path, holes=True)) is None
+    sample = with_alpha(Sample(image, unit=unit, merged=merged), source.path, mode)
     if source.reference is None:
         return sample
     clean = to_float(read_image(source.reference, mode=mode, white_level=white_level, holes=True))
@@ -265,7 +270,10 @@ def has_units_of_file(clean: np.ndarray, noisy: np.ndarray, unit: float) -> bool
 
 def with_alpha(sample: Sample, path: Path, mode: str | None) -> Sample:
     """The sample with the alpha channel of its file and what is in the transparent parts."""
-    if file_and_page(path)[0].suffix.lower() in (".jpg", ".jpeg", ".bmp", ".npy", *RAW_SUFFIXES):
+    file = file_and_page(path)[0]
+    with file.open("rb") as opened:
+        start = opened.read(2)
+    if start in WITHOUT_ALPHA or file.suffix.lower() in (".npy", *RAW_SUFFIXES):
         return sample
     pixels = decoded(path)
     if pixels.shape[2] not in (2, 4) or (pixels[..., -1] == full_scale(pixels.dtype)).all():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import struct
 import zlib
@@ -38,6 +39,7 @@ TIFF_SAMPLES = {  # colour samples of a pixel, without alpha
     PHOTOMETRIC.SEPARATED: 4,
 }
 PLAIN = (PHOTOMETRIC.MINISWHITE, PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.RGB)  # samples are intensities as they stand
+IMAGEJ_COUNTS = ("ImageJ", "images", "channels", "slices", "frames", "hyperstack")  # they follow from the axes
 # what tifffile decodes without the package imagecodecs
 TIFFFILE_CODECS = (COMPRESSION.NONE, COMPRESSION.ADOBE_DEFLATE, COMPRESSION.DEFLATE, COMPRESSION.PACKBITS)
 
@@ -204,10 +206,15 @@ def calibration(path: Path, pixels: np.ndarray, pages: int = 1) -> dict:
             # it has no colour of 16 bits
             if tiff.is_imagej and (fits or pages == 1) and (pixels.ndim == 2 or pixels.dtype == np.uint8):
                 known = tiff.imagej_metadata or {}
-                return options | dict(
-                    imagej=True,
-                    metadata=axes | {name: known[name] for name in ("unit", "spacing", "finterval") if name in known},
-                )
+                scale = {name: known[name] for name in ("unit", "spacing", "finterval") if name in known}
+                if fits:
+                    everything = {name: value for name, value in known.items() if name not in IMAGEJ_COUNTS}
+                    one_pixel = [1 if axis in "YX" else n for axis, n in zip(series.axes, series.shape)]
+                    with suppress(Exception):  # what tifffile would not write again
+                        small = np.zeros(one_pixel, pixels.dtype)
+                        tifffile.imwrite(io.BytesIO(), small, imagej=True, metadata=axes | everything)
+                        scale = everything
+                return options | dict(imagej=True, metadata=axes | scale)
             if tiff.is_ome and fits:
                 with suppress(Exception):  # what tifffile would not write again
                     image = tifffile.xml2dict(tiff.ome_metadata)["OME"]["Image"]
@@ -218,6 +225,9 @@ def calibration(path: Path, pixels: np.ndarray, pages: int = 1) -> dict:
                         pixels.dtype, series.shape, (pages, 1, 1, *pixels.shape[:2], samples), **metadata
                     )
                     return options | dict(ome=True, metadata=metadata)
-            return options
+            text = page.description
+            if pages == 1 and text and not (tiff.is_imagej or tiff.is_ome or text.startswith('{"shape"')):
+                options |= dict(description=text.encode("ascii", "replace"), metadata=None)
+            return options | ({"datetime": page.datetime} if pages == 1 and page.datetime else {})
     except Exception:  # tags that make no sense, which are not worth a result
         return {}

@@ -16,10 +16,11 @@ import torch
 from tqdm import tqdm
 
 from data.crops import DiskPool, ImagePool
-from data.files import Header, file_and_page
+from data.files import Header, file_and_page, full_scale
 from data.images import CHANNELS, check_white, gray_of, image_header, read_image, to_float
 from data.sets import TEST_SETS, bsd68_names, content_hash, evenly_spaced
 from models.noise import NoiseModel
+from models.outliers import outlying
 from utils.device import free_memory
 from utils.distributed import World
 from utils.errors import UsageError
@@ -28,6 +29,7 @@ from utils.random import Stream, generator, permutation
 
 LEAST_PATCH = 8  # of --patch-size, as options/base.py has it
 LOOKED_AT = 8  # files of a set, where it would take long to decode all
+DIM = 0.5  # of white
 
 
 @dataclass(frozen=True)
@@ -156,6 +158,29 @@ def look_at(
         )
         raise UsageError(f"{bad[0][1]}{others}")
     return ImageFiles(files, headers, mode, white_level, what, units)
+
+
+def with_white_level(images: ImageFiles) -> ImageFiles:
+    """Images for a network in white units. Of those that fill little of their type's range the greatest is white.
+
+    Such a network would take the noise of dim pictures for none. The greatest value is that of evenly spaced images,
+    without single pixels far outside. A note tells it. Images with a white level, and others that reach DIM of
+    full_scale, stay as they are.
+    """
+    if images.units != "white" or images.white_level is not None:
+        return images
+    greatest, scale = 0.0, 0.0
+    for k in evenly_spaced(len(images), LOOKED_AT):
+        x = read_image(images.files[k], images.mode, white_level=1.0)
+        seen, _, _ = outlying(torch.from_numpy(x.transpose(2, 0, 1).copy())[None])
+        greatest, scale = max(greatest, float(seen.max())), max(scale, full_scale(images.headers[k].dtype))
+    if not 0 < greatest < DIM * scale:
+        return images
+    tqdm.write(
+        f"note: the {images.what} reach {greatest:.4g} of {scale:g}: {greatest:.4g} is taken for white "
+        "(--white-level says another)"
+    )
+    return replace(images, white_level=greatest)
 
 
 def note_conversion(images: ImageFiles) -> None:

@@ -60,7 +60,7 @@ def denoise_batch(
     of noise. NaN where there is no picture.
     tile: side of the tiles in pixels; None chooses one where the images need it.
 
-    What carries no noise stays as it is. Into holes and painted areas the network sees the picture around mirrored: see
+    What carries no noise stays as it is. Into holes and such areas the network sees the picture around mirrored: see
     `as_seen`. Hot and dead pixels are seen as holes too, and other single ones far outside the range of the rest at the
     end of that range, for the network would be disturbed over its receptive field. What they have beyond that is added
     to the result, so that no value is cut: see `outlying`.

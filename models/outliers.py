@@ -34,29 +34,16 @@ def as_seen(y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Images y (N,C,H,W) as a network is to see them, what single pixels have beyond that, and what is to stay.
 
     The last is (N,C,H,W): holes of NaN, areas `without_noise`, and hot and dead pixels. The picture is mirrored into
-    holes and into those of these areas that were `painted`. A level that is one for the image is then that of the
-    picture.
+    the holes and areas. A level that is one for the image is then that of the picture. And noise does not end at the
+    edge of an area: a network would take that of the pixels beside it for as weak.
     """
     seen, beyond, hot = outlying(filled(y))
     hole, constant = y.isnan().any(1, keepdim=True), without_noise(seen)
+    empty = hole | constant
     if constant.any():
-        strange = torch.cat([painted(*pair) for pair in zip(seen.split(1), constant.split(1))])
-        seen = filled(seen.masked_fill(strange | (hole & ~hole.flatten(1).all(1).view(-1, 1, 1, 1)), torch.nan))
-    return seen, beyond, hole | constant | hot
-
-
-def painted(y: Tensor, constant: Tensor) -> Tensor:
-    """Which of an image's areas `without_noise` are not of the scene; y (1,C,H,W), areas and result (1,1,H,W).
-
-    Noise is cut only at an end of the range. So an area of a value between those of the other pixels, or far away from
-    them, is no saturated or black part of the scene. It is the border of a turned or aligned frame, for instance.
-    """
-    others = ~torch.isin(y, y[constant.expand_as(y)].unique())
-    low = torch.where(others, y, torch.inf).amin((2, 3), keepdim=True)
-    high = torch.where(others, y, -torch.inf).amax((2, 3), keepdim=True)
-    between = (y > low) & (y < high)
-    away = torch.maximum(low - y, y - high) > high - low
-    return constant & ((between | away) & (low < high)).any(1, keepdim=True)
+        some = ~empty.flatten(1).all(1).view(-1, 1, 1, 1)  # else there is nothing to mirror
+        seen = filled(seen.masked_fill(empty & some, torch.nan))
+    return seen, beyond, empty | hot
 
 
 def without_noise(y: Tensor) -> Tensor:

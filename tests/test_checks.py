@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from scipy.ndimage import gaussian_filter, gaussian_filter1d
+from scipy.ndimage import shift as ndimage_shift
 from skimage.data import astronaut, camera
 from skimage.draw import line
 from torch.nn import functional as F
@@ -18,6 +19,7 @@ import test as test_script
 from models.checks import (
     REPEATED,
     Check,
+    Used,
     channels_have_one_noise,
     check_noise,
     check_result,
@@ -412,7 +414,55 @@ def test_salt_and_pepper_is_told(rng):
     noisy = GRAY + 5 / 255 * torch.randn(GRAY.shape, generator=rng)
     salt = torch.where(torch.rand(GRAY.shape, generator=rng) < 0.05, 1.0, noisy)
     assert "impulses" in failed(check_noise(salt)) and "impulses" not in failed(check_noise(noisy))
-    assert "impulses" not in failed(check_noise(GRAY)) | failed(check_noise(torch.poisson(10 * GRAY, rng)))
+    for counts in (10 * GRAY, 0.03 * torch.ones_like(GRAY)):
+        assert "impulses" not in failed(check_noise(GRAY)) | failed(check_noise(torch.poisson(counts, rng)))
+
+
+def test_noise_that_is_cut_off_at_white_is_told(rng):
+    bright = noisy(0.6 + FLAT, "25", rng)
+    assert "saturation" in failed(check_noise(bright.clamp(max=1)))
+    assert "saturation" not in failed(check_noise(bright)) | failed(check_noise(noisy(GRAY, "25", rng).clamp(max=1)))
+    white = noisy(GRAY, "25", rng).clamp(0, 0.99)
+    white[:, :100] = 1  # an area without noise
+    photons = (torch.poisson(0.5 * torch.ones_like(GRAY), rng)).clamp(max=1)
+    assert "saturation" not in failed(check_noise(white)) | failed(check_noise(photons))
+
+
+def test_texture_that_photograph_weights_remove_is_told(rng):
+    n = np.stack([gaussian_filter(plane, 0.8) for plane in normal(COLOR, rng).numpy()])
+    noise, used = torch.from_numpy(3 / 255 * n / n.std()), Used(shared_noise=True, photographs=True)
+    smooth = torch.from_numpy(gaussian_filter(COLOR.numpy(), (0, 1.5, 1.5)))
+    shared = shared_by_neighbours(COLOR + noise)
+    good, bad = (check_result(COLOR + noise, result, shared=shared, used=used) for result in (COLOR, smooth))
+    amounts = {"amount", "amount, flat"}
+    assert not amounts & failed(good) and amounts <= failed(bad)
+    assert not amounts & failed(check_result(COLOR + noise, smooth, shared=shared))
+
+
+def test_remedies_are_not_what_is_used_already(rng):
+    y = noisy(grating(6), "20", rng)
+    for used, words in ((Used(strided=True), True), (Used(), False)):
+        pattern = next(c for c in check_result(y, FLAT, independent=True, used=used) if c.name == "pattern")
+        assert pattern.failed and ("--stride 1" in pattern.words) == words
+    n = torch.from_numpy(gaussian_filter(normal(FLAT, rng).numpy(), (0, 0.8, 0.8)))
+    y = FLAT + 15 / 255 * n / n.std()
+    for used in (Used(), Used(shared_noise=True)):
+        left = next(c for c in check_result(y, y, shared=shared_by_neighbours(y), used=used) if c.name == "left")
+        assert left.failed and ("weights for photographs" in left.words) != used.shared_noise
+    for stage in (1, 2):
+        shift = check_result(y, FLAT, independent=True, used=Used(stage=stage))
+        detail = next(c for c in shift if c.name == "detail")
+        assert detail.failed and ("stage 1 keeps more" in detail.words) == (stage == 2)
+
+
+def test_a_student_that_removed_little_says_so(run, tmp_path, rng):
+    """A frame that was moved by half a pixel has noise that neighbours share a little."""
+    x = gaussian_filter(camera()[100:356, 150:406].astype(np.float64), 2)
+    moved = ndimage_shift(x + np.random.RandomState(0).normal(0, 9, x.shape), (0.5, 0.5), order=1, mode="nearest")
+    Image.fromarray(moved.clip(0, 255).round().astype(np.uint8)).save(tmp_path / "a.png")
+    line = f"--checkpoint gray-hg-blind-full --data {tmp_path}/a.png --save {tmp_path}/out"
+    _, _, err = run("test", f"{line} --stride 1")
+    assert "little was removed" in err and "--stride 2" in err
 
 
 def test_a_frame_of_one_value_is_no_flat_part(rng):

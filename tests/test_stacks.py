@@ -218,6 +218,37 @@ def test_a_single_image_keeps_its_pixel_sizes(run, models, tmp_path):
         assert b.pages[0].resolution == (300, 300) and b.pages[0].resolutionunit == 2
 
 
+def test_what_a_tiff_says_of_itself_is_kept(run, models, tmp_path):
+    (tmp_path / "in").mkdir()
+    stack = np.random.RandomState(0).randint(100, 200, (2, 3, 20, 20)).astype(np.uint16)
+    ramp = np.arange(256, dtype=np.uint8)
+    look = {"mode": "composite", "LUTs": [np.stack([ramp, 0 * ramp, ramp])] * 3, "Ranges": (100.0, 200.0) * 3}
+    notes = {"Labels": [f"p{k}" for k in range(6)], "Info": "63x", "fps": 2.0}
+    tifffile.imwrite(tmp_path / "in" / "a.tif", stack, imagej=True, metadata={"axes": "ZCYX"} | look | notes)
+    times = dict(description="exposure 20 ms", datetime="2024:01:01 10:00:00")
+    tifffile.imwrite(tmp_path / "in" / "b.tif", stack[0, 0], **times)
+    ok(run("test", f"--checkpoint {models}/s2/last.safetensors --data {tmp_path}/in --save {tmp_path}/out"))
+    with tifffile.TiffFile(tmp_path / "out" / "a_denoised.tif") as a:
+        found = a.imagej_metadata
+        assert all(found[name] == value for name, value in (look | notes).items() if name != "LUTs")
+        assert len(found["LUTs"]) == 3 and (found["LUTs"][0] == look["LUTs"][0]).all()
+    with tifffile.TiffFile(tmp_path / "out" / "b_denoised.tif") as b:
+        assert b.pages[0].description == times["description"] and b.pages[0].datetime.year == 2024
+
+
+def test_channels_that_are_made_one_gray_are_told(run, models, tmp_path):
+    (tmp_path / "in").mkdir()
+    tifffile.imwrite(
+        tmp_path / "in" / "a.tif", np.random.RandomState(0).randint(0, 9999, (20, 20, 3)).astype(np.uint16)
+    )
+    gray = np.random.RandomState(0).randint(0, 9999, (20, 20, 1)).astype(np.uint16).repeat(3, 2)
+    tifffile.imwrite(tmp_path / "in" / "b.tif", gray)
+    line = f"--checkpoint {models}/s2/last.safetensors --data {tmp_path}/in --save {tmp_path}/out --mode gray"
+    code, _, err = run("test", line)
+    _, told = err.split("colour pictures made gray")
+    assert code == 0 and "a.tif" in told and "b.tif" not in told
+
+
 OME = {
     "axes": "ZCYX",
     "Name": "embryo",

@@ -227,6 +227,24 @@ def test_non_finite_loss_stops_before_the_weights_move(run, pictures, tmp_path, 
     assert "6 of 6" in ok(run("train_dbsn", line))
 
 
+def test_the_greatest_value_of_dim_images_is_white_to_networks_in_white_units(run, tmp_path, capsys):
+    """Their noise is nothing beside the range of their files, in which such networks were trained."""
+    (tmp_path / "dim").mkdir()
+    for k in range(2):
+        frame = np.random.RandomState(k).poisson(40, (40, 40)) + 100
+        write_image(tmp_path / "dim" / f"{k}.tif", frame[..., None], values=np.uint16)
+    line = f"--noisy {tmp_path}/dim --noise hg --mode gray --patch-size 16 --batch-size 2 --steps 1 --amp off"
+    out = run("train_dbsn", f"--name white {line} --start-from gray-hg-blind")
+    assert "of 65535" in "".join(map(str, out[1:])) and "is taken for white" in "".join(map(str, out[1:]))
+    white = load_model("white", "cpu", tmp_path).values["white_level"]
+    assert 150 < white < 180
+    ok(run("train_dbsn", f"--name noise {line} --width 4 --blocks 1"))  # its units are those of the noise
+    assert load_model("noise", "cpu", tmp_path).values["white_level"] is None
+    refine = f"--teacher gray-hg-blind --student gray-hg-blind-full --refine --noisy {tmp_path}/dim --noisy-share 0"
+    ok(run("train_distill", f"--name student {refine} --patch-size 16 --batch-size 2 --steps 1 --amp off"))
+    assert load_model("student", "cpu", tmp_path).values["white_level"] == white
+
+
 def test_all_bad_training_images_are_named_at_once(run, pictures, tmp_path):
     shutil.copytree(pictures / "gray", tmp_path / "images")
     (tmp_path / "images" / "3.png").write_text("no picture")

@@ -46,6 +46,7 @@ class Row:
     figures: dict[str, dict[str, float | None]] = field(default_factory=dict)  # of each method
     seconds: dict[str, float] = field(default_factory=dict)  # of each baseline and checkpoint
     hot_pixels: int = 0  # and dead ones: see models/outliers.py
+    merged: bool = False  # whether different channels were made one gray
     dim: float | None = None  # the greatest file value, where it is far below --white-level
     tiled: set[str] = field(default_factory=set)  # the checkpoints that took the image in tiles
     peak: list[float] | None = None  # of PSNR: the ends of the clean image's range; None: white
@@ -242,6 +243,15 @@ def too_weak_for(student, level: float) -> str | None:
     )
 
 
+def little_removed(removed: float, seen: float) -> str:
+    """The remark on a picture from which a student removed little, and whose details are stronger; 0..255 units."""
+    return (
+        f"little was removed, {removed:.2g} (of 255, white), of details of {seen:.2g}: these are the picture's own, or "
+        "noise that neighbours share, as in frames that were shifted, turned, scaled or sharpened: try --stride 2, and "
+        "compare"
+    )
+
+
 def not_removed(model, one_noise: bool) -> str | None:
     """A word on a model that keeps noise which the channels have in common, where one_noise says that they have.
 
@@ -269,7 +279,7 @@ def smoothed(model, neighbours_share: bool | None, texture: bool, one_noise: boo
         if texture
         else "the noise of neighbouring pixels is independent"
     )
-    others = f"use {kind}-hg-blind or {kind}-hg-blind-full"
+    others = f"{kind}-hg-blind-full keeps it, compare"
     if one_noise:
         others = "compare the result with the picture, for other weights keep noise that channels have in common"
     return f"{what}, and {model.name} smooths fine detail as noise that they share: {others}"
@@ -290,7 +300,7 @@ def note(what: str, words: list[str | None]) -> None:
     """Tells what is to be known of some images, of the first ones by name. None: nothing to tell of this one."""
     told = [word for word in words if word]
     if told:
-        more = [f"and {len(told) - 5} more"] if len(told) > 5 else []
+        more = [f"and {len(told) - 5} more, which --json FILE has"] if len(told) > 5 else []
         print(f"note: {what}:", *told[:5], *more, sep="\n  ", file=sys.stderr)
 
 
