@@ -238,11 +238,9 @@ def test_what_a_tiff_says_of_itself_is_kept(run, models, tmp_path):
 
 def test_channels_that_are_made_one_gray_are_told(run, models, tmp_path):
     (tmp_path / "in").mkdir()
-    tifffile.imwrite(
-        tmp_path / "in" / "a.tif", np.random.RandomState(0).randint(0, 9999, (20, 20, 3)).astype(np.uint16)
-    )
-    gray = np.random.RandomState(0).randint(0, 9999, (20, 20, 1)).astype(np.uint16).repeat(3, 2)
-    tifffile.imwrite(tmp_path / "in" / "b.tif", gray)
+    colours = np.random.RandomState(0).randint(0, 9999, (20, 20, 3)).astype(np.uint16)
+    tifffile.imwrite(tmp_path / "in" / "a.tif", colours)
+    tifffile.imwrite(tmp_path / "in" / "b.tif", colours[..., :1].repeat(3, 2))
     line = f"--checkpoint {models}/s2/last.safetensors --data {tmp_path}/in --save {tmp_path}/out --mode gray"
     code, _, err = run("test", line)
     _, told = err.split("colour pictures made gray")
