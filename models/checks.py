@@ -101,8 +101,9 @@ Grid = tuple[int, int, int]  # a picture's width, and the height and width of it
 class Check:
     """One check: it fails where value is above limit.
 
-    name: what is checked. words: what is wrong where it fails, and what to do. row, column: the first pixel of the
-    block where the value is largest; None for the whole picture. amount: the error of brightness, of 255.
+    name: what is checked, its kind and after a comma where. words: what is wrong where it fails, and what to do. row,
+    column: the first pixel of the block where the value is largest; None for the whole picture. amount: the error of
+    brightness, of 255.
     """
 
     name: str
@@ -112,6 +113,10 @@ class Check:
     row: int | None = None
     column: int | None = None
     amount: float | None = None
+
+    @property
+    def kind(self) -> str:
+        return self.name.split(",")[0]
 
     @property
     def failed(self) -> bool:
@@ -456,7 +461,7 @@ def neighbours_share_noise(checks: Iterable[Check]) -> bool | None:
     checks = list(checks)
     if may_be_texture(checks):
         return None
-    found = [check for check in checks if check.name.startswith("neighbours")]
+    found = [check for check in checks if check.kind == "neighbours"]
     if any(check.failed for check in found):
         return True
     return None if not found or min(check.limit for check in found) > UNDECIDED else False
@@ -488,7 +493,7 @@ def shows_no_noise(y: Tensor) -> bool:
 
 def may_be_texture(checks: Iterable[Check]) -> bool:
     """Whether checks of a picture take what neighbours share for texture."""
-    return any(check.failed for check in checks if check.name.startswith("texture"))
+    return any(check.failed for check in checks if check.kind == "texture")
 
 
 def check_stripes(y: Tensor, lines: str) -> Check:
@@ -533,7 +538,7 @@ def doubts(checks: Iterable[Check]) -> list[str]:
     """The words of the failed checks, of each kind those of the one furthest beyond its limit."""
     worst: dict[str, Check] = {}
     for check in checks:
-        kind = check.name.split(",")[0]
-        if check.failed and (kind not in worst or check.value / check.limit > worst[kind].value / worst[kind].limit):
-            worst[kind] = check
+        before = worst.get(check.kind)
+        if check.failed and (before is None or check.value / check.limit > before.value / before.limit):
+            worst[check.kind] = check
     return [check.words for check in worst.values()]

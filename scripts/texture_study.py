@@ -102,7 +102,7 @@ def blurred_noise(x: Tensor, reach: float, rng: torch.Generator) -> Tensor:
 def taken_for_texture(y: Tensor) -> list[bool]:
     """[whether a picture y (C,H,W) is taken for texture]; [] where its neighbours share nothing."""
     checks = check_noise((255 * y).round().clamp(0, 255) / 255)
-    shared = any(check.failed for check in checks if check.name.startswith("neighbours"))
+    shared = any(check.failed for check in checks if check.kind == "neighbours")
     return [may_be_texture(checks)] if shared else []
 
 

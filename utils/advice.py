@@ -144,9 +144,9 @@ class Looker:
         model.dtype = self.dtype
         y = known_part(torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))))
         checks = check_noise(as_checked(y[None])[0])
-        failed = {check.name: check.value for check in checks if check.failed}
-        stripes = {name.split(", ")[1]: value for name, value in failed.items() if name.startswith("stripes")}
-        texture, impulses = may_be_texture(checks), failed.get("impulses", 0.0)
+        failed = [check for check in checks if check.failed]
+        stripes = {check.name.split(", ")[1]: check.value for check in failed if check.kind == "stripes"}
+        texture, impulses = may_be_texture(checks), sum(check.value for check in failed if check.kind == "impulses")
         return inspect_noise(model, y, neighbours_share_noise(checks) is True, stripes, texture, impulses)
 
 

@@ -95,7 +95,7 @@ class Row:
         return [
             f"{short(name)}: {words}" if several and name != "input" else words
             for name, checks in self.checks.items()
-            for words in doubts(c for c in checks if not c.name.startswith(moot))
+            for words in doubts(c for c in checks if c.kind != moot)
         ]
 
     @property
