@@ -68,8 +68,8 @@ WHITE = 0.1
 # leaves 0.70 at most. color-hg-blind-full, which is not for photographs, leaves 0.75 to 0.95 on the first five of them.
 LEFT = 0.85
 # What is removed from a photograph: its root mean square in units of the noise that was read, and of what is removed in
-# the flattest blocks. On cc15 color-photo-full removes 1.4 and 2.3 at most. From every second picture of CBSD68, clean
-# and as JPEG of quality 92, it removes more than this in ten and ten of fifteen.
+# the flattest blocks. On cc15 color-photo-full removes 1.4 and 2.4 at most. Of fifteen pictures of CBSD68, clean and as
+# JPEG of quality 92, it removes more than either from ten.
 AMOUNT, AMOUNT_FLAT = 1.7, 3.0
 # Without noise: the least share of details that are zero, and the greatest variance of neighbours' differences in units
 # of that of the pixels of a block. Pictures with noise of 1 of 255 have 0.17 zeros at most, counts of few photons have
