@@ -24,7 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data.augment import augmented
-from data.crops import Crops, DiskPool, ImagePool, crop_keys
+from data.crops import Crops, DiskPool, ImagePool, crop_keys, draw_crops
 from data.images import MODES
 from data.sets import evenly_spaced, find_images
 from data.source import crop_source
@@ -43,7 +43,7 @@ from data.training import (
 from models import MWCNN, BlindSpotDenoiser, load_model, posterior_mean
 from models.checks import as_checked, check_noise, neighbours_share_noise
 from models.inference import denoise_batch
-from models.mwcnn import shut_off
+from models.mwcnn import revive, shut_off
 from models.noise import NOISES, NoiseModel, ResidualEstimator
 from models.outliers import outlying
 from models.stride import denoise_picture
@@ -59,6 +59,7 @@ from utils.run import RunFolder
 from utils.training import Training, validation_psnr
 
 MAX_THETAS = 256
+REVIVING = 64  # crops that say which units are shut off
 DARK = (0.25 / 255) ** 2  # squared error below which no crop is better than another
 ALIKE = 4.0  # ratio of the widths of two ranges of values that are taken for the same scale
 
@@ -129,6 +130,13 @@ def train(opt, options: Stage2Options, world: World) -> int:
         if training.step < opt.steps:
             lessons = Lessons(teacher, material, whole, opt, training.kept["thetas"])
             training.kept["thetas"] = None if lessons.thetas is None else lessons.thetas.flatten(1).tolist()
+        if opt.revive and training.step == 0:
+            samples = 2**40 + np.arange(REVIVING)  # none that is trained on
+            where = draw_crops(clean_pool.sizes, samples, opt.patch_size, clean_keys)
+            y = lessons.make_noisy(clean_pool.crops(where, opt.patch_size), samples)
+            for network in (student, training.average):
+                revived = revive(network, y, generator("cpu", opt.seed, Stream.REVIVED))
+            tqdm.write(f"note: {revived} units of the student were shut off, and have new weights")
         parallel = world.wrap(student)
         for step in training.steps():
             # Clean crops x, made noisy with what the teacher has learned, and noisy ones y, which it denoises.
@@ -342,9 +350,10 @@ def note_shut_off(student: MWCNN, inputs: Tensor) -> None:
     """One line where parts of the student do nothing on its last batch."""
     if parts := shut_off(student, inputs):
         form = "" if student.blocks == "residual" else " and --student-blocks residual"
+        again = ", or go on from it with --student and --revive" if student.blocks == "residual" else ""
         tqdm.write(
             f"note: {', '.join(parts)} of the student {'do' if parts[1:] else 'does'} nothing: training has shut "
-            f"{'them' if parts[1:] else 'it'} off, and it works as a smaller network; try a lower --lr{form}"
+            f"{'them' if parts[1:] else 'it'} off, and it works as a smaller network; try a lower --lr{form}{again}"
         )
 
 

@@ -295,3 +295,43 @@ def shut_off(student: MWCNN, y: Tensor) -> list[str]:
         for hook in hooks:
             hook.remove()
     return found
+
+
+@torch.no_grad()
+def revive(student: MWCNN, y: Tensor, random: torch.Generator) -> int:
+    """Gives new weights to the units of residual blocks that respond nowhere to noisy images y (N,C,H,W).
+
+    What the network gives stays the same, for a new unit has no say in its block's sum before it is trained. Its
+    weights are normal, without a response to the mean of its input, and make its response as large as that of the other
+    units in the median. Of a block without any other unit nothing is changed. Returns the number of new units.
+    """
+    number = 0
+    for block in student.modules():
+        if not isinstance(block, ResidualBlock):
+            continue
+        x, responses = seen_by(student, block.first, y)
+        alive = (responses > 0).any(3).any(2).any(0)
+        count = int((~alive).sum())
+        if not count or not alive.any():
+            continue
+        weight = block.first.weight
+        new = torch.randn(count, *weight.shape[1:], generator=random).to(weight)
+        mean = x.mean((0, 2, 3))[None, :, None, None].expand(1, -1, 3, 3)
+        new -= (new * mean).sum((1, 2, 3), keepdim=True) / mean.square().sum().clamp_min(1e-12) * mean
+        size = F.conv2d(x, new, padding=1).relu().std((0, 2, 3))
+        new *= (responses[:, alive].std((0, 2, 3)).median() / size.clamp_min(1e-12))[:, None, None, None]
+        weight[~alive] = new
+        block.second.weight[:, ~alive] = 0
+        number += count
+    return number
+
+
+def seen_by(student: MWCNN, layer: nn.Module, y: Tensor) -> tuple[Tensor, Tensor]:
+    """What a layer of a student takes and gives on images y, float32."""
+    seen: list[Tensor] = []
+    hook = layer.register_forward_hook(lambda _, args, out: seen.extend((args[0].float(), out.float())))
+    try:
+        student(y)
+    finally:
+        hook.remove()
+    return seen[0], seen[1]

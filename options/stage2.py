@@ -94,6 +94,11 @@ class Stage2Options(BaseOptions):
             metavar="CHECKPOINT",
             help="start from this MWCNN instead of from scratch; one of colour images serves gray ones too",
         )
+        model.add_argument(
+            "--revive",
+            action="store_true",
+            help="give new weights to the units of --student that its training has shut off, before this one",
+        )
         loss = self.parser.add_argument_group("loss")
         loss.add_argument(
             "--noisy-share",
@@ -151,6 +156,10 @@ class Stage2Options(BaseOptions):
                 self.parser.error("--refine keeps its images in memory: leave --images out, or give fewer --noisy ones")
         elif not opt.clean:
             self.parser.error("--clean is needed, or --refine, which makes clean images of the --noisy ones")
+        if opt.revive and opt.student is None:
+            self.parser.error("--revive needs a --student, whose units were shut off")
+        if opt.revive and opt.noisy_share == 1:
+            self.parser.error("--revive needs clean crops: give a --noisy-share below 1")
         if opt.read_noise and not opt.noisy:
             self.parser.error(f"--read-noise {opt.read_noise} is for --noisy images")
         if opt.pairs == "drawn" and not opt.synthetic_noisy:

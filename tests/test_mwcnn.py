@@ -8,7 +8,7 @@ import torch
 from skimage.data import astronaut
 
 from models import MWCNN, load_model
-from models.mwcnn import BLOCKS, dwt, iwt, shut_off
+from models.mwcnn import BLOCKS, ResidualBlock, dwt, iwt, revive, seen_by, shut_off
 from tests.helpers import ROOT
 
 
@@ -81,6 +81,27 @@ def test_what_is_shut_off_is_found(rng):
         model.down2[1].first.weight.zero_()
         model.up3[1].weight.zero_()  # what the lowest level passes on is its bias
     assert shut_off(model, y) == ["down2.1.first", "up3"]
+
+
+def test_units_that_were_shut_off_are_revived(rng):
+    torch.manual_seed(0)
+    model = MWCNN(1, width=8, blocks="residual").eval().requires_grad_(False)
+    y = torch.rand(2, 1, 64, 64, generator=rng)
+    dead = model.down2[1].first.weight[:-1]
+    dead.copy_(-dead.abs())
+    model.down1[0].bias += 10  # all that the lower blocks see is above zero
+    before, alive = model(y), model.down2[1].first.weight[-1].clone()
+    off = len(responding(model, y)) - sum(responding(model, y))
+    assert off >= len(dead) and revive(model, y, rng) == off
+    assert all(responding(model, y)) and not shut_off(model, y)
+    torch.testing.assert_close(model(y), before, atol=1e-5, rtol=1e-5)  # a new unit has no say yet
+    assert torch.equal(model.down2[1].first.weight[-1], alive) and revive(model, y, rng) == 0
+
+
+def responding(model: MWCNN, y: torch.Tensor) -> list[bool]:
+    """Whether each unit of the residual blocks responds somewhere."""
+    blocks = [block for block in model.modules() if isinstance(block, ResidualBlock)]
+    return [u for b in blocks for u in (seen_by(model, b.first, y)[1] > 0).any(3).any(2).any(0).tolist()]
 
 
 @pytest.mark.parametrize("blocks", BLOCKS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 from argparse import Namespace
@@ -28,6 +29,7 @@ from tests.helpers import (
     stats,
 )
 from train_distill import Lessons, Material
+from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.errors import EXIT_RESUME
 
 
@@ -116,6 +118,26 @@ def test_a_student_of_colour_images_starts_one_of_gray_ones(run, pictures, tmp_p
     refine = f"--teacher gray --student first --noisy {pictures}/gray --refine {TINY2} --noisy-share 0 --steps 1"
     code, _, err = run("train_distill", f"--name x {refine.replace('--student-width 4', '')}")
     assert code == 2 and "a stage-2 checkpoint for gray images" in err
+
+
+def test_a_student_is_revived_once(run, pictures, models, tmp_path):
+    common = f"--clean {pictures}/gray --synthetic-noisy {pictures}/gray {LEVELS['awgn']} {TINY2}"
+    line = f"--teacher {models}/s1 {common} --student-blocks residual --noisy-share 0 --save-every 1"
+    ok(run("train_distill", f"--name first {line} --steps 1"))
+    weights = load_checkpoint(tmp_path / "first" / "last.safetensors")
+    off = weights.tensors["down2.1.first.weight"]
+    off[:] = -off.abs() * (torch.arange(len(off)) > 0).view(-1, 1, 1, 1)  # the first unit never responds
+    for name in ("down2.0.weight", "down2.0.bias"):
+        weights.tensors[name].abs_()
+    save_checkpoint(tmp_path / "off.safetensors", weights.kind, weights.tensors, weights.values)
+    again = f"{line} --student {tmp_path}/off.safetensors --revive --steps 3"
+    err = "".join(map(str, run("train_distill", f"--name whole {again}")[1:]))
+    number = int(re.search(r"(\d+) units of the student were shut off, and have new weights", err)[1])
+    assert number >= 1
+    run("train_distill", f"--name parts {again} --max-minutes 1e-9")
+    err = "".join(map(str, run("train_distill", f"--name parts {again}")[1:]))
+    assert "new weights" not in err
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
 def test_students_of_shared_noise_know_it(run, pictures, tmp_path):
@@ -312,6 +334,7 @@ def test_noise_is_read_as_asked_for(run, pictures, models, tmp_path):
             "--level-scale 2",
             "--level-scale is for --pairs learned",
         ),
+        ("--noisy {pictures}/gray --clean {pictures}/color --revive", "--revive needs a --student"),
     ],
 )
 def test_wrong_use_of_refining(line, words, run, pictures, models):

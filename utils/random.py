@@ -37,6 +37,7 @@ class Stream(IntEnum):
     CROPS = 9  # where the training crops are, in stage 2 the clean ones
     HELD_OUT_CROPS = 10  # where the held-out crops are
     AUGMENT = 11  # sharpness and tones of the clean crops
+    REVIVED = 12  # new weights of units that were shut off
 
 
 def streams_of(record: Mapping[str, Any] | None) -> int:
