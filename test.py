@@ -60,6 +60,7 @@ from utils.report import (
 )
 
 DIM = 0.25  # of white
+BRIGHT = 3.0  # times white
 FEW = 0.3  # of the details of a picture: what a student removes at least of noise that it knows
 
 
@@ -305,6 +306,12 @@ def unsuited(model, noisy: Noisy, row: Row, opt) -> str | None:
         )
     if opt.protocol != "none":
         return None
+    brightest = float(noisy.seen.max())
+    if model.level_is_learned and brightest > BRIGHT:
+        return (
+            f"it reaches {brightest:.3g} times the white of the training of {model.name}, whose noise level holds for "
+            "that scale: say with --white-level what is white here"
+        )
     one_noise = not row.neighbours_share_noise and noisy.one_noise
     return not_removed(model, one_noise) or smoothed(model, row.neighbours_share_noise, row.may_be_texture, one_noise)
 

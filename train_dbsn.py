@@ -102,7 +102,7 @@ def train(opt, options: Stage1Options, world: World) -> int:
     # Images. Everything that can be wrong with them is found before anything is written.
     noise = noise_of(opt) if opt.clean else None
     redraw = noise is not None and opt.noise_draw == "fresh"
-    images, val = find_material(opt)
+    images, val = find_material(opt, new=before is None)
     if in_memory(opt.images, images.memory(float_copies=1 if noise and not redraw else 0), device, world):
         images = images.decode()
     images, held_out = hold_out(images, opt.held_out, opt.seed)
@@ -154,8 +154,8 @@ def train(opt, options: Stage1Options, world: World) -> int:
     return training.end()
 
 
-def find_material(opt) -> tuple[ImageFiles, Images | None]:
-    """The training images, and those of --val."""
+def find_material(opt, new: bool) -> tuple[ImageFiles, Images | None]:
+    """The training images, and those of --val. new: whether the run begins, and opt.white_level may be set."""
     flag = "--clean" if opt.clean else "--noisy"
     files = find_images(opt.clean or opt.noisy, opt.data_root, flag)
     warn_of_test_images(opt.clean or opt.noisy, files)
@@ -166,8 +166,9 @@ def find_material(opt) -> tuple[ImageFiles, Images | None]:
         val = look_at(val_files, opt.mode, opt.white_level, what="--val images", units=units).decode()
     images = look_at(files, opt.mode, opt.white_level, opt.patch_size, "training images", units)
     if opt.noisy:
-        images = with_white_level(images)
-        opt.white_level = images.white_level
+        if new:
+            images = with_white_level(images)
+            opt.white_level = images.white_level
         note_conversion(images)
     return images, val
 

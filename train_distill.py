@@ -87,7 +87,7 @@ def train(opt, options: Stage2Options, world: World) -> int:
     opt.streams = streams_of(before)
     if before and opt.images == "auto":  # it decides what the targets are, see Lessons: a run keeps what it began with
         opt.images = before.get("images", "memory")
-    material = prepare(opt, teacher, device, world)
+    material = prepare(opt, teacher, device, world, new=before is None)
     clean, noisy, noise = material.clean, material.noisy, material.noise
     clean_pool, noisy_pool = material.clean_pool, material.noisy_pool
 
@@ -220,9 +220,9 @@ class Material:
     white_level: float | None = None
 
 
-def prepare(opt, teacher: BlindSpotDenoiser, device: torch.device, world: World) -> Material:
-    """Finds the images, and decodes them where they fit: opt.images becomes "memory" or "disk"."""
-    files, noisy_files, val = find_material(opt, teacher)
+def prepare(opt, teacher: BlindSpotDenoiser, device: torch.device, world: World, new: bool) -> Material:
+    """Finds the images, and decodes them where they fit: opt.images becomes "memory" or "disk". new: see there."""
+    files, noisy_files, val = find_material(opt, teacher, new)
     noise = noise_of(opt) if opt.synthetic_noisy else None
     redraw = noise is not None and opt.noise_draw == "fresh"
     # float copies: the images with their noise, and the targets
@@ -241,10 +241,10 @@ def prepare(opt, teacher: BlindSpotDenoiser, device: torch.device, world: World)
     return Material(clean, noisy, val, clean_pool, noisy_pool, noise, redraw, recorded, white_level)
 
 
-def find_material(opt, teacher: BlindSpotDenoiser) -> tuple[ImageFiles, ImageFiles, Images | None]:
+def find_material(opt, teacher: BlindSpotDenoiser, new: bool) -> tuple[ImageFiles, ImageFiles, Images | None]:
     """The clean images, the noisy ones, and those of --val. Noise is not yet added to --synthetic-noisy images.
 
-    opt.white_level is set where the noisy images need one.
+    new: whether the run begins. opt.white_level is then set where the noisy images need one.
     """
     mode, units = MODES[teacher.channels], teacher.units
     flag, named = ("--noisy", opt.noisy) if opt.noisy else ("--synthetic-noisy", opt.synthetic_noisy)
@@ -261,7 +261,8 @@ def find_material(opt, teacher: BlindSpotDenoiser) -> tuple[ImageFiles, ImageFil
     clean = look_at(clean_files, mode, white, opt.patch_size, "--clean images", units)
     if opt.noisy:
         white_level = opt.white_level or teacher.values["white_level"]
-        noisy = with_white_level(look_at(noisy_files, mode, white_level, opt.patch_size, "--noisy images", units))
+        noisy = look_at(noisy_files, mode, white_level, opt.patch_size, "--noisy images", units)
+        noisy = with_white_level(noisy) if new else noisy
         if noisy.white_level != white_level:
             opt.white_level = noisy.white_level
         note_conversion(noisy)

@@ -206,15 +206,17 @@ def calibration(path: Path, pixels: np.ndarray, pages: int = 1) -> dict:
             # it has no colour of 16 bits
             if tiff.is_imagej and (fits or pages == 1) and (pixels.ndim == 2 or pixels.dtype == np.uint8):
                 known = tiff.imagej_metadata or {}
+                if "unit" in known:  # micrometres; tifffile writes no other letters
+                    known["unit"] = known["unit"].replace("µ", "u").encode("ascii", "replace").decode()
                 scale = {name: known[name] for name in ("unit", "spacing", "finterval") if name in known}
-                if fits:
-                    everything = {name: value for name, value in known.items() if name not in IMAGEJ_COUNTS}
-                    one_pixel = [1 if axis in "YX" else n for axis, n in zip(series.axes, series.shape)]
+                everything = {name: value for name, value in known.items() if name not in IMAGEJ_COUNTS}
+                one_pixel = [1 if axis in "YX" else n for axis, n in zip(series.axes, series.shape)]
+                small = np.zeros(one_pixel if fits else pixels.shape, pixels.dtype)
+                for metadata in (axes | everything, axes | scale) if fits else (scale,):
                     with suppress(Exception):  # what tifffile would not write again
-                        small = np.zeros(one_pixel, pixels.dtype)
-                        tifffile.imwrite(io.BytesIO(), small, imagej=True, metadata=axes | everything)
-                        scale = everything
-                return options | dict(imagej=True, metadata=axes | scale)
+                        tifffile.imwrite(io.BytesIO(), small, imagej=True, metadata=metadata)
+                        return options | dict(imagej=True, metadata=metadata)
+                return options
             if tiff.is_ome and fits:
                 with suppress(Exception):  # what tifffile would not write again
                     image = tifffile.xml2dict(tiff.ome_metadata)["OME"]["Image"]

@@ -29,7 +29,7 @@ from utils.random import Stream, generator, permutation
 
 LEAST_PATCH = 8  # of --patch-size, as options/base.py has it
 LOOKED_AT = 8  # files of a set, where it would take long to decode all
-DIM = 0.5  # of white
+MEASURED, DIM = 256, 0.5  # files whose greatest value is looked for; it is dim below so much of white
 
 
 @dataclass(frozen=True)
@@ -163,23 +163,30 @@ def look_at(
 def with_white_level(images: ImageFiles) -> ImageFiles:
     """Images for a network in white units. Of those that fill little of their type's range the greatest is white.
 
-    Such a network would take the noise of dim pictures for none. The greatest value is that of evenly spaced images,
-    without single pixels far outside. A note tells it. Images with a white level, and others that reach DIM of
-    full_scale, stay as they are.
+    Such a network would take the noise of dim pictures for none. The greatest value is that of MEASURED evenly spaced
+    images at most, without single pixels far outside. A note tells it. Images with a white level, and others that reach
+    DIM of full_scale, stay as they are. So do files of several types, for which one value cannot be white.
     """
-    if images.units != "white" or images.white_level is not None:
+    if images.units != "white" or images.white_level is not None or not len(images):
         return images
-    greatest, scale = 0.0, 0.0
-    for k in evenly_spaced(len(images), LOOKED_AT):
+    reached: dict[float, float] = {}  # greatest value of files of one full scale
+    for k in evenly_spaced(len(images), MEASURED):
         x = read_image(images.files[k], images.mode, white_level=1.0)
         seen, _, _ = outlying(torch.from_numpy(x.transpose(2, 0, 1).copy())[None])
-        greatest, scale = max(greatest, float(seen.max())), max(scale, full_scale(images.headers[k].dtype))
-    if not 0 < greatest < DIM * scale:
+        scale = full_scale(images.headers[k].dtype)
+        reached[scale] = max(reached.get(scale, 0.0), float(seen.max()))
+    dim = {scale: greatest for scale, greatest in reached.items() if 0 < greatest < DIM * scale}
+    if not dim:
         return images
-    tqdm.write(
-        f"note: the {images.what} reach {greatest:.4g} of {scale:g}: {greatest:.4g} is taken for white "
-        "(--white-level says another)"
-    )
+    what = " and ".join(f"{greatest:.4g} of {scale:g}" for scale, greatest in dim.items())
+    if len(reached) > 1:
+        tqdm.write(
+            f"note: {images.what} of several types reach {what}: networks in white units take the noise of such dim "
+            "ones for none, so train on files of one type"
+        )
+        return images
+    (greatest,) = dim.values()
+    tqdm.write(f"note: the {images.what} reach {what}: {greatest:.4g} is taken for white (--white-level says another)")
     return replace(images, white_level=greatest)
 
 

@@ -156,8 +156,9 @@ def check_noise(y: Tensor) -> list[Check]:
     checks.append(check_saturation(y, empty))
     # a border of one value has no noise, and its edge is a row that differs from both of its neighbours
     border = torch.where(empty, torch.nan, 0.0)
-    part = known_part(torch.cat([y, border]))[:-1]
-    if min(part.shape[1:]) >= SMALLEST:
+    part = known_part(torch.cat([y, border]))
+    part, mostly_known = part[:-1], float(part[-1].isnan().double().mean()) < 0.5
+    if min(part.shape[1:]) >= SMALLEST and mostly_known:
         checks += [check_stripes(part, "rows"), check_stripes(part.transpose(1, 2), "columns")]
     return checks
 

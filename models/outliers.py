@@ -17,6 +17,7 @@ from models.units import scale_of
 
 WINDOW = 17  # side of the squares of one value that carry no noise
 OUTSIDE = 4  # pixels by which they may stand out of the image
+FADING = 0.02  # share of the pixels beside areas of the least value that have it too, where noise fades
 SMALL = 8  # pixels; in smaller images neighbours say little of the range
 OUTLYING = 0.5  # of the range that two neighbours reach: what pixels farther outside have beyond is not seen
 HOT_NOISE = 6.0  # a hot pixel is outside of the range that six neighbours reach, by that range and so much noise
@@ -34,16 +35,29 @@ def as_seen(y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Images y (N,C,H,W) as a network is to see them, what single pixels have beyond that, and what is to stay.
 
     The last is (N,C,H,W): holes of NaN, areas `without_noise`, and hot and dead pixels. The picture is mirrored into
-    the holes and areas. A level that is one for the image is then that of the picture. And noise does not end at the
-    edge of an area: a network would take that of the pixels beside it for as weak.
+    the holes and areas, but not into those where the noise is `fading`. A level that is one for the image is then that
+    of the picture. And noise does not end at the edge of an area: a network would take that of the pixels beside it for
+    as weak.
     """
     seen, beyond, hot = outlying(filled(y))
     hole, constant = y.isnan().any(1, keepdim=True), without_noise(seen)
-    empty = hole | constant
-    if constant.any():
-        some = ~empty.flatten(1).all(1).view(-1, 1, 1, 1)  # else there is nothing to mirror
-        seen = filled(seen.masked_fill(empty & some, torch.nan))
-    return seen, beyond, empty | hot
+    strange = constant & ~fading(seen, constant)
+    if strange.any():
+        some = ~(hole | constant).flatten(1).all(1).view(-1, 1, 1, 1)  # else there is nothing to mirror
+        seen = filled(seen.masked_fill((hole | strange) & some, torch.nan))
+    return seen, beyond, hole | constant | hot
+
+
+def fading(y: Tensor, constant: Tensor) -> Tensor:
+    """Which of the areas `without_noise` of images y (N,C,H,W) are where the noise fades, areas and result (N,1,H,W).
+
+    These have the least value, and so have many pixels beside them: the sky between stars, or black that cuts the noise
+    of dark parts. A network is right to take the noise beside them for weak.
+    """
+    least = (y == y.amin((2, 3), keepdim=True)).all(1, keepdim=True)
+    beside = ~constant
+    share = (least & beside).sum((2, 3), keepdim=True) / beside.sum((2, 3), keepdim=True).clamp_min(1)
+    return constant & least & (share > FADING)
 
 
 def without_noise(y: Tensor) -> Tensor:

@@ -418,6 +418,12 @@ def test_salt_and_pepper_is_told(rng):
         assert "impulses" not in failed(check_noise(GRAY)) | failed(check_noise(torch.poisson(counts, rng)))
 
 
+def test_a_narrow_picture_in_an_empty_frame_has_no_stripes(rng):
+    y = torch.zeros_like(GRAY)
+    y[:, :, 80:110] = noisy(GRAY, "15", rng)[:, :, 80:110]
+    assert not {"stripes, rows", "stripes, columns"} & failed(check_noise(y))
+
+
 def test_noise_that_is_cut_off_at_white_is_told(rng):
     bright = noisy(0.6 + FLAT, "25", rng)
     assert "saturation" in failed(check_noise(bright.clamp(max=1)))

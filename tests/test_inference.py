@@ -72,6 +72,19 @@ def test_saturated_areas_do_not_leave_the_noise_beside_them():
     assert (y.clamp(max=1) == 1).float().mean() > 0.1 and error < 1.3 * before < 0.6 * (y - spot)[beside].std()
 
 
+def test_the_sky_between_stars_is_seen_as_it_is():
+    stars = torch.zeros(1, 1, 96, 96)
+    stars[..., 20::40, 20::40] = 1
+    blurred = torch.nn.functional.avg_pool2d(stars, 5, 1, 2)
+    y = torch.poisson(2000 * blurred, torch.Generator().manual_seed(0))
+    y[..., 18:23, 18:23] *= torch.rand(5, 5) > 0.3  # zeros beside the sky too
+    seen, _, kept = as_seen(y)
+    assert kept.float().mean() > 0.3 and torch.equal(seen, y)
+    bordered = y + 500
+    bordered[..., :30] = 0  # a border that is no sky
+    assert (as_seen(bordered)[0][..., :30] > 0).all()
+
+
 def test_an_image_of_one_value_stays_as_it_is():
     y = torch.full((2, 1, 40, 40), 0.3)
     y[1] = torch.rand(1, 40, 40)

@@ -236,6 +236,20 @@ def test_what_a_tiff_says_of_itself_is_kept(run, models, tmp_path):
         assert b.pages[0].description == times["description"] and b.pages[0].datetime.year == 2024
 
 
+def test_units_that_imagej_writes_in_other_letters_cost_no_result(run, models, tmp_path):
+    (tmp_path / "in").mkdir()
+    pixels = np.random.RandomState(0).randint(0, 9999, (3, 20, 20)).astype(np.uint16)
+    for name, image, counts in (("a", pixels[0], ""), ("b", pixels, "images=3\nslices=3\n")):
+        text = f"ImageJ=1.53t\n{counts}unit=µm\nspacing=2.0\n".encode("latin1")
+        tifffile.imwrite(
+            tmp_path / "in" / f"{name}.tif", image, photometric="minisblack", description=text, metadata=None
+        )
+    ok(run("test", f"--checkpoint {models}/s2/last.safetensors --data {tmp_path}/in --save {tmp_path}/out"))
+    for name in "ab":
+        with tifffile.TiffFile(tmp_path / "out" / f"{name}_denoised.tif") as found:
+            assert found.imagej_metadata["unit"] == "um"
+
+
 def test_channels_that_are_made_one_gray_are_told(run, models, tmp_path):
     (tmp_path / "in").mkdir()
     colours = np.random.RandomState(0).randint(0, 9999, (20, 20, 3)).astype(np.uint16)

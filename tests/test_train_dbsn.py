@@ -240,9 +240,27 @@ def test_the_greatest_value_of_dim_images_is_white_to_networks_in_white_units(ru
     assert 150 < white < 180
     ok(run("train_dbsn", f"--name noise {line} --width 4 --blocks 1"))  # its units are those of the noise
     assert load_model("noise", "cpu", tmp_path).values["white_level"] is None
+    ok(run("train_dbsn", f"--name bright {line} --start-from gray-hg-blind --white-level 65535 --save-every 1"))
+    record = tmp_path / "bright" / "options.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"steps": 2}))
+    longer = line.replace("--steps 1", "--steps 2")
+    ok(run("train_dbsn", f"--name bright {longer} --start-from gray-hg-blind"))  # a run keeps its white
+    assert load_model("bright", "cpu", tmp_path).values["white_level"] == 65535
     refine = f"--teacher gray-hg-blind --student gray-hg-blind-full --refine --noisy {tmp_path}/dim --noisy-share 0"
     ok(run("train_distill", f"--name student {refine} --patch-size 16 --batch-size 2 --steps 1 --amp off"))
     assert load_model("student", "cpu", tmp_path).values["white_level"] == white
+
+
+def test_dim_images_of_several_types_have_no_common_white(run, tmp_path):
+    (tmp_path / "dim").mkdir()
+    frame = np.random.RandomState(0).poisson(40, (40, 40, 1))
+    write_image(tmp_path / "dim" / "0.tif", frame, values=np.uint16)
+    write_image(tmp_path / "dim" / "1.tif", frame, values=np.uint8)
+    line = f"--name a --noisy {tmp_path}/dim --noise hg --mode gray --patch-size 16 --batch-size 2 --steps 1 --amp off"
+    code, *said = run("train_dbsn", f"{line} --start-from gray-hg-blind")
+    err = "".join(said)
+    assert code == 0 and "of 65535" in err and "of 255" in err and "train on files of one type" in err
+    assert load_model("a", "cpu", tmp_path).values["white_level"] is None
 
 
 def test_all_bad_training_images_are_named_at_once(run, pictures, tmp_path):
