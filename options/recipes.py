@@ -151,7 +151,7 @@ FLAVOURS = {
 }
 
 # How long each released model was trained, and what it started from. Stage 1 of the AWGN models was trained in two
-# parts, and so were the colour student of AWGN and both of HG: this is the first one, and the card has the second.
+# parts, and so were the students of AWGN and of HG: this is the first one, and the card has the second.
 RELEASED = {
     "gray-awgn-blind": {
         "stage1": dict(steps=10_000, lr=4e-3, warmup=200),

@@ -133,6 +133,11 @@ CARDS = {
             f"--name gray-full --teacher gray-awgn-blind --student color-awgn-blind-full {SMALL2} --noise awgn "
             "--sigma 5 55 --steps 22000 --lr 1e-3 --warmup 100"
         ),
+        (
+            f"--name gray-full2 --teacher gray-awgn-blind --student gray-full --revive {SMALL2} --noise awgn "
+            "--sigma 5 55 --steps 16000 --lr 7e-4 --warmup 200 --level-scale 0.8 --level-jitter 0.4 --clean clean "
+            "--synthetic-noisy noisy"
+        ),
     ],
     "color-awgn-blind": [
         f"--name color-blind --mode color {BLIND1} {SMALL1} --steps 8000 --lr 4e-3 --warmup 200",
