@@ -231,11 +231,12 @@ def test_in_units_of_noise_only_the_ratio_to_the_pictures_spread_counts(monkeypa
 def test_noise_that_is_too_weak_for_a_student_is_told(monkeypatch):
     facts = {"noise": "awgn", "sigma": [5, 55], "level_scale": 1.0, "level_jitter": 0.1}
     monkeypatch.setattr(report, "training_facts", lambda values: facts)
-    student = SimpleNamespace(config={"units": "white"}, values={}, name="mine")
+    student = SimpleNamespace(config={"units": "white"}, values={}, name="mine", channels=3)
     assert report.too_weak_for(student, 2.8) is None
     assert "noise of 1 or less, mine was trained on 4.5 and more" in report.too_weak_for(student, 1.0)
     facts |= {"level_scale": 0.58, "level_jitter": 0.9}
     assert report.too_weak_for(student, 1.0) is None
+    assert "noise of 1 or less (of 255" in report.too_weak_for(SimpleNamespace(**vars(student) | {"channels": 1}), 1.0)
     assert "noise of 0.5 or less (of 255" in report.too_weak_for(student, 0.5)
     facts |= {"pairs": "drawn"}  # the levels are those of --noise
     assert "mine was trained on 5 and more" in report.too_weak_for(student, 1.0)
@@ -271,7 +272,7 @@ def test_little_noise_is_told_by_a_student_alone(run, tmp_path, rng):
     y = rounded(noisy(GRAY, "0.6", rng))
     Image.fromarray((255 * y)[0].numpy().round().astype(np.uint8)).save(tmp_path / "a.png")
     code, _, err = run("test", f"--checkpoint gray-awgn-blind-full --data {tmp_path}/a.png --save {tmp_path}/out")
-    assert code == 0 and "results that may be worse" in err and "was trained on 4.5 and more" in err
+    assert code == 0 and "results that may be worse" in err and "was trained on 2.4 and more" in err
 
 
 @pytest.fixture
