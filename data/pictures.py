@@ -81,8 +81,9 @@ def save_pictures(
         NAME_std.png    the posterior's standard deviation, white at 25 (of 255)
         NAME_level.png  the estimated noise level, white at 100
 
-    Where the noisy image is outside of 0..1 or fills a small part of it, black and white are the ends of its range, as
-    the caption says, and 25 and 100 are of 255 parts of it. Of a page of a stack the last result alone is written.
+    Where the clean image, or else the noisy one, is outside of 0..1 or fills a small part of it, black and white are
+    the ends of its range, as the caption says, and 25 and 100 are of 255 parts of it. Of a page of a stack the last
+    result alone is written.
     """
     if len(images) > 1:
         *_, denoised = images.values()
@@ -102,7 +103,7 @@ def save_pictures(
         return
     if sample.clean is not None:
         images = images | {"clean": sample.clean}
-    low, high = shown_range(sample.noisy)
+    low, high = shown_range(sample.noisy if sample.clean is None else sample.clean)  # noise may reach far beyond
     stretched = {name: np.nan_to_num((image - low) / (high - low), nan=0.0) for name, image in images.items()}
     if (low, high) != (0.0, 1.0):
         ends = f"{low * sample.unit:.4g} to {high * sample.unit:.4g}"

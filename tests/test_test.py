@@ -77,6 +77,13 @@ def test_the_map_of_the_noise_is_that_of_stage_1(run, models, pictures, tmp_path
     assert len({image.tobytes() for (image,) in maps.values()}) == 1
 
 
+def test_noise_does_not_change_the_contrast_of_what_is_shown(run, pictures, tmp_path):
+    """At AWGN 75 a picture reaches far beyond 0 and 1; beside it the clean one is shown as it is."""
+    ok(run("test", f"--data {pictures}/gray/0.png --noise awgn --sigma 75 --save {tmp_path}/out"))
+    shown, clean = (cv2.imread(str(f), 0) for f in (tmp_path / "out" / "0_all.png", pictures / "gray" / "0.png"))
+    assert (shown[-len(clean) :, -clean.shape[1] :] == clean).all()
+
+
 def test_bad_images_are_skipped_on_request(run, models, pictures, tmp_path):
     shutil.copytree(models / "s1", tmp_path / "s1")
     shutil.copytree(pictures / "gray", tmp_path / "images")
