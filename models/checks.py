@@ -176,7 +176,7 @@ def check_result(
     level: the noise's standard deviation, (1,H,W) or (1,1,1). None where the model gives none: each block's own noise
     scale stands for it, that of models/units.py or, where it is larger, the root mean square of the same details.
     shared: how its noise is, where neighbours share it. independent: whether the model and the checks took the noise
-    for independent.
+    for independent. used: what made the result.
     """
     channels, height, width = y.shape
     size = min(BLOCK, height), min(BLOCK, width)
