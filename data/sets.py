@@ -57,6 +57,7 @@ SETS = {
     "bsd500": NamedSet("bsd500", "the 500 photographs of BSDS500", download=True),
     "bsd432": NamedSet("bsd432", "BSDS500 without the 68 photographs of BSD68", download=True),
     "general100": NamedSet("general100", "the 100 clean General-100 images", download=True),
+    "t91": NamedSet("t91", "the 91 clean images of T91", download=True),
     "div2k": NamedSet("DIV2K_train_HR", "the DIV2K training images (data.vision.ee.ethz.ch/cvl/DIV2K)"),
     "wed": NamedSet("WED", "the Waterloo Exploration Database (its project page at the University of Waterloo)"),
     "imagenet_val": NamedSet("ILSVRC2012_img_val", "the ImageNet 2012 validation images (image-net.org, with a login)"),

@@ -278,6 +278,7 @@ def test_manifest_of_the_project():
         "cc15": 30,
         "fmd24": 48,
         "general100": 100,
+        "t91": 91,
         "kodak24": 24,
         "mcmaster": 18,
         "polyu": 200,
