@@ -27,7 +27,7 @@ from data.pictures import put_stacks_together, save_pictures
 from models import load_model
 from models.checks import Used, channels_have_one_noise, check_noise, check_result, shows_no_noise
 from models.inference import Denoised, denoise_batch
-from models.noise import NoiseModel
+from models.noise import NOISES, NoiseModel
 from models.noise.correlation import shared_noise
 from models.noise.in_turn import InTurn
 from models.outliers import filled, known_part, outlying
@@ -185,7 +185,8 @@ def test_image(
         known = known_part(torch.where(noisy.holes[0], torch.nan, noisy.stretched))
         row.checks["input"] = check_noise(filled(known[None])[0])
         row.shared = shared_noise(noisy.stretched) if row.neighbours_share_noise else None
-    shared = row.shared if opt.protocol == "none" else None  # published noise is independent
+    independent = opt.noise is not None and not NOISES[opt.noise].shared  # whatever a check takes for shared noise
+    shared = None if independent else row.shared
     for model in models:
         started = time.perf_counter()
         model.stride = opt.stride or stride_for(model, noisy.stretched[None], shared)

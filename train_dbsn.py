@@ -35,7 +35,7 @@ from data.training import (
     warn_of_test_images,
     with_white_level,
 )
-from models import BlindSpotDenoiser, Prediction, load_model, noise_level, posterior
+from models import BlindSpotDenoiser, Prediction, check_run_name, load_model, noise_level, posterior
 from models.gaussian import Covariance, add, constrained_nll, envelope_loss, nll
 from models.noise import NoiseModel
 from options.base import noise_of
@@ -85,6 +85,8 @@ def train(opt, options: Stage1Options, world: World) -> int:
     started = time.monotonic()
     device = choose_device(opt.device, world.local_rank, opt.deterministic)
     before = RunFolder(opt.checkpoints_dir / opt.name).recorded_options()
+    if before is None:
+        check_run_name(opt.name, opt.checkpoints_dir)
     dtype = choose_dtype(opt.amp, device, (before or {}).get("amp"))
     keep_freed_memory()
     world.check_share(opt.batch_size, "--batch-size")
@@ -159,7 +161,8 @@ def find_material(opt, new: bool) -> tuple[ImageFiles, Images | None]:
     flag = "--clean" if opt.clean else "--noisy"
     files = find_images(opt.clean or opt.noisy, opt.data_root, flag)
     warn_of_test_images(opt.clean or opt.noisy, files)
-    units = "white" if opt.clean else opt.units  # synthetic noise has levels of white
+    # synthetic noise has levels of white, and so has CNN_est
+    units = "white" if opt.clean or opt.sigma_n != "residual" else opt.units
     val = None
     if opt.val:
         val_files = find_images(opt.val, opt.data_root, "--val")

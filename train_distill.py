@@ -16,7 +16,7 @@ that is added is theirs. It is the iterative data refinement of Zhang et al. 202
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -40,7 +40,7 @@ from data.training import (
     warn_of_test_images,
     with_white_level,
 )
-from models import MWCNN, BlindSpotDenoiser, load_model, posterior_mean
+from models import MWCNN, BlindSpotDenoiser, check_run_name, load_model, posterior_mean
 from models.checks import as_checked, check_noise, neighbours_share_noise
 from models.inference import denoise_batch
 from models.mwcnn import revive, shut_off
@@ -60,6 +60,7 @@ from utils.training import Training, validation_psnr
 
 MAX_THETAS = 256
 REVIVING = 64  # crops that say which units are shut off
+REFINED = 16_000_000  # pixels of the images that --refine takes: more would take hours and gigabytes
 DARK = (0.25 / 255) ** 2  # squared error below which no crop is better than another
 ALIKE = 4.0  # ratio of the widths of two ranges of values that are taken for the same scale
 
@@ -75,10 +76,11 @@ def train(opt, options: Stage2Options, world: World) -> int:
     started = time.monotonic()
     device = choose_device(opt.device, world.local_rank, opt.deterministic)
     before = RunFolder(opt.checkpoints_dir / opt.name).recorded_options()
+    if before is None:
+        check_run_name(opt.name, opt.checkpoints_dir)
     dtype = choose_dtype(opt.amp, device, (before or {}).get("amp"))
     keep_freed_memory()
     noisy_count = round(opt.noisy_share * opt.batch_size)
-    clean_count = opt.batch_size - noisy_count
 
     # Teacher and images. Everything that can be wrong with them is found before anything is written.
     teacher = find_teacher(opt, device, dtype)
@@ -88,55 +90,66 @@ def train(opt, options: Stage2Options, world: World) -> int:
     if before and opt.images == "auto":  # it decides what the targets are, see Lessons: a run keeps what it began with
         opt.images = before.get("images", "memory")
     material = prepare(opt, teacher, device, world, new=before is None)
-    clean, noisy, noise = material.clean, material.noisy, material.noise
-    clean_pool, noisy_pool = material.clean_pool, material.noisy_pool
 
     # Student and run.
     student = starting_student(opt, teacher)
-    if opt.noisy and student.shared_noise and some_independent(noisy_pool):
-        student.config["independent_noise"] = True
+    on_disk = noisy_count and opt.images == "disk" and not teacher.shared_noise
+    if opt.noisy and (on_disk or student.shared_noise):
+        shared = neighbours_of(material.noisy_pool)
+        if on_disk and True in shared:
+            raise UsageError(
+                "--images disk: neighbouring pixels of some --noisy images share their noise, which the teacher "
+                "removes from whole images alone: give --noisy-share 0, or fewer images with --images memory"
+            )
+        if student.shared_noise and False in shared:
+            student.config["independent_noise"] = True
     if opt.refine:
         student.config["refined"] = True
     world.check_share(noisy_count, "noisy part of the batch,")
-    world.check_share(clean_count, "clean part of the batch,")
+    world.check_share(opt.batch_size - noisy_count, "clean part of the batch,")
     training = Training(opt, world, started, device, dtype, "stage2", opt.steps, student, student, material.white_level)
     training.kept = {"thetas": None}
-    clean_names = clean  # of the crops, for messages
     begun_with: dict[str, str] = {}
     if opt.refine:
         begun_with["student_weights"] = checksum_of(load_model(opt.student, "cpu", opt.checkpoints_dir))
-        results = refined(opt, noisy_pool, device, dtype)
-        clean_pool = clean_pool.joined(results) if clean_pool else results
-        clean_names = Images([*clean.files, *noisy.files], [])
-    unlike = opt.tones or opt.enlarge != (1, 1)
-    ends = ends_of(clean_pool) if unlike and clean_pool and teacher.units == "noise" else (0.0, 1.0)
-    clean_keys, noisy_keys = (crop_keys(opt.seed, s, opt.streams) for s in (Stream.CROPS, Stream.NOISY_CROPS))
-    clean_source = crop_source(clean_pool, opt.patch_size, clean_keys, clean_count, world.local_size)
-    noisy_source = crop_source(noisy_pool, opt.patch_size, noisy_keys, noisy_count, world.local_size)
     digests = {
-        "clean_images": digest(clean, (before or {}).get("clean_images")),
-        "noisy_images": digest(noisy, (before or {}).get("noisy_images")),
+        "clean_images": digest(material.clean, (before or {}).get("clean_images")),
+        "noisy_images": digest(material.noisy, (before or {}).get("noisy_images")),
         "teacher_weights": checksum_of(teacher),
     } | begun_with
     size = {"student_width": student.config["width"], "student_blocks": student.blocks}
     assumed = {"images": "memory", "student_blocks": "plain", "level_jitter": 0.1, "level_scale": 1.0} | begun_with
 
-    with (
-        training.open(size, digests, options, assumed),
-        clean_source,
-        noisy_source,
-    ):
-        whole = noisy_count > 0 and not material.redraw and opt.images == "memory"
+    with training.open(size, digests, options, assumed):
         if training.step < opt.steps:
-            lessons = Lessons(teacher, material, whole, opt, training.kept["thetas"])
-            training.kept["thetas"] = None if lessons.thetas is None else lessons.thetas.flatten(1).tolist()
+            teach(training, teacher, material, noisy_count)
+        else:
+            training.save()  # it may have been killed between its last state and the weights
+    return training.end()
+
+
+def teach(training: Training, teacher: BlindSpotDenoiser, material: Material, noisy_count: int) -> None:
+    """The steps that are left. noisy_count: how many crops of a batch are noisy ones, which the teacher denoises."""
+    opt, world, device, student = training.opt, training.world, training.device, training.model
+    clean_count = opt.batch_size - noisy_count
+    if opt.refine:
+        material = with_results(material, opt, device, training.dtype)
+    clean, noisy, noise = material.clean, material.noisy, material.noise
+    clean_pool, noisy_pool = material.clean_pool, material.noisy_pool
+    unlike = opt.tones or opt.enlarge != (1, 1)
+    ends = ends_of(clean_pool) if unlike and clean_pool and teacher.units == "noise" else (0.0, 1.0)
+    clean_keys, noisy_keys = (crop_keys(opt.seed, s, opt.streams) for s in (Stream.CROPS, Stream.NOISY_CROPS))
+    clean_source = crop_source(clean_pool, opt.patch_size, clean_keys, clean_count, world.local_size)
+    noisy_source = crop_source(noisy_pool, opt.patch_size, noisy_keys, noisy_count, world.local_size)
+
+    with clean_source, noisy_source:
+        whole = noisy_count > 0 and not material.redraw and opt.images == "memory"
+        lessons = Lessons(teacher, material, whole, opt, training.kept["thetas"])
+        training.kept["thetas"] = None if lessons.thetas is None else lessons.thetas.flatten(1).tolist()
         if opt.revive and training.step == 0:
             samples = 2**40 + np.arange(REVIVING)  # none that is trained on
             where = draw_crops(clean_pool.sizes, samples, opt.patch_size, clean_keys)
-            y = lessons.make_noisy(clean_pool.crops(where, opt.patch_size), samples)
-            for network in (student, training.average):
-                revived = revive(network, y, generator("cpu", opt.seed, Stream.REVIVED))
-            tqdm.write(f"note: {revived} units of the student were shut off, and have new weights")
+            give_new_weights(training, lessons.make_noisy(clean_pool.crops(where, opt.patch_size), samples))
         parallel = world.wrap(student)
         for step in training.steps():
             # Clean crops x, made noisy with what the teacher has learned, and noisy ones y, which it denoises.
@@ -147,7 +160,7 @@ def train(opt, options: Stage2Options, world: World) -> int:
                 x = augmented(x, samples, opt.enlarge, opt.tones, opt.seed, ends)
                 inputs.append(lessons.make_noisy(x, samples))
                 wanted.append(x)
-                crops.append((clean_names, where))
+                crops.append((clean, where))
             if noisy_count:
                 samples = world.share(step * noisy_count, noisy_count)
                 y, where = noisy_source.crops(samples)
@@ -179,7 +192,6 @@ def train(opt, options: Stage2Options, world: World) -> int:
                 show_panel(training.board, training.average, torch.cat(inputs), torch.cat(wanted), training.step)
             if world.main and training.step == opt.steps and not opt.refine:  # its form is the given student's
                 note_shut_off(training.average, torch.cat(inputs))
-    return training.end()
 
 
 def find_teacher(opt, device: torch.device, dtype: torch.dtype) -> BlindSpotDenoiser:
@@ -223,6 +235,8 @@ class Material:
 def prepare(opt, teacher: BlindSpotDenoiser, device: torch.device, world: World, new: bool) -> Material:
     """Finds the images, and decodes them where they fit: opt.images becomes "memory" or "disk". new: see there."""
     files, noisy_files, val = find_material(opt, teacher, new)
+    if opt.refine:
+        files, noisy_files = (one.of_the_middle(REFINED, opt.patch_size) for one in (files, noisy_files))
     noise = noise_of(opt) if opt.synthetic_noisy else None
     redraw = noise is not None and opt.noise_draw == "fresh"
     # float copies: the images with their noise, and the targets
@@ -262,7 +276,7 @@ def find_material(opt, teacher: BlindSpotDenoiser, new: bool) -> tuple[ImageFile
     if opt.noisy:
         white_level = opt.white_level or teacher.values["white_level"]
         noisy = look_at(noisy_files, mode, white_level, opt.patch_size, "--noisy images", units)
-        noisy = with_white_level(noisy) if new else noisy
+        noisy = with_white_level(noisy) if new and not teacher.level_is_learned else noisy  # a level keeps its white
         if noisy.white_level != white_level:
             opt.white_level = noisy.white_level
         note_conversion(noisy)
@@ -295,19 +309,23 @@ def ends_of(pool: ImagePool | DiskPool) -> tuple[float, float]:
     return min(float(e.min) for e in found), max(float(e.max) for e in found)
 
 
-def refined(opt, noisy: ImagePool, device: torch.device, dtype: torch.dtype) -> ImagePool:
-    """What --student makes of the noisy images, as test.py would use it."""
+def with_results(material: Material, opt, device: torch.device, dtype: torch.dtype) -> Material:
+    """Material whose clean images are also what --student makes of the noisy ones, as test.py would use it."""
     model = load_model(opt.student, device, opt.checkpoints_dir)
     model.dtype = dtype
     if not opt.white_level:
         model.units = "noise"
-    bar = tqdm(total=len(noisy), desc="refining", unit="image", leave=False, disable=None)
+    bar = tqdm(total=len(material.noisy), desc="refining", unit="image", leave=False, disable=None)
 
     def one(_: int, y: Tensor) -> Tensor:
         bar.update()
         return denoise_picture(model, y).image.to(y.device)
 
-    return noisy.map(one)
+    results = material.noisy_pool.map(one)
+    names = Images([*material.clean.files, *material.noisy.files], [])  # for messages
+    return replace(
+        material, clean=names, clean_pool=material.clean_pool.joined(results) if material.clean_pool else results
+    )
 
 
 def checksum_of(model: BlindSpotDenoiser | MWCNN) -> str:
@@ -315,12 +333,12 @@ def checksum_of(model: BlindSpotDenoiser | MWCNN) -> str:
     return checksum({name: tensor.cpu() for name, tensor in model.state_dict().items()}, {})
 
 
-def some_independent(noisy: ImagePool | DiskPool) -> bool:
-    """Whether there are images whose neighbouring pixels do not share their noise."""
-    return any(
-        neighbours_share_noise(check_noise(as_checked(noisy.image(k))[0])) is False
+def neighbours_of(noisy: ImagePool | DiskPool) -> set[bool | None]:
+    """Whether neighbouring pixels share their noise, as checks of evenly spaced images say; None where they cannot."""
+    return {
+        neighbours_share_noise(check_noise(as_checked(noisy.image(k))[0]))
         for k in evenly_spaced(len(noisy), MAX_THETAS)
-    )
+    }
 
 
 def starting_student(opt, teacher: BlindSpotDenoiser) -> MWCNN:
@@ -337,6 +355,8 @@ def starting_student(opt, teacher: BlindSpotDenoiser) -> MWCNN:
             f"--student {student.file}: needed here is a stage-2 checkpoint for {kind[teacher.channels]} images, "
             f"this one is stage {student.stage} for {kind[student.channels]} ones"
         )
+    if opt.revive and student.blocks != "residual":
+        raise UsageError(f"--revive: {student.file} has no residual blocks, in which alone units have new weights")
     if to_gray:
         student.take_up_gray()
     if teacher.units == "noise" and student.units == "white":
@@ -345,6 +365,15 @@ def starting_student(opt, teacher: BlindSpotDenoiser) -> MWCNN:
     student.config = {key: value for key, value in student.config.items() if key not in changed}
     student.config |= {"shared_noise": True} if shared else {}
     return student.train().requires_grad_(True)
+
+
+def give_new_weights(training: Training, y: Tensor) -> None:
+    """New weights for the units of the student, and of its average, that respond nowhere to noisy crops y."""
+    for network in (training.model, training.average):
+        revived, left = revive(network, y, generator("cpu", training.opt.seed, Stream.REVIVED))
+    tqdm.write(f"note: {revived} units of the student were shut off, and have new weights")
+    if left:
+        tqdm.write(f"note: all units of {', '.join(left)} are shut off: nothing is left there to measure new ones by")
 
 
 def note_shut_off(student: MWCNN, inputs: Tensor) -> None:

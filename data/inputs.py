@@ -106,7 +106,7 @@ def find_inputs(request: Request, models: list) -> tuple[list[Input], float | No
     paths = find_images(request.data, request.data_root, request.named)
     references: list = [None] * len(paths)
     if request.clean:
-        references = matching(paths, find_images(request.clean, request.data_root, "--clean"))
+        references = matching(paths, find_images(request.clean, request.data_root, "--clean", repeats=True))
     channels = agreed_channels(request, models)
     white_level = request.white_level or (None if request.published else learned_white_level(models))
     unique = len({path.name for path in paths}) == len(paths)
@@ -134,14 +134,23 @@ def repeated(inputs: list[Input], times: int) -> list[Input]:
 
 
 def matching(files: list[Path], references: list[Path]) -> list[Path]:
-    """The clean image of each noisy one: by equal stems where all have one of their own, else in order."""
+    """The clean image of each noisy one: by equal stems where all have one of their own, in order where none has.
+
+    Raises UsageError where some have one and others have not, or where their numbers differ.
+    """
     by_stem = {f.stem: f for f in references}
     unique = len(by_stem) == len(references) and len({f.stem for f in files}) == len(files)
-    if unique and all(f.stem in by_stem for f in files):
+    alone = [f for f in files if f.stem not in by_stem]
+    if unique and not alone:
         return [by_stem[f.stem] for f in files]
     if len(files) != len(references):
         counts = f"images of --clean: {len(references)}, of --data: {len(files)}"
         raise UsageError(f"{counts}: give one clean image for each, with the same names or in the same order")
+    if unique and len(alone) < len(files):
+        raise UsageError(
+            f"--clean: {len(files) - len(alone)} of the {len(files)} images of --data have a clean image of the same "
+            f"name there, {shown(alone[0])} has none: give every pair one name, or leave such images out"
+        )
     return references
 
 

@@ -74,8 +74,10 @@ SETS = {
 TEST_SETS = frozenset({"bsd68", "cbsd68", "set12", "kodak24", "mcmaster", "skimage_test"})
 
 
-def find_images(specs: str | Path | list, data_root: Path | None = None, what: str = "--data") -> list[Path]:
-    """The images that the specs name, each file once, in order.
+def find_images(
+    specs: str | Path | list, data_root: Path | None = None, what: str = "--data", repeats: bool = False
+) -> list[Path]:
+    """The images that the specs name, in order.
 
     A TIFF stack gives one for each of its pages (data/stacks.py). A spec is one of these:
 
@@ -85,13 +87,17 @@ def find_images(specs: str | Path | list, data_root: Path | None = None, what: s
     - a folder: its images by name; hidden files and other suffixes are left out
     - a glob pattern
 
-    what: the flag, for messages. Raises UsageError for a spec that names nothing.
+    what: the flag, for messages. repeats: a file that is named several times is there as often, else once.
+
+    Raises UsageError for a spec that names nothing.
     """
+    specs = [specs] if isinstance(specs, str | Path) else specs
+    images = [image for spec in specs for file in files_of(str(spec), data_root, what) for image in images_of(file)]
+    if repeats:
+        return images
     files: dict[str, Path] = {}
-    for spec in [specs] if isinstance(specs, str | Path) else specs:
-        for file in files_of(str(spec), data_root, what):
-            for image in images_of(file):
-                files.setdefault(os.path.realpath(image), image)  # a file may be named in several ways
+    for image in images:
+        files.setdefault(os.path.realpath(image), image)  # a file may be named in several ways
     return list(files.values())
 
 

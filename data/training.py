@@ -6,6 +6,7 @@ They are decoded once or left on disk. In a synthetic study they are made noisy.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -59,7 +60,9 @@ class ImageFiles:
     """Images left on disk: their files and headers, and how read_image is to decode them.
 
     what: their name in messages.
-    units: those of the network. In white units an image beyond 0..1 without a white level is refused.
+    units: those of the model, white where it learns a noise level. In white units an image beyond 0..1 without a white
+    level is refused.
+    most: pixels of an image that are taken, of larger ones the middle. None: all.
     """
 
     files: list[Path]
@@ -68,6 +71,7 @@ class ImageFiles:
     white_level: float | None
     what: str
     units: str
+    most: int | None = None
 
     def __len__(self) -> int:
         return len(self.files)
@@ -77,8 +81,27 @@ class ImageFiles:
 
     @property
     def sizes(self) -> np.ndarray:
-        """Height and width of each, (M,2)."""
-        return np.array([(header.height, header.width) for header in self.headers], int).reshape(-1, 2)
+        """Height and width of what is taken of each, (M,2)."""
+        return np.array([self.size_of(header) for header in self.headers], int).reshape(-1, 2)
+
+    def size_of(self, header: Header) -> tuple[int, int]:
+        height, width = header.height, header.width
+        if self.most is None or height * width <= self.most:
+            return height, width
+        height = min(height, math.isqrt(self.most))
+        width = min(width, self.most // height)
+        return min(header.height, self.most // width), width
+
+    def of_the_middle(self, pixels: int, least: int) -> ImageFiles:
+        """The same images with so many pixels in all, the middle of each, but of least x least or more. Tells it."""
+        most = max(least**2, pixels // max(1, len(self)))
+        larger = sum(header.height * header.width > most for header in self.headers)
+        if not larger:
+            return self
+        tqdm.write(
+            f"note: of {larger} of the {len(self)} {self.what} {most / 1e6:.2g} megapixels are taken, from the middle"
+        )
+        return replace(self, most=most)
 
     @property
     def as_bytes(self) -> bool:
@@ -105,7 +128,11 @@ class ImageFiles:
                 f"{self.files[k]} has changed since it was first looked at: it was {header.width}x{header.height} "
                 f"pixels of {header.dtype}"
             )
-        return array
+        height, width = self.size_of(header)
+        if (height, width) == array.shape[:2]:
+            return array
+        top, left = (header.height - height) // 2, (header.width - width) // 2
+        return array[top : top + height, left : left + width].copy()  # no view: that would keep all of it
 
     @property
     def arrays(self) -> Iterator[np.ndarray]:
@@ -161,11 +188,12 @@ def look_at(
 
 
 def with_white_level(images: ImageFiles) -> ImageFiles:
-    """Images for a network in white units. Of those that fill little of their type's range the greatest is white.
+    """Images for a model in white units. Of those that fill little of their type's range the greatest is white.
 
-    Such a network would take the noise of dim pictures for none. The greatest value is that of MEASURED evenly spaced
-    images at most, without single pixels far outside. A note tells it. Images with a white level, and others that reach
-    DIM of full_scale, stay as they are. So do files of several types, for which one value cannot be white.
+    Such a model would take the noise of dim pictures for none, or too much: its network, or CNN_est, whose levels begin
+    at 4.9 of 255. The greatest value is that of MEASURED evenly spaced images at most, without single pixels far
+    outside. A note tells it. Images with a white level, and others that reach DIM of full_scale, stay as they are. So
+    do files of several types, for which one value cannot be white.
     """
     if images.units != "white" or images.white_level is not None or not len(images):
         return images
@@ -181,8 +209,8 @@ def with_white_level(images: ImageFiles) -> ImageFiles:
     what = " and ".join(f"{greatest:.4g} of {scale:g}" for scale, greatest in dim.items())
     if len(reached) > 1:
         tqdm.write(
-            f"note: {images.what} of several types reach {what}: networks in white units take the noise of such dim "
-            "ones for none, so train on files of one type"
+            f"note: {images.what} of several types reach {what}: models in white units misjudge the noise of such "
+            "dim ones, so train on files of one type"
         )
         return images
     (greatest,) = dim.values()

@@ -30,6 +30,7 @@ __all__ = [
     "MWCNN",
     "BlindSpotDenoiser",
     "Prediction",
+    "check_run_name",
     "denoise",
     "load_model",
     "noise_level",
@@ -65,6 +66,12 @@ def resolve_checkpoint(name: str | Path, checkpoints_dir: str | Path = "checkpoi
     raise UsageError(
         f"no checkpoint {str(name)!r}: looked for {', '.join(str(c) for c in dict.fromkeys(candidates))}{hint}"
     )
+
+
+def check_run_name(name: str, checkpoints_dir: str | Path = "checkpoints") -> None:
+    """Refuses a name for a run that is one of released weights: neither would be found by it."""
+    if any((Path(folder) / f"{name}.safetensors").is_file() for folder in (checkpoints_dir, RELEASED)):
+        raise UsageError(f"--name {name}: released weights have that name; give another, such as my-{name}")
 
 
 def load_model(

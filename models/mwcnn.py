@@ -298,21 +298,24 @@ def shut_off(student: MWCNN, y: Tensor) -> list[str]:
 
 
 @torch.no_grad()
-def revive(student: MWCNN, y: Tensor, random: torch.Generator) -> int:
+def revive(student: MWCNN, y: Tensor, random: torch.Generator) -> tuple[int, list[str]]:
     """Gives new weights to the units of residual blocks that respond nowhere to noisy images y (N,C,H,W).
 
     What the network gives stays the same, for a new unit has no say in its block's sum before it is trained. Its
     weights are normal, without a response to the mean of its input, and make its response as large as that of the other
-    units in the median. Of a block without any other unit nothing is changed. Returns the number of new units.
+    units in the median. Returns the number of new units, and the names of the blocks without any other unit, of which
+    nothing is changed.
     """
-    number = 0
-    for block in student.modules():
+    number, left = 0, []
+    for name, block in student.named_modules():
         if not isinstance(block, ResidualBlock):
             continue
         x, responses = seen_by(student, block.first, y)
         alive = (responses > 0).any(3).any(2).any(0)
         count = int((~alive).sum())
-        if not count or not alive.any():
+        if not alive.any():
+            left.append(name)
+        if count in (0, len(alive)):
             continue
         weight = block.first.weight
         new = torch.randn(count, *weight.shape[1:], generator=random).to(weight)
@@ -323,7 +326,7 @@ def revive(student: MWCNN, y: Tensor, random: torch.Generator) -> int:
         weight[~alive] = new
         block.second.weight[:, ~alive] = 0
         number += count
-    return number
+    return number, left
 
 
 def seen_by(student: MWCNN, layer: nn.Module, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -164,8 +164,11 @@ class BaseOptions:
         first.add_argument("--recipe", choices=RECIPES)
         first.add_argument("--noisy", nargs="*")
         first.add_argument("--optimizer")
+        first.add_argument("--refine", action="store_true")
         found = first.parse_known_args(argv)[0]
-        return arguments(found.recipe, self.stage, found.noisy is not None, found.optimizer) if found.recipe else []
+        if not found.recipe:
+            return []
+        return arguments(found.recipe, self.stage, found.noisy is not None, found.optimizer, found.refine)
 
     def defaults(self) -> dict:
         """The values that options count as where a run's record lacks them.

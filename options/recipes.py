@@ -216,10 +216,13 @@ RECIPES = {
 DEFAULTS = {"stage1": "gray-awgn-blind-small", "stage2": "color-awgn-blind-small"}
 
 
-def arguments(name: str, stage: str, really_noisy: bool = False, optimizer: str | None = None) -> list[str]:
+def arguments(
+    name: str, stage: str, really_noisy: bool = False, optimizer: str | None = None, refine: bool = False
+) -> list[str]:
     """Gives a recipe as a command line.
 
     really_noisy: --noisy images are given, so all that is for making clean ones noisy is left out.
+    refine: so is --refine, which makes its own clean images.
     optimizer: the one that is given. The learning rate of another is left out. A paper recipe takes Muon's from the
     fast one, whose networks are of the same size.
     """
@@ -231,6 +234,7 @@ def arguments(name: str, stage: str, really_noisy: bool = False, optimizer: str 
     if really_noisy:
         left_out = [level.name for level in NOISES[values["noise"]].levels] + ["noise_draw", "pairs"]
         left_out += ["clean", "enlarge", "tones"] if stage == "stage1" else ["synthetic_noisy", "noise"]
+        left_out += ["clean"] if refine else []
         for option in left_out:
             values.pop(option, None)
     line = []

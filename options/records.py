@@ -12,7 +12,7 @@ RENAMED = frozenset("recipe clean noisy synthetic_noisy teacher".split())
 WATCHED = frozenset("log_every val val_every compile deterministic on_nonfinite".split())
 # a checkpoint's own values and its configuration tell these
 IN_CONFIG = frozenset("white_level width blocks mdc hole units student_width student_blocks".split())
-MAY_CHANGE = WHERE | RENAMED
+MAY_CHANGE = WHERE | RENAMED | {"log_every", "on_nonfinite"}
 NO_FACTS = WHERE | WATCHED | IN_CONFIG
 
 

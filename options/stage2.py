@@ -30,7 +30,8 @@ class Stage2Options(BaseOptions):
         data.add_argument(
             "--refine",
             action="store_true",
-            help="what --student makes of the --noisy images, before it is trained, are clean images too",
+            help="what --student makes of the --noisy images, before it is trained, are clean images too; of large "
+            "images the middle is taken",
         )
         source = data.add_mutually_exclusive_group(required=True)
         source.add_argument(
@@ -153,7 +154,7 @@ class Stage2Options(BaseOptions):
             if opt.student is None:
                 self.parser.error("--refine needs a --student, whose results are the clean images")
             if opt.images == "disk":
-                self.parser.error("--refine keeps its images in memory: leave --images out, or give fewer --noisy ones")
+                self.parser.error("--refine keeps its images in memory, of large ones the middle: leave --images out")
         elif not opt.clean:
             self.parser.error("--clean is needed, or --refine, which makes clean images of the --noisy ones")
         if opt.revive and opt.student is None:

@@ -36,8 +36,10 @@ from data.images import MODES, gray_of, image_header, read_image
 from data.inputs import Input, Request, Sample, find_inputs, read_sample
 from data.sets import content_hash, evenly_spaced, find_images
 from models import load_model, resolve_checkpoint
+from models.inference import denoise_batch
 from models.inspection import LEAST_PIXELS
 from models.outliers import outlying
+from models.stride import stride_of
 from options.folder import FolderOptions
 from scripts.inspect_noise import Seen, print_advice, print_table, record
 from utils.advice import Looker
@@ -47,7 +49,7 @@ from utils.files import atomic_write_text, counted
 
 STEPS, PATCH, BATCH = 600, 96, 8  # of the training
 DIM = 0.5  # pictures of 8 bits that fill less of their range are scaled
-TIMED = 2  # steps that tell how long the training takes
+TIMED, TIMED_SIDE = 2, 256  # steps, and side of a picture, that tell how long the work takes
 
 
 @dataclass
@@ -194,6 +196,7 @@ def denoise_kind(opt, kind: Kind, clean: list[Path], several: bool) -> int:
         if plain:
             print(f"\n{student} knows such noise: it denoises the pictures as it is (--steps {STEPS} trains it first)")
 
+    per_pixel = sum(seconds_per_pixel(opt, kind, name) for name in (start, student))
     untrained = len(kind.usable) - len(kind.trainable)
     if steps and untrained:
         print(
@@ -201,8 +204,8 @@ def denoise_kind(opt, kind: Kind, clean: list[Path], several: bool) -> int:
             f"{PATCH}x{PATCH}, or parts of them are NaN or transparent. They are denoised all the same."
         )
     if steps and kind.trainable and kind.brightest > 0:  # without it there is no white
-        student = train(opt, kind, clean, start, steps, shared)
-    print(f"denoising {counted(kind.usable)} with {student}")
+        student = train(opt, kind, clean, start, steps, shared, per_pixel)
+    print(f"denoising {counted(kind.usable)} with {student}: {in_words(pixels_of(kind.usable) * per_pixel)}")
     arguments = ["--checkpoint", start, student, "--data", *data, "--mode", kind.mode, "--on-bad", "skip"]
     arguments += ["--save", str(opt.out), "--json", str(opt.out / f"results{name}.json")]
     arguments += ["--report", str(opt.out / f"report{name}.html"), "--checkpoints-dir", str(opt.checkpoints_dir)]
@@ -224,10 +227,11 @@ def look_at_noise(opt, kind: Kind) -> list[Seen]:
     return seen
 
 
-def train(opt, kind: Kind, clean: list[Path], start: str, steps: int, shared: bool) -> str:
+def train(opt, kind: Kind, clean: list[Path], start: str, steps: int, shared: bool, per_pixel: float) -> str:
     """Trains the released student on the pictures, or goes on with it. Says what it does and for how long.
 
-    Other pictures, or another number of steps, are another training. Returns the file of the weights.
+    Other pictures, or another number of steps, are another training. per_pixel: seconds that stage 1 and the student
+    take together. Returns the file of the weights.
     """
     noisy = [str(one.path) for one in kind.trainable]
     weights = [str(resolve_checkpoint(one, opt.checkpoints_dir)) for one in (start, f"{start}-full")]
@@ -257,12 +261,12 @@ def train(opt, kind: Kind, clean: list[Path], start: str, steps: int, shared: bo
     known = [*arguments, *map(content_hash, files)]
     name = f"{kind.mode}-{hashlib.sha256(repr(known).encode()).hexdigest()[:8]}"
     trained = opt.out / "training" / name / "last.safetensors"
-    minutes = round(steps * seconds_per_step(opt, f"{start}-full") / 60)
+    before = per_pixel * min(pixels_of(kind.trainable), train_distill.REFINED)  # both look at the pictures first
+    seconds = before + steps * seconds_per_step(opt, f"{start}-full")
     on = counted(noisy) + (f" and {len(clean)} clean ones" if clean else "")
-    duration = f"about {minutes} minutes" if minutes > 1 else "a minute or two"
     print(
-        f"\ntraining {start}-full for {steps} steps on {on}: {duration}, less what is done already. It can be stopped "
-        f"at any time; the same command goes on. Weights: {trained}"
+        f"\ntraining {start}-full for {steps} steps on {on}: {in_words(seconds)}, less what is done already. It can be "
+        f"stopped at any time; the same command goes on. Weights: {trained}"
     )
     arguments += ["--name", name, "--checkpoints-dir", str(opt.out / "training"), "--save-every", "100"]
     if code := train_distill.main([*arguments, *machine(opt)]):
@@ -287,6 +291,31 @@ def white_of_clean(clean: list[Path], kind: Kind) -> float | None:
         return None
     greatest = max(float(np.nanmax(read_image(file, holes=True, white_level=1.0))) for file in clean)
     return greatest if greatest > 1 else None
+
+
+def in_words(seconds: float) -> str:
+    if seconds > 5400:
+        return f"about {seconds / 3600:.1f} hours"
+    return f"about {seconds / 60:.0f} minutes" if seconds > 90 else "a minute or two"
+
+
+def pixels_of(inputs: list[Input]) -> int:
+    return sum(one.header.height * one.header.width for one in inputs)
+
+
+def seconds_per_pixel(opt, kind: Kind, name: str) -> float:
+    """How long a model takes here for a pixel of such pictures, measured on the middle of one of them."""
+    sample = read_sample(kind.usable[len(kind.usable) // 2], kind.mode, None, None)
+    y = torch.from_numpy(np.ascontiguousarray(sample.noisy.transpose(2, 0, 1)))[None]
+    top, left = (max(0, (length - TIMED_SIDE) // 2) for length in y.shape[2:])
+    y = y[:, :, top : top + TIMED_SIDE, left : left + TIMED_SIDE]
+    device = choose_device(opt.device, 0, opt.deterministic)
+    model = load_model(name, device, opt.checkpoints_dir)
+    model.dtype, model.units = choose_dtype(opt.amp, device), "noise"
+    model.stride = stride_of(model, y)  # it takes as long for larger pictures, so it is not timed
+    started = time.perf_counter()
+    denoise_batch(model, y)
+    return (time.perf_counter() - started) / (y.shape[2] * y.shape[3])
 
 
 def seconds_per_step(opt, student: str) -> float:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's modules, from wherever this is run
 
-from data.sets import content_hash
+from data.sets import SETS, content_hash
 from models.noise import NOISES
 from options.base import Parser
 from options.records import with_sigma_n
@@ -343,11 +343,10 @@ def models_table(root: Path, results: list[Result]) -> str:
             if name.startswith(c.stem)
         ]
         unknown = "see card" if cards else "not recorded"
-        images = "; ".join(
-            f"{flag.replace('_', ' ')} {' '.join(facts[flag])}"
-            for flag in ("clean", "noisy", "synthetic_noisy")
-            if facts.get(flag)
-        )
+        sets = {flag: facts.get(flag) or [] for flag in ("clean", "noisy", "synthetic_noisy")}
+        images = "; ".join(f"{flag.replace('_', ' ')} {' '.join(names)}" for flag, names in sets.items() if names)
+        if cards and not SETS.keys() >= {name for names in sets.values() for name in names}:
+            images = unknown  # folders of one machine
         levels = [f"{n} " + "..".join(f"{v:g}" for v in dict.fromkeys(facts[n])) for n in LEVELS if facts.get(n)]
         noise = " ".join([facts["noise"], *levels]) if facts.get("noise") else "" if not facts else "-"
         crops = (

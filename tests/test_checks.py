@@ -365,6 +365,15 @@ def test_pixels_are_taken_apart_where_neighbours_share_their_noise(two, models, 
     assert not any("neighbouring pixels share their noise" in words for words in shared["doubts"])
 
 
+def test_of_added_noise_that_is_shared_pixels_are_taken_apart_too(models, run, tmp_path):
+    Image.fromarray((255 * GRAY[0]).numpy().round().astype(np.uint8)).save(tmp_path / "a.png")
+    for noise, apart in (("camera --sigma 15 --reach 1", True), ("awgn --sigma 15", False)):
+        line = f"--checkpoint {models}/s2 --data {tmp_path}/a.png --noise {noise} --json {tmp_path}/r.json"
+        ok(run("test", line))
+        (image,) = json.loads((tmp_path / "r.json").read_text())["images"]
+        assert bool(image.get("strides")) == apart
+
+
 def test_weights_for_shared_noise_are_told_of_independent_noise(run, tmp_path, rng):
     Image.fromarray((255 * rounded(noisy(COLOR, "5", rng))).permute(1, 2, 0).numpy().round().astype(np.uint8)).save(
         tmp_path / "a.png"

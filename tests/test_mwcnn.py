@@ -91,10 +91,12 @@ def test_units_that_were_shut_off_are_revived(rng):
     model.down1[0].bias += 10  # all that the lower blocks see is above zero
     before, alive = model(y), model.down2[1].first.weight[-1].clone()
     off = len(responding(model, y)) - sum(responding(model, y))
-    assert off >= len(dead) and revive(model, y, rng) == off
+    assert off >= len(dead) and revive(model, y, rng) == (off, [])
     assert all(responding(model, y)) and not shut_off(model, y)
     torch.testing.assert_close(model(y), before, atol=1e-5, rtol=1e-5)  # a new unit has no say yet
-    assert torch.equal(model.down2[1].first.weight[-1], alive) and revive(model, y, rng) == 0
+    assert torch.equal(model.down2[1].first.weight[-1], alive) and revive(model, y, rng) == (0, [])
+    model.down2[1].first.weight.copy_(-model.down2[1].first.weight.abs())  # no unit is left to measure new ones by
+    assert revive(model, y, rng) == (0, ["down2.1"]) and shut_off(model, y) == ["down2.1.first"]
 
 
 def responding(model: MWCNN, y: torch.Tensor) -> list[bool]:

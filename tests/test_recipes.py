@@ -194,12 +194,12 @@ CARDS = {
     ],
     "color-photo": [
         (
-            f"--name color-photo --mode color --start-from color-hg-blind {PHOTO} --units white --width 64 --blocks 3 "
+            f"--name photo --mode color --start-from color-hg-blind {PHOTO} --units white --width 64 --blocks 3 "
             f"--mdc residual --stride 2 --noise-draw fresh {SMALL1} --reach 0 1.1 --coarse 0 0.4 --steps 500 --lr 2e-3 "
             "--warmup 50"
         ),
         (
-            f"--name color-photo-full --teacher color-hg-blind --student color-awgn-blind-full {PHOTO} {PAIRS} "
+            f"--name photo-full --teacher color-hg-blind --student color-awgn-blind-full {PHOTO} {PAIRS} "
             "--reach 0 1.1 --coarse 0 0.4 --steps 5000 --lr 1.5e-3 --warmup 100"
         ),
     ],

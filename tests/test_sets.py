@@ -166,3 +166,11 @@ def test_content_hash(tmp_path):
     assert a == b != c and a == "6b86b273ff34fce19d6b804eff5a3f5747ada4eaa22f1d49c01e52ddb7875b4b"
     with pytest.raises(UsageError, match="does not exist"):
         content_hash(Path(tmp_path / "d"))
+
+
+def test_clean_images_of_other_names_are_told():
+    noisy, clean = ([Path(f"{folder}/{k}.png") for k in names] for folder, names in (("n", "123"), ("c", "234")))
+    with pytest.raises(UsageError, match=r"2 of the 3 .*1\.png has none: give every pair one name"):
+        matching(noisy, clean)
+    assert matching(noisy, [Path(f"c/{k}.png") for k in "xyz"]) == [Path(f"c/{k}.png") for k in "xyz"]  # in order
+    assert matching(noisy[:2], [Path("c/2.png"), Path("c/1.png")]) == [Path("c/1.png"), Path("c/2.png")]

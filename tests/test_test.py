@@ -36,6 +36,14 @@ def test_clean_references_of_equal_names_go_in_order(run, pictures, tmp_path):
     assert [row["noisy"]["ssim"] for row in json.loads((tmp_path / "r.json").read_text())["images"]] == [1, 1]
 
 
+def test_one_clean_image_may_be_that_of_several(run, pictures, tmp_path):
+    clean = pictures / "gray" / "0.png"
+    shutil.copy(clean, tmp_path / "a.png")
+    shutil.copy(clean, tmp_path / "b.png")
+    ok(run("test", f"--data {tmp_path}/a.png {tmp_path}/b.png --clean {clean} {clean} --json {tmp_path}/r.json"))
+    assert [row["noisy"]["ssim"] for row in json.loads((tmp_path / "r.json").read_text())["images"]] == [1, 1]
+
+
 def test_noisy_input_alone(run, pictures, tmp_path):
     ok(run("test", f"--data {pictures}/gray {LEVELS['awgn']} --json {tmp_path}/r.json"))
     table = json.loads((tmp_path / "r.json").read_text())

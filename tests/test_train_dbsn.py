@@ -33,7 +33,7 @@ from tests.helpers import (
 
 @pytest.mark.parametrize("loss", [name for name in SIGMA_N if name != "residual"])
 def test_losses_train_and_phases_hold_what_they_should(loss, run, pictures, tmp_path):
-    common = f"--clean {pictures}/gray {LEVELS['awgn']} {TINY} --sigma-n {loss} --ema 0"
+    common = f"--clean {pictures}/gray {LEVELS['awgn']} {TINY} --warmup 1 --sigma-n {loss} --ema 0"
     for name, steps in (("a", "--mu-steps 3 --steps 0"), ("b", "--mu-steps 3 --sigma-steps 3 --steps 0")):
         ok(run("train_dbsn", f"--name {name} {common} {steps} --schedule constant"))
     a, b = (load_model(tmp_path / n / "last.safetensors").state_dict() for n in "ab")
@@ -210,6 +210,21 @@ def test_wrong_use_ends_in_one_line(line, words, wrong_use):
     wrong_use("train_dbsn", line, words)
 
 
+def test_a_run_cannot_have_the_name_of_released_weights(run, pictures, tmp_path):
+    line = f"--clean {pictures}/gray {LEVELS['awgn']} {TINY} --steps 1"
+    code, _, err = run("train_dbsn", f"--name gray-hg-blind {line}")
+    assert code == 2 and "released weights have that name" in err and not (tmp_path / "gray-hg-blind").exists()
+    ok(run("train_dbsn", f"--name my-gray-hg-blind {line}"))
+
+
+def test_how_often_a_run_logs_and_what_stops_it_may_change(run, pictures, tmp_path):
+    line = f"--name a --clean {pictures}/gray {LEVELS['awgn']} {TINY} --steps 2 --save-every 1"
+    ok(run("train_dbsn", f"{line} --max-minutes 1e-9"))
+    ok(run("train_dbsn", f"{line} --log-every 7 --on-nonfinite skip"))
+    code, _, err = run("train_dbsn", f"{line} --lr 1e-9")
+    assert code == 2 and "--lr was" in err
+
+
 def test_non_finite_loss_stops_before_the_weights_move(run, pictures, tmp_path, monkeypatch):
     original = train_dbsn.objective
     calls = []
@@ -227,8 +242,8 @@ def test_non_finite_loss_stops_before_the_weights_move(run, pictures, tmp_path, 
     assert "6 of 6" in ok(run("train_dbsn", line))
 
 
-def test_the_greatest_value_of_dim_images_is_white_to_networks_in_white_units(run, tmp_path, capsys):
-    """Their noise is nothing beside the range of their files, in which such networks were trained."""
+def test_the_greatest_value_of_dim_images_is_white_to_models_in_white_units(run, tmp_path, capsys):
+    """Beside the range of their files their noise is nothing to such networks, and CNN_est begins with far more."""
     (tmp_path / "dim").mkdir()
     for k in range(2):
         frame = np.random.RandomState(k).poisson(40, (40, 40)) + 100
@@ -238,7 +253,9 @@ def test_the_greatest_value_of_dim_images_is_white_to_networks_in_white_units(ru
     assert "of 65535" in "".join(map(str, out[1:])) and "is taken for white" in "".join(map(str, out[1:]))
     white = load_model("white", "cpu", tmp_path).values["white_level"]
     assert 150 < white < 180
-    ok(run("train_dbsn", f"--name noise {line} --width 4 --blocks 1"))  # its units are those of the noise
+    ok(run("train_dbsn", f"--name cnn {line} --width 4 --blocks 1"))
+    assert load_model("cnn", "cpu", tmp_path).values["white_level"] == white
+    ok(run("train_dbsn", f"--name noise {line} --width 4 --blocks 1 --sigma-n residual"))  # all in units of the noise
     assert load_model("noise", "cpu", tmp_path).values["white_level"] is None
     ok(run("train_dbsn", f"--name bright {line} --start-from gray-hg-blind --white-level 65535 --save-every 1"))
     record = tmp_path / "bright" / "options.json"

@@ -13,10 +13,13 @@ import pytest
 import tifffile
 import torch
 from PIL import Image
+from scipy.ndimage import gaussian_filter
 
 import data.training
 import train_distill
 from data.crops import Crops, ImagePool
+from data.images import write_image
+from data.training import look_at
 from models import MWCNN, load_model
 from tests.helpers import (
     LEVELS,
@@ -287,6 +290,59 @@ def test_refining_takes_the_students_own_results_for_clean_pictures(run, picture
     assert losses["a"] == losses["b"] and len({losses[name] for name in "acd"}) == 3
 
 
+def test_a_finished_training_refines_no_pictures_again(run, pictures, models, tmp_path, monkeypatch):
+    student = models / "s2" / "last.safetensors"
+    line = f"--name a --teacher {models}/s1 --student {student} --noisy {pictures}/gray --refine {TINY2} --steps 1"
+    line = f"{line.replace('--student-width 4', '')} --noisy-share 0"
+    ok(run("train_distill", line))
+    weights = (tmp_path / "a" / "last.safetensors").read_bytes()
+    monkeypatch.setattr(train_distill, "with_results", lambda *_: pytest.fail("refined again"))
+    (tmp_path / "a" / "last.safetensors").unlink()  # as if killed before they were written
+    assert "1 of 1 steps done" in ok(run("train_distill", line))
+    assert (tmp_path / "a" / "last.safetensors").read_bytes() == weights
+
+
+def test_refining_takes_the_middle_of_large_pictures(run, pictures, models, tmp_path, monkeypatch):
+    monkeypatch.setattr(train_distill, "REFINED", 6000)
+    seen = []
+    original = train_distill.denoise_picture
+    monkeypatch.setattr(train_distill, "denoise_picture", lambda m, y: (seen.append(y.shape), original(m, y))[1])
+    student = models / "s2" / "last.safetensors"
+    line = f"--name a --teacher {models}/s1 --student {student} --noisy {pictures}/gray --refine {TINY2} --steps 1"
+    code, *said = run("train_distill", f"{line.replace('--student-width 4', '')} --noisy-share 0")
+    assert code == 0 and "megapixels are taken, from the middle" in "".join(said)
+    assert seen and max(height * width for _, _, height, width in seen) <= 6000 // len(list(pictures.glob("gray/*")))
+
+
+def test_the_middle_of_an_image(tmp_path, rng):
+    x = np.arange(60 * 90).reshape(60, 90, 1) % 251
+    write_image(tmp_path / "a.png", x, values=np.uint8)
+    images = look_at([tmp_path / "a.png"], "gray", None, what="images")
+    for pixels, least, (top, left, height, width) in [
+        (60 * 90, 8, (0, 0, 60, 90)),
+        (900, 8, (15, 30, 30, 30)),
+        (900, 40, (10, 25, 40, 40)),
+        (60 * 80, 8, (0, 5, 60, 80)),
+    ]:
+        middle = images.of_the_middle(pixels, least)
+        assert middle.sizes.tolist() == [[height, width]]
+        assert np.array_equal(middle.read(0), x[top : top + height, left : left + width])
+
+
+def test_from_disk_the_teacher_removes_no_shared_noise(run, models, tmp_path, rng):
+    """It sees crops alone there. Which pixels it takes apart follows from a whole picture."""
+    (tmp_path / "noisy").mkdir()
+    for k in range(2):
+        n = gaussian_filter(torch.randn(160, 160, generator=rng).numpy(), 0.8)
+        x = 0.5 + 0.1 * n / n.std()
+        write_image(tmp_path / "noisy" / f"{k}.png", 255 * x.clip(0, 1)[..., None], values=np.uint8)
+    line = f"--teacher {models}/s1 --noisy {tmp_path}/noisy --clean {tmp_path}/noisy/0.png {TINY2} --steps 1"
+    line = f"{line} --images disk"
+    code, _, err = run("train_distill", f"--name a {line}")
+    assert code == 2 and "share their noise" in err and "--noisy-share 0" in err
+    ok(run("train_distill", f"--name a {line} --noisy-share 0"))
+
+
 def test_refining_does_not_go_on_with_another_student(run, pictures, models, tmp_path):
     """What it makes of the pictures stands for clean ones, so the targets would change within the run."""
     student = tmp_path / "student.safetensors"
@@ -335,6 +391,10 @@ def test_noise_is_read_as_asked_for(run, pictures, models, tmp_path):
             "--level-scale is for --pairs learned",
         ),
         ("--noisy {pictures}/gray --clean {pictures}/color --revive", "--revive needs a --student"),
+        (
+            "--noisy {pictures}/gray --refine --student {s2} --revive --noisy-share 0 --patch-size 16",
+            "has no residual blocks",
+        ),
     ],
 )
 def test_wrong_use_of_refining(line, words, run, pictures, models):

@@ -38,6 +38,11 @@ def test_constant_stays_after_the_warm_up():
     assert [learning_rate(step, 5, 2.0, "constant", warmup=2) for step in range(5)] == [1.0, 2.0, 2.0, 2.0, 2.0]
 
 
+def test_a_short_run_warms_up_for_half_of_its_steps_at_most():
+    rates = [learning_rate(step, 100, 1.0, "cosine", warmup=200) for step in range(100)]
+    assert rates[49] == max(rates) == 1 and rates[-1] < 0.01
+
+
 def test_the_average_forgets_the_start_and_then_decays_as_asked():
     model, average = nn.Linear(1, 1), nn.Linear(1, 1)
     for step, decay in ((0, 0.1), (1, 2 / 11), (10**6, 0.9)):
@@ -104,7 +109,7 @@ def test_a_step_that_is_not_finite_moves_nothing(begin, optimizer, factor, capsy
 
 def test_stop_ends_with_the_step_its_terms_and_files(begin):
     training = begin("stop")
-    words = r"step 1: .*\(l2 nan, gradient norm nan\); crops of one.png, two.png; try a lower --lr$"
+    words = r"step 1: .*\(l2 nan, gradient norm nan\); crops of one.png, two.png; begin another .* --on-nonfinite skip$"
     with pytest.raises(RunError, match=words), opened(training):
         next(training.steps())
         take(training, float("nan"))

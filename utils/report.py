@@ -118,6 +118,8 @@ class Row:
             **({"within": self.within} if self.within else {}),
             **({"hot_pixels": self.hot_pixels} if self.hot_pixels else {}),
             **({"strides": self.strides} if self.strides else {}),
+            **({"merged": True} if self.merged else {}),
+            **({"dim": self.dim} if self.dim is not None else {}),
             "doubts": self.warnings,
             "checks": checks,
         }

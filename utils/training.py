@@ -151,7 +151,8 @@ class Training:
         self.skipped += 1
         if self.opt.on_nonfinite == "stop" or self.skipped > MAX_SKIPPED:
             times = f" ({self.skipped} steps skipped)" if self.skipped > 1 else ""
-            raise RunError(f"{problem}; try a lower --lr{times}")
+            skip = ", or give --on-nonfinite skip" if self.opt.on_nonfinite == "stop" else ""
+            raise RunError(f"{problem}{times}; begin another run, without such images or with a lower --lr{skip}")
         tqdm.write(f"warning: {problem}; step skipped")
 
     def due(self, every: int) -> bool:
@@ -196,8 +197,10 @@ def learning_rate(step: int, total: int, peak: float, schedule: str, warmup: int
     """Learning rate of a step in 0..total-1.
 
     schedule: "cosine" rises linearly over `warmup` steps and falls to zero along a half cosine; "step" multiplies by
-    `decay` at 20, 40, 60, 70, 80 and 90% of the way (the paper's); "constant" stays after the warm-up.
+    `decay` at 20, 40, 60, 70, 80 and 90% of the way (the paper's); "constant" stays after the warm-up. In a short run
+    half of the steps are the warm-up at most.
     """
+    warmup = min(warmup, total // 2)
     ramp = min(1.0, (step + 1) / warmup) if warmup else 1.0
     if schedule == "step":
         return peak * ramp * decay ** sum(step >= round(at * total) for at in DECAY_AT)
