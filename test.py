@@ -28,7 +28,7 @@ from models import load_model
 from models.checks import Used, channels_have_one_noise, check_noise, check_result, shows_no_noise
 from models.inference import Denoised, denoise_batch
 from models.noise import NOISES, NoiseModel
-from models.noise.correlation import shared_noise
+from models.noise.correlation import Shared, shared_noise
 from models.noise.in_turn import InTurn
 from models.outliers import filled, known_part, outlying
 from models.phases import weights_of
@@ -108,8 +108,17 @@ def evaluate(opt, world: World, argv: list[str]) -> int:
     if opt.save and models:
         put_stacks_together(opt.save, inputs, bad={inputs[row.index].path for row in bad})
     print_table(table)
+    tell(rows, opt, bool(models))
+    if bad:
+        problems = [row.problem for row in bad]
+        print(f"{len(bad)} of {len(rows)} images were skipped:", *problems, sep="\n  ", file=sys.stderr)
+    return EXIT_FAILURE if bad else 0
+
+
+def tell(rows: list[Row], opt, denoised: bool) -> None:
+    """Notes on images and results that somebody should know of. denoised: whether there are results."""
     words = "hot and dead pixels, far outside the range of the others and alone there, keep their values"
-    note(words, [f"{row.shown}: {row.hot_pixels}" if row.hot_pixels else None for row in rows] if models else [])
+    note(words, [f"{row.shown}: {row.hot_pixels}" if row.hot_pixels else None for row in rows] if denoised else [])
     words = (
         "colour pictures made gray, 0.30 of red, 0.59 of green and 0.11 of blue: where channels are pictures of their "
         "own, save each as a page of a stack"
@@ -125,10 +134,6 @@ def evaluate(opt, world: World, argv: list[str]) -> int:
     )
     doubts = [f"{row.shown}: {'; '.join(row.doubts)}" if row.doubts else None for row in rows]
     note(f"results that may be wrong (--json has the numbers){kept}", doubts)
-    if bad:
-        problems = [row.problem for row in bad]
-        print(f"{len(bad)} of {len(rows)} images were skipped:", *problems, sep="\n  ", file=sys.stderr)
-    return EXIT_FAILURE if bad else 0
 
 
 def request_of(opt) -> Request:
@@ -168,7 +173,6 @@ def test_image(
         row.problem = str(error)
         return row
     images = {"noisy": sample.noisy}
-    std = noise_map = None  # of several checkpoints of stage 1 the first one's, as its level
 
     # what the baselines make of it, which are told its noise level
     for baseline in opt.baseline:
@@ -187,32 +191,15 @@ def test_image(
         row.shared = shared_noise(noisy.stretched) if row.neighbours_share_noise else None
     independent = opt.noise is not None and not NOISES[opt.noise].shared  # whatever a check takes for shared noise
     shared = None if independent else row.shared
+    measured = None  # of several checkpoints of stage 1 the first one's level and uncertainty count
     for model in models:
-        started = time.perf_counter()
-        model.stride = opt.stride or stride_for(model, noisy.stretched[None], shared)
-        result = denoise_batch(model, noisy.y, opt.tile, opt.self_ensemble, progress=True)
-        file = str(model.file)
-        row.seconds[file] = row.seconds.get(file, 0.0) + time.perf_counter() - started
-        if result.tiled:
-            row.tiled.add(file)
-        if model.stride != 1:
-            row.strides[model.name] = weights_of(model.stride)
-        check(row, model, noisy, result)
-        words = unsuited(model, noisy, row, opt)
-        if model.stage == 2:
-            images[method_name("distilled", model, models)] = as_image(result.image)
-            told = [words or too_weak(model, noisy, result, row)]
-        else:
-            images[method_name("mu", model, models)] = as_image(result.mu)
-            images[method_name("posterior", model, models)] = as_image(result.image)
-            if sample.clean is not None:
-                row.within[model.name] = shares_within(as_image(result.image) - sample.clean, as_image(result.std))
-            level = level_found(noisy, result)
-            spread = float(np.nanstd(result.mu.numpy()))
-            told = [words, noise_not_trained_on(model, level / noisy.white_to(model), spread) if level else None]
-            if std is None:
-                std, noise_map, row.estimated = as_image(result.std), as_image(result.noise_level), level
-        row.unknown += [f"{shown(source.name)}: {remark}" for remark in told if remark]
+        result = denoise_with(model, noisy, row, opt, shared)
+        images |= {method_name(kind, model, models): image for kind, image in images_of(result).items()}
+        row.unknown += [f"{shown(source.name)}: {remark}" for remark in remarks(model, noisy, result, row, opt)]
+        if model.stage == 1 and sample.clean is not None:
+            row.within[model.name] = shares_within(as_image(result.image) - sample.clean, as_image(result.std))
+        if model.stage == 1 and measured is None:
+            measured, row.estimated = result, level_found(noisy, result)
 
     suits = opt.stride is None and shared is not None  # then the stride suits the noise
     row.known = suits or all(m.shared_noise or (opt.stride or 1) > 1 or (m.stage == 1 and m.apart > 1) for m in models)
@@ -229,6 +216,7 @@ def test_image(
             row.peak = [float(end) * sample.unit for end in row.peak]
     if models and opt.on_doubt == "keep" and (row.unknown or row.doubts):
         images["kept"] = sample.noisy  # the last one is what is written
+    std, noise_map = (as_image(measured.std), as_image(measured.noise_level)) if measured else (None, None)
     if opt.save:
         save_pictures(opt.save, source, sample, images, std, noise_map, opt.depth)
     if reporter:
@@ -286,6 +274,28 @@ class Noisy:
         return float(model.views(self.seen)[-1].s) / USUAL_NOISE
 
 
+def denoise_with(model, noisy: Noisy, row: Row, opt, shared: Shared | None) -> Denoised:
+    """What a model makes of an image, timed and checked for the image's row. shared: see stride_for."""
+    started = time.perf_counter()
+    model.stride = opt.stride or stride_for(model, noisy.stretched[None], shared)
+    result = denoise_batch(model, noisy.y, opt.tile, opt.self_ensemble, progress=True)
+    file = str(model.file)
+    row.seconds[file] = row.seconds.get(file, 0.0) + time.perf_counter() - started
+    if result.tiled:
+        row.tiled.add(file)
+    if model.stride != 1:
+        row.strides[model.name] = weights_of(model.stride)
+    check(row, model, noisy, result)
+    return result
+
+
+def images_of(result: Denoised) -> dict[str, np.ndarray]:
+    """What the tables show of a result, (H,W,C) each, by kind."""
+    if result.mu is None:
+        return {"distilled": as_image(result.image)}
+    return {"mu": as_image(result.mu), "posterior": as_image(result.image)}
+
+
 def check(row: Row, model, noisy: Noisy, result: Denoised) -> None:
     """Checks the result of a model, for the row."""
     image = torch.where(noisy.holes, noisy.seen, result.image - noisy.beyond)
@@ -296,6 +306,17 @@ def check(row: Row, model, noisy: Noisy, result: Denoised) -> None:
     row.checks[model.name] = check_result(
         noisy.stretched, noisy.stretch(image)[0], level, row.shared, independent, used
     )
+
+
+def remarks(model, noisy: Noisy, result: Denoised, row: Row, opt) -> list[str]:
+    """What is to be said of noise that a model was not trained on."""
+    words = unsuited(model, noisy, row, opt)
+    if model.stage == 2:
+        found = [words or too_weak(model, noisy, result, row)]
+    else:
+        level, spread = level_found(noisy, result), float(np.nanstd(result.mu.numpy()))
+        found = [words, noise_not_trained_on(model, level / noisy.white_to(model), spread) if level else None]
+    return [remark for remark in found if remark]
 
 
 def unsuited(model, noisy: Noisy, row: Row, opt) -> str | None:

@@ -42,7 +42,8 @@ def test_a_folder_is_looked_at_trained_on_and_denoised(noisy, tmp_path, capsys):
     out = tmp_path / "out"
     code, said, err = denoise(capsys, noisy, out, "--steps", 2)
     assert code == 1 and "1 of 3 images were skipped" in err and err.count("bad.png") == 1
-    assert "independent from pixel to pixel" in said and "a minute or two" in said and "2 of 2 steps done" in said
+    assert "independent from pixel to pixel" in said and "2 of 2 steps done" in said
+    assert said.count("a minute or two") == 2  # training, and denoising
     for k, suffix in enumerate((".png", ".tif")):
         files = noisy / f"{k}{suffix}", out / f"{k}_denoised{suffix}"
         before, after = (read_image(file)[..., 0].astype(float) for file in files)
