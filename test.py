@@ -22,9 +22,10 @@ import torch
 from tqdm import tqdm
 
 from data.images import gray_of
-from data.inputs import Input, Request, Sample, find_inputs, keep_inputs, read_sample, repeated
+from data.inputs import Input, Request, Sample, check_scale, find_inputs, keep_inputs, read_sample, repeated
 from data.pictures import put_stacks_together, save_pictures
 from models import load_model
+from models.arrays import BRIGHT
 from models.checks import Used, channels_have_one_noise, check_noise, check_result, shows_no_noise
 from models.inference import Denoised, denoise_batch
 from models.noise import NOISES, NoiseModel
@@ -60,7 +61,6 @@ from utils.report import (
 )
 
 DIM = 0.25  # of white
-BRIGHT = 3.0  # times white
 FEW = 0.3  # of the details of a picture: what a student removes at least of noise that it knows
 
 
@@ -126,6 +126,8 @@ def tell(rows: list[Row], opt, denoised: bool) -> None:
     note(words, [row.shown if row.merged else None for row in rows])
     words = "pictures far below --white-level, in which networks remove less: leave it out, or give a lower one"
     note(words, [f"{row.shown}: {row.dim:.4g} at most" if row.dim is not None else None for row in rows])
+    words = "results in 32-bit floats (NAME_denoised.tif): integers would be too coarse, or cut values (--depth same)"
+    note(words, [row.shown if row.in_floats and opt.depth == "auto" else None for row in rows])
     note("noise that neighbours share: pixels were taken apart (--stride)", [row.strides_in_words for row in rows])
     kept = "; the images are written as they were" if opt.on_doubt == "keep" and opt.save else ""
     note(
@@ -167,6 +169,8 @@ def test_image(
     # the noisy image
     try:
         sample = read_sample(source, opt.mode, white_level, noise)
+        if white_level and not opt.white_level:
+            check_scale(source, sample)
     except UsageError as error:
         if opt.on_bad == "stop":
             raise
@@ -218,7 +222,7 @@ def test_image(
         images["kept"] = sample.noisy  # the last one is what is written
     std, noise_map = (as_image(measured.std), as_image(measured.noise_level)) if measured else (None, None)
     if opt.save:
-        save_pictures(opt.save, source, sample, images, std, noise_map, opt.depth)
+        row.in_floats = save_pictures(opt.save, source, sample, images, std, noise_map, opt.depth)
     if reporter:
         reporter.add(row, sample, images[list(images)[-1]], std)
     return row

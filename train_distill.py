@@ -39,6 +39,7 @@ from data.training import (
     note_conversion,
     warn_of_test_images,
     with_white_level,
+    with_white_of,
 )
 from models import MWCNN, BlindSpotDenoiser, check_run_name, load_model, posterior_mean
 from models.checks import as_checked, check_noise, neighbours_share_noise
@@ -86,6 +87,8 @@ def train(opt, options: Stage2Options, world: World) -> int:
     teacher = find_teacher(opt, device, dtype)
     if before and opt.white_level is None:
         opt.white_level = before.get("white_level")
+    if before and opt.clean_white_level is None:
+        opt.clean_white_level = before.get("clean_white_level")
     opt.streams = streams_of(before)
     if before and opt.images == "auto":  # it decides what the targets are, see Lessons: a run keeps what it began with
         opt.images = before.get("images", "memory")
@@ -279,6 +282,8 @@ def find_material(opt, teacher: BlindSpotDenoiser, new: bool) -> tuple[ImageFile
         noisy = with_white_level(noisy) if new and not teacher.level_is_learned else noisy  # a level keeps its white
         if noisy.white_level != white_level:
             opt.white_level = noisy.white_level
+        clean = with_white_of(noisy, clean) if new else clean
+        opt.clean_white_level = clean.white_level
         note_conversion(noisy)
     else:
         noisy = look_at(noisy_files, mode, white, opt.patch_size, "--synthetic-noisy images")

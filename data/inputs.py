@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -21,7 +23,7 @@ from data.images import (
     to_float,
 )
 from data.raw import RAW_SUFFIXES
-from data.sets import find_images
+from data.sets import SETS, find_images
 from models.noise import NOISES, NoiseModel
 from models.noise.in_turn import InTurn
 from utils.baselines import SMALLEST_SIDE
@@ -107,6 +109,14 @@ def find_inputs(request: Request, models: list) -> tuple[list[Input], float | No
     references: list = [None] * len(paths)
     if request.clean:
         references = matching(paths, find_images(request.clean, request.data_root, "--clean", repeats=True))
+        for path, reference in zip(paths, references):
+            if os.path.realpath(path) == os.path.realpath(reference):
+                raise UsageError(f"--clean: {shown(path)} is an image of --data too: name its clean partner")
+        pairs = [f"{shown(path.name)} with {shown(clean.name)}" for path, clean in zip(paths, references)]
+        if paths[0].stem != references[0].stem and not SETS.keys() >= set(request.clean):
+            print(
+                f"note: --clean has other names, so pairs are made in order: {pairs[0]} .. {pairs[-1]}", file=sys.stderr
+            )
     channels = agreed_channels(request, models)
     white_level = request.white_level or (None if request.published else learned_white_level(models))
     unique = len({path.name for path in paths}) == len(paths)
@@ -145,7 +155,10 @@ def matching(files: list[Path], references: list[Path]) -> list[Path]:
         return [by_stem[f.stem] for f in files]
     if len(files) != len(references):
         counts = f"images of --clean: {len(references)}, of --data: {len(files)}"
-        raise UsageError(f"{counts}: give one clean image for each, with the same names or in the same order")
+        raise UsageError(
+            f"{counts}: give one clean image for each, with the same names or in the same order; one of several is "
+            "named as often"
+        )
     if unique and len(alone) < len(files):
         raise UsageError(
             f"--clean: {len(files) - len(alone)} of the {len(files)} images of --data have a clean image of the same "
@@ -266,6 +279,15 @@ def read_sample(
         shapes = f"--clean {shown(source.reference)} is {clean.shape}, {shown(source.path)} {image.shape}"
         raise UsageError(f"{shapes} (rows, columns, channels): they must show the same picture")
     return replace(sample, clean=clean)
+
+
+def check_scale(source: Input, sample: Sample) -> None:
+    """Refuses floats of 0..1 where the white level that a model has learned says another scale."""
+    low, high = (float(end(sample.noisy)) * sample.unit for end in (np.nanmin, np.nanmax))
+    if source.header.dtype.kind == "f" and high <= 1.5 < sample.unit:
+        trained = f"its model was trained on files in which {sample.unit:g} is white"
+        values = f"has float values from {low:.3g} to {high:.3g}"
+        raise UsageError(f"{shown(source.path)} {values}, {trained}: say with --white-level what is white here")
 
 
 def has_units_of_file(clean: np.ndarray, noisy: np.ndarray, unit: float) -> bool:

@@ -71,8 +71,8 @@ def save_pictures(
     std: np.ndarray | None = None,
     level: np.ndarray | None = None,
     depth: str = "auto",
-) -> None:
-    """Writes the results of one image under its name.
+) -> bool:
+    """Writes the results of one image under its name. Returns whether the last one is floats, in place of integers.
 
     images: the noisy one, then each result (H,W,C) by its method. depth: see file_type.
 
@@ -85,10 +85,12 @@ def save_pictures(
     the ends of its range, as the caption says, and 25 and 100 are of 255 parts of it. Of a page of a stack the last
     result alone is written.
     """
+    in_floats = False
     if len(images) > 1:
         *_, denoised = images.values()
         denoised = denoised if sample.hidden is None else np.where(np.isnan(sample.hidden), denoised, sample.hidden)
         dtype = file_type(source, sample, denoised, depth)
+        in_floats = dtype.kind == "f" and source.header.dtype.kind != "f"
         suffix = source.path.suffix.lower()
         if suffix not in (*TIFF_SUFFIXES, ".npy"):
             suffix = ".tif" if dtype.itemsize > 2 else ".png"
@@ -100,7 +102,7 @@ def save_pictures(
         premultiplied = source.header.premultiplied
         write_image(target, values, like=like, holes=True, values=dtype, alpha=alpha, premultiplied=premultiplied)
     if source.page:
-        return
+        return in_floats
     if sample.clean is not None:
         images = images | {"clean": sample.clean}
     low, high = shown_range(sample.noisy if sample.clean is None else sample.clean)  # noise may reach far beyond
@@ -114,6 +116,7 @@ def save_pictures(
     if level is not None:
         level = np.broadcast_to(level, (*sample.noisy.shape[:2], 1))
         write_image(folder / f"{source.name}_level.png", as_map(level, (high - low) * 100 / 255))
+    return in_floats
 
 
 def put_stacks_together(folder: Path, inputs: list[Input], bad: set[Path]) -> None:

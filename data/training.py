@@ -197,12 +197,7 @@ def with_white_level(images: ImageFiles) -> ImageFiles:
     """
     if images.units != "white" or images.white_level is not None or not len(images):
         return images
-    reached: dict[float, float] = {}  # greatest value of files of one full scale
-    for k in evenly_spaced(len(images), MEASURED):
-        x = read_image(images.files[k], images.mode, white_level=1.0)
-        seen, _, _ = outlying(torch.from_numpy(x.transpose(2, 0, 1).copy())[None])
-        scale = full_scale(images.headers[k].dtype)
-        reached[scale] = max(reached.get(scale, 0.0), float(seen.max()))
+    reached = greatest_values(images)
     dim = {scale: greatest for scale, greatest in reached.items() if 0 < greatest < DIM * scale}
     if not dim:
         return images
@@ -216,6 +211,32 @@ def with_white_level(images: ImageFiles) -> ImageFiles:
     (greatest,) = dim.values()
     tqdm.write(f"note: the {images.what} reach {what}: {greatest:.4g} is taken for white (--white-level says another)")
     return replace(images, white_level=greatest)
+
+
+def with_white_of(noisy: ImageFiles, clean: ImageFiles) -> ImageFiles:
+    """Clean images with the white level of noisy ones, where they are files of the same type that reach no further.
+
+    A note tells it. Other ones stay as they are.
+    """
+    white, types = noisy.white_level, {header.dtype for header in [*noisy.headers, *clean.headers]}
+    if not white or not len(clean) or clean.white_level is not None or len(types) > 1:
+        return clean
+    (greatest,) = greatest_values(clean).values()
+    if greatest > 1.5 * white:
+        return clean
+    tqdm.write(f"note: in the {clean.what} {white:.4g} is white too (--clean-white-level says another)")
+    return replace(clean, white_level=white)
+
+
+def greatest_values(images: ImageFiles) -> dict[float, float]:
+    """Greatest value in files of each full scale, without single pixels far outside, of MEASURED images at most."""
+    reached: dict[float, float] = {}
+    for k in evenly_spaced(len(images), MEASURED):
+        x = read_image(images.files[k], images.mode, white_level=1.0)
+        seen, _, _ = outlying(torch.from_numpy(x.transpose(2, 0, 1).copy())[None])
+        scale = full_scale(images.headers[k].dtype)
+        reached[scale] = max(reached.get(scale, 0.0), float(seen.max()))
+    return reached
 
 
 def note_conversion(images: ImageFiles) -> None:

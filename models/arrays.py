@@ -15,6 +15,7 @@ from models.mwcnn import MWCNN
 from models.stride import denoise_picture
 
 MAX_STRIDE = 8
+BRIGHT = 3.0  # times the white of its training: a learned noise level says nothing of such values
 AXES = "(H,W), (H,W,C), (C,H,W) or (N,C,H,W)"
 
 
@@ -116,11 +117,11 @@ def learned_white(model: BlindSpotDenoiser, array: np.ndarray | Tensor) -> float
     if not trained and dtype.kind in "iu" and dtype.itemsize > 2:
         problem = f"the model's noise level holds for the scale of its training, and the array holds {dtype} values"
         raise ValueError(f"{problem}: say with white= which value is white here")
-    if dtype.kind == "f":
-        low, high = float(array.min()), float(array.max())
-        if high <= 1.5 < trained if trained else low < -0.5 or high > 1.5:
-            problem = f"{trained or 1:g} is white to the model, and the array has float values from {low:g} to {high:g}"
-            raise ValueError(f"{problem}: say with white= which value is white here")
+    low, high = float(array.min()), float(array.max())
+    other_scale = high <= 1.5 < trained if trained else low < -0.5 or high > 1.5
+    if (dtype.kind == "f" and other_scale) or (trained and high > BRIGHT * trained):
+        problem = f"{trained or 1:g} is white to the model, and the array has values from {low:g} to {high:g}"
+        raise ValueError(f"{problem}: say with white= which value is white here")
     return trained or usual
 
 

@@ -13,7 +13,7 @@ from PIL import Image, ImageCms
 from skimage.data import camera
 
 from data.images import read_image
-from models import MWCNN, BlindSpotDenoiser, load_model
+from models import MWCNN, BlindSpotDenoiser, denoise, load_model
 from models.inference import denoise_batch
 from models.outliers import outlying, without_noise
 from models.units import scale_of
@@ -326,6 +326,19 @@ def test_white_units_refuse_floats_without_a_white_level(run, tmp_path):
     code, _, err = run("train_dbsn", f"--name a {line} --units white")
     assert code == 2 and "--white-level" in err and "a.tif" in err
     ok(run("train_dbsn", f"--name a {line}"))
+
+
+def test_a_learned_level_holds_for_one_scale(run, tmp_path):
+    tifffile.imwrite(tmp_path / "dim.tif", (2000 * NOISY.clip(0, 1)).astype(np.uint16))
+    ok(run("train_dbsn", f"--name cnn --noisy {tmp_path}/dim.tif --noise hg --mode gray {TINY} --steps 1"))
+    model = load_model("cnn", "cpu", tmp_path)
+    tifffile.imwrite(tmp_path / "other.tif", NOISY.clip(0, 1).astype(np.float32))
+    code, _, err = run("test", f"--checkpoint cnn --data {tmp_path}/other.tif --save {tmp_path}/out")
+    assert code == 2 and "is white: say with --white-level" in err
+    ok(run("test", f"--checkpoint cnn --data {tmp_path}/other.tif --save {tmp_path}/out --white-level 1"))
+    with pytest.raises(ValueError, match="say with white="):
+        denoise(model, (40_000 * NOISY.clip(0, 1)).astype(np.uint16))
+    denoise(model, (40_000 * NOISY.clip(0, 1)).astype(np.uint16), white=40_000)
 
 
 def test_a_white_level_that_is_far_too_high_is_told(run, tmp_path):

@@ -36,6 +36,16 @@ def test_clean_references_of_equal_names_go_in_order(run, pictures, tmp_path):
     assert [row["noisy"]["ssim"] for row in json.loads((tmp_path / "r.json").read_text())["images"]] == [1, 1]
 
 
+def test_clean_images_of_other_names_are_paired_in_order(run, pictures, tmp_path):
+    for name in "ab":
+        shutil.copy(pictures / "gray" / f"{'ab'.index(name)}.png", tmp_path / f"{name}.png")
+    line = f"--data {tmp_path}/a.png {tmp_path}/b.png --clean {pictures}/gray/0.png {pictures}/gray/1.png"
+    _, _, err = run("test", line)
+    assert "pairs are made in order: a.png with 0.png .. b.png with 1.png" in err
+    code, _, err = run("test", f"--data {tmp_path}/a.png --clean {tmp_path}/a.png")
+    assert code == 2 and "a.png is an image of --data too" in err
+
+
 def test_one_clean_image_may_be_that_of_several(run, pictures, tmp_path):
     clean = pictures / "gray" / "0.png"
     shutil.copy(clean, tmp_path / "a.png")

@@ -266,6 +266,13 @@ def test_the_greatest_value_of_dim_images_is_white_to_models_in_white_units(run,
     refine = f"--teacher gray-hg-blind --student gray-hg-blind-full --refine --noisy {tmp_path}/dim --noisy-share 0"
     ok(run("train_distill", f"--name student {refine} --patch-size 16 --batch-size 2 --steps 1 --amp off"))
     assert load_model("student", "cpu", tmp_path).values["white_level"] == white
+    (tmp_path / "clean").mkdir()
+    write_image(tmp_path / "clean" / "a.tif", np.full((40, 40, 1), 140) + np.arange(40)[:, None], values=np.uint16)
+    pairs = f"--teacher gray-hg-blind --noisy {tmp_path}/dim --clean {tmp_path}/clean --noisy-share 0 --student-width 4"
+    pairs = f"--name pairs {pairs} --patch-size 16 --batch-size 2 --amp off --save-every 1 --steps 2"
+    run("train_distill", f"{pairs} --max-minutes 1e-9")
+    ok(run("train_distill", pairs))
+    assert json.loads((tmp_path / "pairs" / "options.json").read_text())["clean_white_level"] == white
 
 
 def test_dim_images_of_several_types_have_no_common_white(run, tmp_path):

@@ -48,6 +48,7 @@ class Row:
     seconds: dict[str, float] = field(default_factory=dict)  # of each baseline and checkpoint
     hot_pixels: int = 0  # and dead ones: see models/outliers.py
     merged: bool = False  # whether different channels were made one gray
+    in_floats: bool = False  # whether the result's file has floats, in place of the input's integers
     dim: float | None = None  # the greatest file value, where it is far below --white-level
     tiled: set[str] = field(default_factory=set)  # the checkpoints that took the image in tiles
     peak: list[float] | None = None  # of PSNR: the ends of the clean image's range; None: white
@@ -119,6 +120,7 @@ class Row:
             **({"hot_pixels": self.hot_pixels} if self.hot_pixels else {}),
             **({"strides": self.strides} if self.strides else {}),
             **({"merged": True} if self.merged else {}),
+            **({"in_floats": True} if self.in_floats else {}),
             **({"dim": self.dim} if self.dim is not None else {}),
             "doubts": self.warnings,
             "checks": checks,
