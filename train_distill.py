@@ -96,7 +96,7 @@ def train(opt, options: Stage2Options, world: World) -> int:
 
     # Student and run.
     student = starting_student(opt, teacher)
-    on_disk = noisy_count and opt.images == "disk" and not teacher.shared_noise
+    on_disk = before is None and noisy_count and opt.images == "disk" and not teacher.shared_noise
     if opt.noisy and (on_disk or student.shared_noise):
         shared = neighbours_of(material.noisy_pool)
         if on_disk and True in shared:

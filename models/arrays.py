@@ -117,7 +117,8 @@ def learned_white(model: BlindSpotDenoiser, array: np.ndarray | Tensor) -> float
     if not trained and dtype.kind in "iu" and dtype.itemsize > 2:
         problem = f"the model's noise level holds for the scale of its training, and the array holds {dtype} values"
         raise ValueError(f"{problem}: say with white= which value is white here")
-    low, high = float(array.min()), float(array.max())
+    values = as_float64(array)  # torch has no extremes of some unsigned types
+    low, high = float(values.min()), float(values.max())
     other_scale = high <= 1.5 < trained if trained else low < -0.5 or high > 1.5
     if (dtype.kind == "f" and other_scale) or (trained and high > BRIGHT * trained):
         problem = f"{trained or 1:g} is white to the model, and the array has values from {low:g} to {high:g}"

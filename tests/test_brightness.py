@@ -339,6 +339,7 @@ def test_a_learned_level_holds_for_one_scale(run, tmp_path):
     with pytest.raises(ValueError, match="say with white="):
         denoise(model, (40_000 * NOISY.clip(0, 1)).astype(np.uint16))
     denoise(model, (40_000 * NOISY.clip(0, 1)).astype(np.uint16), white=40_000)
+    denoise(model, torch.from_numpy((2000 * NOISY.clip(0, 1)).astype(np.uint16)))
 
 
 def test_a_white_level_that_is_far_too_high_is_told(run, tmp_path):
