@@ -38,6 +38,7 @@ from data.training import (
 from models import BlindSpotDenoiser, Prediction, check_run_name, load_model, noise_level, posterior
 from models.gaussian import Covariance, add, constrained_nll, envelope_loss, nll
 from models.noise import NoiseModel
+from models.units import USUAL_NOISE
 from options.base import noise_of
 from options.stage1 import Stage1Options
 from utils.device import choose_device, choose_dtype, denormals_as_zero, keep_freed_memory
@@ -51,16 +52,23 @@ from utils.training import Training, validation_psnr
 HELD_OUT_CROPS = 32
 
 
-def objective(p: Prediction, y: Tensor, phase: str, loss: str, quantile: float) -> dict[str, Tensor]:
+def objective(
+    p: Prediction, y: Tensor, phase: str, loss: str, quantile: float, level_weight: float = 0.0
+) -> dict[str, Tensor]:
     """The terms whose sum is minimised, each a mean over pixels.
 
     y: (N,C,H,W). What the losses do is compared in docs/estimator.md.
+    level_weight: the exact likelihood of each crop counts by its noise level to this power. An error e of mu costs
+    e^2 / (2 (Sigma_mu + sigma^2)) of it, which is little where the noise is strong.
     """
     if phase == "mu":
         return {"l2": (p.mu - y).square().mean()}
     if loss == "constrained":
         return {"constrained_nll": constrained_nll(y, p.mu, p.cov_mu, p.cov_n).mean()}
-    terms = {"nll": nll(y, p.mu, p.cov_total).mean()}
+    exact = nll(y, p.mu, p.cov_total).mean((1, 2, 3))  # N
+    if level_weight:
+        exact = exact * (noise_level(p.cov_n.map(Tensor.detach)).mean((1, 2, 3)) / USUAL_NOISE) ** level_weight
+    terms = {"nll": exact.mean()}
     if loss == "envelope":
         terms["envelope"] = envelope_loss(p.cov_n, p.cov_total, quantile)
     elif loss == "reward":
@@ -124,7 +132,7 @@ def train(opt, options: Stage1Options, world: World) -> int:
     loss_name = "exact" if opt.sigma_n == "residual" else opt.sigma_n  # of V; nothing of that estimator is learned
     trained = None
 
-    with training.open(size, digests, options, {"units": "white"}), source:
+    with training.open(size, digests, options, {"units": "white", "level_weight": 0.0}), source:
         for step in training.steps():
             # What is trained in this phase.
             phase = "mu" if step < opt.mu_steps else "sigma" if step < opt.mu_steps + opt.sigma_steps else "joint"
@@ -142,7 +150,7 @@ def train(opt, options: Stage1Options, world: World) -> int:
             # Forward, loss, backward, update.
             training.optimizer.zero_grad()
             p = parallel(y)
-            terms = objective(p, y, phase, loss_name, opt.quantile)
+            terms = objective(p, y, phase, loss_name, opt.quantile, opt.level_weight)
             loss = sum(terms.values())
             loss.backward()
             measured = training.update(loss, terms, [(images, where)])

@@ -104,6 +104,14 @@ class Stage1Options(BaseOptions):
             help="envelope: the quantile of the predictive variance that is taken for noise; default: 0.05",
         )
         loss.add_argument(
+            "--level-weight",
+            type=number(float, 0, 2),
+            default=None,
+            metavar="POWER",
+            help="residual: each crop counts by its noise level to this power. The likelihood hardly depends on how "
+            "well strong noise is removed; 1 makes the network learn it better. Default: 0",
+        )
+        loss.add_argument(
             "--mu-steps", type=number(int, 0), default=0, help="first phase: steps for mu alone, by squared error"
         )
         loss.add_argument(
@@ -148,6 +156,9 @@ class Stage1Options(BaseOptions):
             opt.sigma_n = "residual" if estimator == "residual" else "envelope"
         if opt.sigma_n != "envelope":
             self.refuse(opt, "quantile", f"is for --sigma-n envelope; here it is {opt.sigma_n}")
+        if opt.sigma_n != "residual":
+            self.refuse(opt, "level_weight", f"is for --sigma-n residual; here it is {opt.sigma_n}")
+        opt.level_weight = opt.level_weight or 0.0
         opt.quantile, opt.noise_draw, opt.mg_seed = opt.quantile or 0.05, opt.noise_draw or "fixed", opt.mg_seed or 0
         if opt.mu_steps + opt.sigma_steps + opt.steps == 0:
             self.parser.error("--mu-steps, --sigma-steps and --steps are all 0: nothing to train")

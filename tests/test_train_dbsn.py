@@ -66,6 +66,22 @@ def test_losses_that_steer_the_split(loss, rng):
         torch.testing.assert_close(found, value)
 
 
+def test_crops_count_by_their_noise_level(rng):
+    """The weight is one number for each crop, which is not learned: its gradients are so many times as large."""
+    y, mu, m = (0.1 + torch.rand(2, 1, 5, 4, generator=rng) for _ in range(3))
+    n = torch.tensor([0.01, 0.04]).view(2, 1, 1, 1)
+    leaves = [t.requires_grad_() for t in (mu, m, n)]
+    gradients = {}
+    for power in (0, 1, 2):
+        p = Prediction(mu, Diagonal(m), "mu", lambda: Diagonal(n))
+        terms = train_dbsn.objective(p, y, "joint", "exact", 0, power)
+        gradients[power] = torch.autograd.grad(sum(terms.values()), leaves)
+    for power in (1, 2):
+        weight = (torch.tensor([0.1, 0.2]) / (15 / 255)).view(2, 1, 1, 1) ** power
+        for plain, found in zip(gradients[0], gradients[power]):
+            torch.testing.assert_close(found, weight * plain)
+
+
 def test_stage1_from_a_checkpoint(run, pictures, tmp_path):
     """D-BSN and its size come from the checkpoint; a head does where it means the same."""
     common = f"--clean {pictures}/gray {TINY} --steps 1 --lr 1e-9 --ema 0"
@@ -96,7 +112,7 @@ STAGE1 = "--name {} --clean {}/gray --noise {} {} --steps 9 --save-every 2 --val
     ("noise", "draw"),
     [
         ("awgn --sigma 5 55", "fixed"),
-        ("awgn --sigma 5 55", "fresh"),
+        ("awgn --sigma 5 55 --level-weight 1", "fresh"),
         ("poisson --lam 30 60", "fixed"),
         ("poisson --lam 30 60", "fresh"),
         ("camera --sigma 2 20 --reach 0 1 --stride 2 --enlarge 1.2 3 --tones", "fresh"),
@@ -203,6 +219,7 @@ def test_signal_saves_and_says_resume(pictures, tmp_path):
         ("--name a --noisy P/gray --noise awgn --noise-draw fresh", "--noise-draw"),
         ("--name a --clean P/gray --noise awgn --sigma 5 55 --quantile 0.1", "--quantile"),
         ("--name a --clean P/gray --noise awgn --sigma 25 --sigma-n exact --quantile 0.1", "--quantile"),
+        ("--name a --clean P/gray --noise awgn --sigma 25 --level-weight 1", "--level-weight"),
         ("--name a --clean P/gray --noise awgn --sigma 25 --mg-seed 1", "--mg-seed"),
     ],
 )
