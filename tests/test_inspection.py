@@ -100,6 +100,7 @@ def test_numbers_have_the_units_of_the_values(factor, offset):
         assert other.black == pytest.approx(offset + factor * usual.black, abs=0.15 * factor * 255)
 
 
+@pytest.mark.slow
 def test_noise_that_neighbours_share():
     levels = dict(sigma=12 / 255, dark=0.6, reach=0.8, coarse=0.0, chroma=1.0, chroma_reach=0.0)
     found = looked("camera", **levels)

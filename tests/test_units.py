@@ -170,7 +170,7 @@ def with_spot(height, rng):
     return x + (0.02 * x + 0.05**2).sqrt() * torch.randn(x.shape, generator=rng), x, spot < 1e-4
 
 
-@pytest.mark.parametrize("name", ["gray-hg-blind", "gray-hg-blind-full"])
+@pytest.mark.parametrize("name", [pytest.param("gray-hg-blind", marks=pytest.mark.slow), "gray-hg-blind-full"])
 def test_a_bright_spot_leaves_the_rest_as_it_is(name, rng):
     network = load_model(name)
     network.units = "noise"
@@ -185,7 +185,7 @@ def test_stars_are_not_taken_for_noise(rng):
     """The curve of the noise is measured on a flat sky, and must not be trusted twenty times as far."""
     at, network = torch.arange(192.0), load_model("gray-hg-blind")
     network.units = "noise"
-    for _ in range(3):
+    for _ in range(2):
         x = torch.full((192, 192), 200.0)
         for row, column, share in torch.rand(24, 3, generator=rng):
             distance = (at - 192 * row)[:, None].square() + (at - 192 * column).square()
