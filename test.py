@@ -305,8 +305,9 @@ def check(row: Row, model, noisy: Noisy, result: Denoised) -> None:
     image = torch.where(noisy.holes, noisy.seen, result.image - noisy.beyond)
     level = None if result.noise_level is None else result.noise_level[0] / noisy.span
     independent = not (row.neighbours_share_noise or model.shared_noise or model.stride != 1)
-    photographs = model.shared_noise and not model.independent_noise and not model.config.get("refined", False)
-    used = Used(model.stage, model.stride != 1, model.shared_noise, photographs)
+    refined = bool(model.config.get("refined", False))
+    photographs = model.shared_noise and not model.independent_noise and not refined
+    used = Used(model.stage, model.stride != 1, model.shared_noise, photographs, refined)
     row.checks[model.name] = check_result(
         noisy.stretched, noisy.stretch(image)[0], level, row.shared, independent, used
     )

@@ -133,13 +133,22 @@ class Used:
     """What made a result, as far as checks and remedies depend on it.
 
     stage: of the model. strided: whether pixels were taken apart. shared_noise: whether the model was trained on noise
-    that neighbours share. photographs: on that of photographs alone, with no pictures of the user's own.
+    that neighbours share. photographs: on that of photographs alone, with no pictures of the user's own. refined: on
+    the very pictures that it is for.
     """
 
     stage: int = 2
     strided: bool = False
     shared_noise: bool = False
     photographs: bool = False
+    refined: bool = False
+
+    @property
+    def training(self) -> str:
+        """What further training may help."""
+        if self.refined:
+            return "train longer on such pictures (more --steps)"
+        return "train on such pictures (train_dbsn.py --start-from)"
 
 
 def check_noise(y: Tensor) -> list[Check]:
@@ -196,11 +205,13 @@ def check_result(
         together, variance = shared.pixels, variance.clamp_min(shared.variance)
     shifts = in_blocks(shift, *size)
     return [
-        check_brightness("brightness", shift.mean((1, 2))[None], variance.mean(0)[None], height * width / together),
         check_brightness(
-            "brightness, blocks", shifts.mean((2, 3)), variance, size[0] * size[1] / together, (width, *size)
+            "brightness", shift.mean((1, 2))[None], variance.mean(0)[None], height * width / together, used
         ),
-        check_distance(shifts, variance, SCALE_ERROR if level is None else LEVEL_ERROR, together, (width, *size)),
+        check_brightness(
+            "brightness, blocks", shifts.mean((2, 3)), variance, size[0] * size[1] / together, used, (width, *size)
+        ),
+        check_distance(shifts, variance, SCALE_ERROR if level is None else LEVEL_ERROR, together, used, (width, *size)),
         *check_removed(shift, independent, used),
         *(check_left(y, result.double(), used) if shared else []),
         *(check_amount(y, shift, shared) if shared and used.photographs else []),
@@ -216,7 +227,7 @@ def check_removed(shift: Tensor, independent: bool, used: Used) -> list[Check]:
     if min(shift.shape[1:]) < SMALLEST:
         return []
     stride = "--stride 1, " if used.strided else ""
-    remedy = f"try {stride}other weights, or train on such pictures (train_dbsn.py --start-from)"
+    remedy = f"try {stride}other weights, or {used.training}"
     value, checks = repetition(shift), []
     if value is not None:
         words = f"what was removed repeats itself over the picture, so it is a pattern of the picture's own: {remedy}"
@@ -226,8 +237,7 @@ def check_removed(shift: Tensor, independent: bool, used: Used) -> list[Check]:
         keeps_more = " (stage 1 keeps more than its student)" if used.stage == 2 else ""
         words = (
             f"neighbouring pixels share what was removed (correlation {value:.2f}), and independent noise is not "
-            f"shared, so detail was removed with it: try other weights{keeps_more}, or train on such pictures "
-            "(train_dbsn.py --start-from)"
+            f"shared, so detail was removed with it: try other weights{keeps_more}, or {used.training}"
         )
         checks.append(Check("detail", value, WHITE, words))
     return checks
@@ -277,19 +287,21 @@ def check_left(y: Tensor, result: Tensor, used: Used) -> list[Check]:
         return []
     before, after = (float(residuals(in_blocks(t, SIDE, SIDE)[chosen]).square().mean()) for t in (y, result))
     value = math.sqrt(after / before)
-    others = (
-        "it may be a JPEG's blocks, which no weights know; else train on such pictures"
-        if used.shared_noise
-        else "use weights for photographs, a larger --stride, or a longer training on such pictures"
-    )
-    words = (
-        f"{min(value, 1):.0%} of the noise that neighbouring pixels share is left in flat parts: {others} "
-        "(scripts/denoise_folder.sh)"
-    )
+    if used.refined:
+        others = f"it may be a JPEG's blocks, which no weights know; else {used.training}"
+    elif used.shared_noise:
+        others = (
+            "it may be a JPEG's blocks, which no weights know; else train on such pictures (scripts/denoise_folder.sh)"
+        )
+    else:
+        others = "use weights for photographs, a larger --stride, or train on such pictures (scripts/denoise_folder.sh)"
+    words = f"{min(value, 1):.0%} of the noise that neighbouring pixels share is left in flat parts: {others}"
     return [Check("left", value, LEFT, words)]
 
 
-def check_brightness(name: str, shift: Tensor, variance: Tensor, pixels: float, grid: Grid | None = None) -> Check:
+def check_brightness(
+    name: str, shift: Tensor, variance: Tensor, pixels: float, used: Used, grid: Grid | None = None
+) -> Check:
     """Whether the mean of result - y, shift (B,C) of B blocks, is within the noise's standard error; variance (B,C).
 
     Over n pixels the noise's mean has the variance level^2 / n. The limit is Bonferroni's for B C means.
@@ -301,13 +313,12 @@ def check_brightness(name: str, shift: Tensor, variance: Tensor, pixels: float, 
     amount, (row, column) = 255 * float(shift.flatten()[at]), place(at // shift.shape[1], grid)
     words = (
         f"{abs(amount):.2g} of 255 {'brighter' if amount > 0 else 'darker'} than the picture{spot(row, column)}, "
-        f"{float(z.max()):.1f} standard errors: do not measure brightness on the result; train on such pictures "
-        "(train_dbsn.py --start-from)"
+        f"{float(z.max()):.1f} standard errors: do not measure brightness on the result; {used.training}"
     )
     return Check(name, float(z.max()), multiple(z.numel()), words, row, column, amount)
 
 
-def check_distance(shifts: Tensor, variance: Tensor, error: float, together: float, grid: Grid) -> Check:
+def check_distance(shifts: Tensor, variance: Tensor, error: float, together: float, used: Used, grid: Grid) -> Check:
     """Whether result - y (B,C,h,w) is larger than the noise somewhere; variance: the noise's, (B,C).
 
     error: how many times too low the level may be. A result removes no more than the noise. Over n values its mean
@@ -321,7 +332,7 @@ def check_distance(shifts: Tensor, variance: Tensor, error: float, together: flo
     row, column = place(at, grid)
     words = (
         f"changed by {value:.2f} times the noise{spot(row, column)}: the picture itself is smoothed there; use other "
-        "weights, or train on such pictures (train_dbsn.py --start-from)"
+        f"weights, or {used.training}"
     )
     return Check("distance", value, limit, words, row, column)
 

@@ -469,6 +469,12 @@ def test_remedies_are_not_what_is_used_already(rng):
         shift = check_result(y, FLAT, independent=True, used=Used(stage=stage))
         detail = next(c for c in shift if c.name == "detail")
         assert detail.failed and ("stage 1 keeps more" in detail.words) == (stage == 2)
+    for refined in (True, False):
+        used = Used(shared_noise=True, refined=refined)
+        told = [c for c in check_result(y, FLAT + 0.2, shared=shared_by_neighbours(y), used=used) if c.failed]
+        told += [c for c in check_result(y, y, shared=shared_by_neighbours(y), used=used) if c.failed]
+        assert {"brightness", "distance", "left"} <= {c.name for c in told}
+        assert all(("train longer" in c.words) == refined for c in told if "train" in c.words)
 
 
 def test_a_student_that_removed_little_says_so(run, tmp_path, rng):
