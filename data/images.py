@@ -72,7 +72,13 @@ def read_image(
     Raises UsageError for files that are missing, unreadable, damaged, larger than max_pixels, transparent, not finite,
     or of another kind.
     """
-    image = decoded(path, max_pixels)
+    return converted(path, decoded(path, max_pixels), mode, white_level, holes)
+
+
+def converted(
+    path: Path, image: np.ndarray, mode: str | None = None, white_level: float | None = None, holes: bool = False
+) -> np.ndarray:
+    """What read_image gives, of the pixels of a file as `decoded` gives them. Raises UsageError as it does."""
     scale = white_level or full_scale(image.dtype)
     wide = np.float64 if image.dtype.itemsize >= 4 and image.dtype != np.float32 else np.float32
     if image.shape[2] in (2, 4):

@@ -16,21 +16,19 @@ from data.images import (
     CHANNELS,
     as_gray,
     check_white,
+    converted,
     decoded,
     gray_of,
     image_header,
     read_image,
     to_float,
 )
-from data.raw import RAW_SUFFIXES
 from data.sets import SETS, find_images
 from models.noise import NOISES, NoiseModel
 from models.noise.in_turn import InTurn
 from utils.baselines import SMALLEST_SIDE
 from utils.errors import UsageError
 from utils.files import shown
-
-WITHOUT_ALPHA = (b"\xff\xd8", b"BM")  # how files of JPEG and BMP begin
 
 
 @dataclass(frozen=True)
@@ -261,14 +259,16 @@ def read_sample(
     A clean image of floats may have the units of a noisy file of whole numbers, see `has_units_of_file`.
     """
     unit = white_level or full_scale(source.header.dtype)
-    image = to_float(read_image(source.path, mode=mode, white_level=white_level, holes=noise is None))
+    pixels = decoded(source.path)
+    image = to_float(converted(source.path, pixels, mode, white_level, holes=noise is None))
     if noise:
         check_white(source.path, image, white_level)
         x = image.transpose(2, 0, 1).astype(np.float64)
         noisy = noise.published(x).transpose(1, 2, 0).astype(np.float32)
         return Sample(noisy, image, 255 * noise.rms(x), unit)
-    merged = mode == "gray" and source.header.channels == 3 and gray_of(read_image(source.path, holes=True)) is None
-    sample = with_alpha(Sample(image, unit=unit, merged=merged), source.path, mode)
+    in_colour = mode == "gray" and source.header.channels == 3
+    merged = in_colour and gray_of(converted(source.path, pixels, holes=True)) is None
+    sample = with_alpha(Sample(image, unit=unit, merged=merged), pixels, mode)
     if source.reference is None:
         return sample
     clean = to_float(read_image(source.reference, mode=mode, white_level=white_level, holes=True))
@@ -299,14 +299,8 @@ def has_units_of_file(clean: np.ndarray, noisy: np.ndarray, unit: float) -> bool
     return abs(of_clean / unit - of_noisy) < abs(of_clean - of_noisy)
 
 
-def with_alpha(sample: Sample, path: Path, mode: str | None) -> Sample:
-    """The sample with the alpha channel of its file and what is in the transparent parts."""
-    file = file_and_page(path)[0]
-    with file.open("rb") as opened:
-        start = opened.read(2)
-    if start in WITHOUT_ALPHA or file.suffix.lower() in (".npy", *RAW_SUFFIXES):
-        return sample
-    pixels = decoded(path)
+def with_alpha(sample: Sample, pixels: np.ndarray, mode: str | None) -> Sample:
+    """The sample with the alpha channel of its file, whose pixels are given, and what is in the transparent parts."""
     if pixels.shape[2] not in (2, 4) or (pixels[..., -1] == full_scale(pixels.dtype)).all():
         return sample
     alpha, colours = pixels[..., -1], pixels[..., :-1] / np.float32(sample.unit)
