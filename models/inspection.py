@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from itertools import product
 
 import numpy as np
 import torch
@@ -31,10 +32,10 @@ from models.noise.correlation import (
     shared_noise,
 )
 from models.noise.residual import Curve, Seen, read_curve, read_level
-from models.outliers import as_seen
+from models.outliers import as_seen, without_noise
 from models.stride import best_stride
 
-PART = 512  # side in pixels of the part of a picture that is looked at, its middle
+PART = 512  # side in pixels of the part of a picture that is looked at
 GROUPS = 20  # parts of a picture for the standard errors
 LEAST_PIXELS = 20 * GROUPS  # fewer leave parts without a pixel that counts
 NORMAL_95 = 1.96  # standard errors of a 95% interval
@@ -130,14 +131,13 @@ def inspect_noise(
     texture: bool = False,
     impulses: float = 0.0,
 ) -> Inspection:
-    """The noise of a picture y (C,H,W), any units; NaN where there is none. Of a large one its middle is looked at.
+    """The noise of a picture y (C,H,W), any units; NaN where there is none. Of a large one a part is looked at.
 
     model: a network of stage 1 with the residual estimator, such as gray-awgn-blind or color-awgn-blind.
     neighbours_share, stripes, texture, impulses: what models/checks.py finds.
     """
     clipped = share_at_ends(y)
-    top, left = (max(0, (length - PART) // 2) for length in y.shape[1:])
-    y = as_seen(y[:, top : top + PART, left : left + PART][None])[0]
+    y = as_seen(telling_part(y)[None])[0]
     low, high = y.amin(), y.amax()
     unit = (high - low).clamp_min(1e-30)
     shown = (y - low) / unit
@@ -178,6 +178,25 @@ def inspect_noise(
         clipped=clipped,
         impulses=impulses,
     )
+
+
+def telling_part(y: Tensor) -> Tensor:
+    """The middle of a picture (C,H,W), PART pixels wide at most. Where half of it is empty: the fullest of nine parts.
+
+    Empty are pixels that are NaN, or in areas of one value.
+    """
+    ends = [max(0, length - PART) for length in y.shape[1:]]
+    halves = [(end // 2, 0, end) for end in ends]  # the middle first
+    fullest, most = y, -1.0
+    for top, left in product(*halves):
+        part = y[:, top : top + PART, left : left + PART]
+        empty = without_noise(part.nan_to_num()[None])[0] | part.isnan().any(0)
+        share = 1 - float(empty.double().mean())
+        if share > most:
+            fullest, most = part, share
+        if most >= 0.5:
+            break
+    return fullest
 
 
 def channel_curve(curve: Curve, k: int, floor: Tensor, low: float, unit: float) -> ChannelCurve:
@@ -260,8 +279,8 @@ def autocorrelation_of(y: Tensor, removed: Tensor | None = None) -> dict[str, li
     for distance in DISTANCES:
         white = left_by_surface(SIDE, 0, distance)
         along = (r[..., distance:] * r[..., :-distance]).mean(), (r[..., distance:, :] * r[..., :-distance, :]).mean()
-        for name, product in zip(found, along):
-            found[name].append(float(product / energy) - white)
+        for name, covariance in zip(found, along):
+            found[name].append(float(covariance / energy) - white)
     return found
 
 

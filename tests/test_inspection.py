@@ -14,6 +14,7 @@ from scipy.ndimage import gaussian_filter
 from skimage.data import astronaut, camera
 
 from data.images import read_image, to_float
+from models import inspection
 from models.inspection import photon_noise
 from models.noise import NOISES
 from models.noise.correlation import correlation_of_channels
@@ -98,6 +99,17 @@ def test_numbers_have_the_units_of_the_values(factor, offset):
     np.testing.assert_allclose(moved.std, factor * curve.std, rtol=2e-2)
     if offset > 0:  # photon noise is zero at the black level
         assert other.black == pytest.approx(offset + factor * usual.black, abs=0.15 * factor * 255)
+
+
+@pytest.mark.parametrize("value", [0, np.nan])
+def test_a_part_with_noise_is_looked_at_where_the_middle_is_empty(value, monkeypatch):
+    monkeypatch.setattr(inspection, "PART", 96)
+    image = noisy("awgn", sigma=20 / 255)
+    image[56:200, 56:200] = value
+    assert LOOK(image).level == pytest.approx(20, rel=0.12)
+    whole = torch.zeros(1, 300, 300)
+    whole[:, 130:170, 130:170] = torch.rand(1, 40, 40)
+    assert inspection.telling_part(whole).equal(whole[:, 102:198, 102:198])  # the fullest, though most is empty
 
 
 @pytest.mark.slow
