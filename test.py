@@ -218,11 +218,12 @@ def test_image(
         }
         if row.peak:
             row.peak = [float(end) * sample.unit for end in row.peak]
-    if models and opt.on_doubt == "keep" and (row.unknown or row.doubts):
+    kept = models and opt.on_doubt == "keep" and (row.unknown or row.doubts)
+    if kept:
         images["kept"] = sample.noisy  # the last one is what is written
     std, noise_map = (as_image(measured.std), as_image(measured.noise_level)) if measured else (None, None)
     if opt.save:
-        row.in_floats = save_pictures(opt.save, source, sample, images, std, noise_map, opt.depth)
+        row.in_floats = save_pictures(opt.save, source, sample, images, std, noise_map, "same" if kept else opt.depth)
     if reporter:
         reporter.add(row, sample, images[list(images)[-1]], std)
     return row
@@ -388,12 +389,9 @@ def as_image(t: torch.Tensor) -> np.ndarray:
 def prepare_outputs(opt, inputs: list[Input]) -> None:
     """Creates the folders of --save, --json and --report before any work is done.
 
-    Refuses the folder that the images are in, where outputs could replace inputs.
+    Refuses a folder that the images are in, where outputs could replace inputs.
     """
-    if opt.save and opt.save.resolve() in {source.file.resolve().parent for source in inputs}:
-        problem = f"--save {opt.save} is the folder of the images themselves"
-        raise UsageError(f"{problem}; give another, so that none is overwritten")
-    keep_inputs(inputs, {"--json": opt.json, "--report": opt.report})
+    keep_inputs(inputs, {"--save": opt.save, "--json": opt.json, "--report": opt.report})
     folders = (
         ("--save", opt.save),
         ("--json", opt.json and opt.json.parent),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections import Counter
@@ -30,6 +31,8 @@ from utils.baselines import SMALLEST_SIDE
 from utils.errors import UsageError
 from utils.files import shown
 
+FAR = 3  # how many times the mean of a noisy image that of its clean one may be, or the other way round
+
 
 @dataclass(frozen=True)
 class Input:
@@ -51,11 +54,20 @@ class Input:
 
 
 def keep_inputs(inputs: Iterable[Input], outputs: Mapping[str, Path | None]) -> None:
-    """Raises UsageError where an output, a file by its flag, is one of the images themselves."""
-    files = {file.resolve() for source in inputs for file in (source.file, source.reference) if file is not None}
-    for flag, file in outputs.items():
-        if file is not None and file.resolve() in files:
-            raise UsageError(f"{flag} {shown(file)} is one of the images themselves; give the name of a new file")
+    """Raises UsageError where an output, a file or folder by its flag, is one of the images, or a folder they are in.
+
+    The images are the noisy ones and their clean ones.
+    """
+    given = {file for source in inputs for file in (source.file, source.reference) if file is not None}
+    files = {file_and_page(file)[0].resolve() for file in given}
+    for flag, output in outputs.items():
+        if output is not None and output.resolve() in files:
+            raise UsageError(f"{flag} {shown(output)} is one of the images themselves; give the name of a new file")
+        if output is not None and output.resolve() in {file.parent for file in files}:
+            raise UsageError(
+                f"{flag} {shown(output)} is the folder of the images themselves; give another, so that none is "
+                "overwritten"
+            )
 
 
 @dataclass(frozen=True)
@@ -175,7 +187,7 @@ def output_names(files: list[Path]) -> list[str]:
     def ways(file: Path) -> list[str]:
         ending = f"{file.stem}_{file.suffix[1:]}"
         found = [file.stem, f"{file.parent.name}_{file.stem}", ending, f"{file.parent.name}_{ending}"]
-        return [name.lstrip("_") for name in found]
+        return [name if file.parent.name else name.lstrip("_") for name in found]
 
     counts = Counter(way for file in files for way in set(ways(file)))
     names: dict[str, None] = {}
@@ -256,7 +268,7 @@ def read_sample(
 ) -> Sample:
     """The pixels of an input, with noise added where a noise is given. Raises UsageError as read_image does.
 
-    A clean image of floats may have the units of a noisy file of whole numbers, see `has_units_of_file`.
+    A clean image of floats may have the units of a noisy file of whole numbers, see `white_of_clean`.
     """
     unit = white_level or full_scale(source.header.dtype)
     pixels = decoded(source.path)
@@ -271,10 +283,17 @@ def read_sample(
     sample = with_alpha(Sample(image, unit=unit, merged=merged), pixels, mode)
     if source.reference is None:
         return sample
-    clean = to_float(read_image(source.reference, mode=mode, white_level=white_level, holes=True))
-    floats = white_level is None and image_header(source.reference).dtype.kind == "f"
-    if floats and source.header.dtype.kind != "f" and has_units_of_file(clean, image, unit):
-        clean = (clean / unit).astype(np.float32)
+    floats = image_header(source.reference).dtype.kind == "f" and source.header.dtype.kind != "f"
+    clean = to_float(read_image(source.reference, mode, None if floats else white_level, holes=True))
+    if floats:
+        white = white_of_clean(clean, image, unit)
+        if white is None:
+            raise UsageError(
+                f"--clean {shown(source.reference)} has other values than {shown(source.path)}: the mean is "
+                f"{np.nanmean(clean):.4g}, and {np.nanmean(image) * unit:.4g} of the noisy file, where {unit:g} is "
+                "white; give clean values in the noisy file's units, or say with --white-level what is white in it"
+            )
+        clean = (clean / white).astype(np.float32)
     if clean.shape != image.shape:
         shapes = f"--clean {shown(source.reference)} is {clean.shape}, {shown(source.path)} {image.shape}"
         raise UsageError(f"{shapes} (rows, columns, channels): they must show the same picture")
@@ -290,13 +309,16 @@ def check_scale(source: Input, sample: Sample) -> None:
         raise UsageError(f"{shown(source.path)} {values}, {trained}: say with --white-level what is white here")
 
 
-def has_units_of_file(clean: np.ndarray, noisy: np.ndarray, unit: float) -> bool:
-    """Whether clean floats have the units of the noisy file, not 0..1: then their mean is nearer to the noisy one's.
+def white_of_clean(clean: np.ndarray, noisy: np.ndarray, unit: float) -> float | None:
+    """The value that is white in clean floats: 1, or the noisy file's, by the nearer mean. None: neither is near.
 
-    unit: the file value that is 1.0 in noisy.
+    noisy: 0..1. unit: the value in its file that is white.
     """
     of_clean, of_noisy = float(np.nanmean(clean)), float(np.nanmean(noisy))
-    return abs(of_clean / unit - of_noisy) < abs(of_clean - of_noisy)
+    if min(of_clean, of_noisy) <= 0:  # nothing to divide by
+        return unit if abs(of_clean / unit - of_noisy) < abs(of_clean - of_noisy) else 1.0
+    distance, white = min((abs(math.log(of_clean / white / of_noisy)), white) for white in (1.0, unit))
+    return white if distance < math.log(FAR) else None
 
 
 def with_alpha(sample: Sample, pixels: np.ndarray, mode: str | None) -> Sample:

@@ -33,7 +33,7 @@ import test
 import train_distill
 from data.files import file_and_page
 from data.images import MODES, gray_of, image_header, read_image
-from data.inputs import Input, Request, Sample, find_inputs, read_sample
+from data.inputs import Input, Request, Sample, find_inputs, keep_inputs, read_sample
 from data.sets import content_hash, evenly_spaced, find_images
 from models import load_model, resolve_checkpoint
 from models.inference import denoise_batch
@@ -45,7 +45,7 @@ from scripts.inspect_noise import Seen, print_advice, print_table, record
 from utils.advice import Looker
 from utils.device import choose_device, choose_dtype
 from utils.errors import EXIT_FAILURE, RunError, UsageError, run_script
-from utils.files import atomic_write_text, counted
+from utils.files import atomic_write_text, counted, shown
 
 STEPS, PATCH, BATCH = 600, 96, 8  # of the training
 DIM = 0.5  # pictures of 8 bits that fill less of their range are scaled
@@ -83,9 +83,10 @@ class Kind:
 def main(argv: list[str] | None = None) -> int:
     opt = FolderOptions().parse(argv)
     inputs, _ = find_inputs(Request([opt.noisy], skip_bad=True, named="NOISY"), [])
-    if opt.out.resolve() in {source.file.resolve().parent for source in inputs}:
-        raise UsageError(f"OUT {opt.out} is the folder of the pictures themselves; give another")
+    keep_inputs(inputs, {"OUT": opt.out})
     clean = clean_files(opt.clean_pictures) if opt.clean_pictures else []
+    if opt.out.resolve() in {file_and_page(file)[0].resolve().parent for file in clean}:
+        raise UsageError(f"OUT {shown(opt.out)} is the folder of the CLEAN pictures; give another")
     try:
         opt.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -135,6 +136,7 @@ def clean_files(spec: str) -> list[Path]:
             if min(header.height, header.width) < PATCH:
                 bad.append(f"{file} is {header.width}x{header.height}, smaller than {PATCH}x{PATCH}")
             else:
+                read_image(file)  # as the training will: it may be damaged, or transparent
                 good.setdefault(header.dtype.name, []).append(file)
         except UsageError as error:
             bad.append(str(error))
@@ -215,10 +217,14 @@ def denoise_kind(opt, kind: Kind, clean: list[Path], several: bool) -> int:
 
 
 def look_at_noise(opt, kind: Kind) -> list[Seen]:
-    """The noise of some of the pictures, evenly spaced."""
+    """The noise of opt.look_at of the pictures, evenly spaced; of others where these have none to measure."""
     look = Looker.of(opt, choose_device(opt.device, 0, opt.deterministic))
-    seen = []
-    for k in tqdm(evenly_spaced(len(kind.usable), opt.look_at), desc="looking at the noise", disable=None):
+    seen: list[Seen] = []
+    spread = evenly_spaced(len(kind.usable), opt.look_at)
+    others = [k for k in range(len(kind.usable)) if k not in set(spread)]
+    for n, k in enumerate(tqdm([*spread, *others], desc="looking at the noise", disable=None)):
+        if n >= len(spread) and seen:
+            break
         source = kind.usable[k]
         sample = read_sample(source, kind.mode, None, None)
         image = sample.noisy * sample.unit

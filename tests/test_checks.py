@@ -505,6 +505,17 @@ def test_hot_pixels_are_counted(run, tmp_path):
     assert out[20, 30] == 60000 and out[60, 70] == 50000
 
 
+def test_a_dim_picture_is_kept_as_it_is(run, tmp_path):
+    """Few steps of integers, which are too coarse for a result, are what the file has."""
+    (tmp_path / "in").mkdir()
+    dim = (camera()[:128, :128] / 255 * 40 + 5).round().astype(np.uint8)
+    Image.fromarray(dim).save(tmp_path / "in" / "a.png")
+    flags = f"--checkpoint gray-hg-blind-full --data {tmp_path}/in --save {tmp_path}/out --on-doubt keep"
+    code, _, err = run("test", flags)
+    assert code == 0 and "written as they were" in err and "32-bit floats" not in err
+    assert (np.asarray(Image.open(tmp_path / "out" / "a_denoised.png")) == dim).all()
+
+
 def test_a_mask_is_told_and_kept(run, tmp_path):
     (tmp_path / "in").mkdir()
     mask = np.where(camera()[:128, :128] > 100, 255, 0).astype(np.uint8)

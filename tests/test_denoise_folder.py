@@ -114,6 +114,24 @@ def test_clean_pictures_are_of_one_type(noisy, tmp_path, capsys):
     assert code == 2 and "several types (uint16, uint8)" in err and not (tmp_path / "out").exists()
 
 
+def test_clean_pictures_that_cannot_be_used_are_left_out(tmp_path, capsys):
+    good, bad, half = (tmp_path / f"{name}.png" for name in ("good", "bad", "half"))
+    cv2.imwrite(str(good), camera()[:SIDE, :SIDE])
+    bad.write_bytes(good.read_bytes()[:2000])
+    cv2.imwrite(str(half), np.full((SIDE, SIDE, 4), 100, np.uint8))
+    assert denoise_folder.clean_files(str(tmp_path)) == [good]
+    assert "2 of the pictures in CLEAN are left out" in capsys.readouterr().err
+
+
+def test_noise_is_looked_for_in_others_where_the_first_have_none(tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    image = camera()[:70, 200:290] + np.random.RandomState(0).normal(0, 25, (70, 90))
+    cv2.imwrite(str(tmp_path / "in" / "a.png"), np.full((70, 90), 9, np.uint8))
+    cv2.imwrite(str(tmp_path / "in" / "b.png"), image.clip(0, 255).astype(np.uint8))
+    code, said, err = denoise(capsys, tmp_path / "in", tmp_path / "out", "--look-at", 1, "--steps", 0)
+    assert code == 0 and result(tmp_path / "out", "b").is_file(), err
+
+
 def test_noise_that_the_weights_know_needs_no_training(noisy, tmp_path, capsys):
     code, said, err = denoise(capsys, noisy, tmp_path / "out")
     assert code == 0, err
@@ -143,7 +161,8 @@ def test_small_pictures_are_denoised_without_training(tmp_path, capsys):
     [
         ("", "{0}/nowhere {0}/out", 2, "no such file or folder"),
         ("empty", "{0}/in {0}/out", 2, "the folder holds no image"),
-        ("picture", "{0}/in {0}/in", 2, "is the folder of the pictures themselves"),
+        ("picture", "{0}/in {0}/in", 2, "is the folder of the images themselves"),
+        ("picture", "{0}/in {0}/clean {0}/clean", 2, "is the folder of the CLEAN pictures"),
         ("picture", "{0}/in {0}/out {0}/nowhere", 2, "CLEAN"),
         ("picture", "{0}/in {0}/file/out", 1, "cannot create the folder"),
         ("bad", "{0}/in {0}/out", 1, "none of the 1 pictures could be used"),
@@ -153,6 +172,8 @@ def test_small_pictures_are_denoised_without_training(tmp_path, capsys):
 def test_what_cannot_be_done_ends_in_one_line(make, arguments, code, words, tmp_path, capsys):
     (tmp_path / "in").mkdir()
     (tmp_path / "file").write_text("")
+    (tmp_path / "clean").mkdir()
+    cv2.imwrite(str(tmp_path / "clean" / "a.png"), camera()[:100, :100])
     pixels = {"picture": camera()[:100, :100], "flat": np.full((100, 100), 7, np.uint8)}
     if make in pixels:
         cv2.imwrite(str(tmp_path / "in" / "a.png"), pixels[make])

@@ -5,14 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 
-from data.inputs import has_units_of_file, output_names
+from data.inputs import Input, keep_inputs, output_names, white_of_clean
+from utils.errors import UsageError
 
 
 def test_output_names_are_unique_and_stay_in_their_folder(tmp_path):
-    files = [tmp_path / f for f in ("a/x.png", "b/x.png", "c/y.png", "b/x.tif", "x_2.png", "..png")]
+    files = [tmp_path / f for f in ("a/x.png", "b/x.png", "c/y.png", "b/x.tif", "x_2.png", "..png", "_z.png")]
     names = output_names(files)
-    assert len(set(names)) == len(names) and names[2] == "y"
+    assert len(set(names)) == len(names) and names[2] == "y" and names[-1] == "_z"
     for name in names:
         assert (tmp_path / "out" / f"{name}_all.png").resolve().parent == (tmp_path / "out").resolve()
 
@@ -24,7 +26,22 @@ def test_output_names_tell_files_apart():
 
 def test_units_of_clean_floats():
     counts = np.random.RandomState(0).poisson(0.1, (64, 64)) / 65535
-    assert has_units_of_file(np.full((64, 64), 0.1), counts, 65535)  # photons, a few in each pixel
-    assert not has_units_of_file(np.full((64, 64), 0.1), np.full((64, 64), 0.11), 65535)
-    assert has_units_of_file(np.full((64, 64), 300.0), np.full((64, 64), 290 / 65535), 65535)
-    assert not has_units_of_file(np.zeros((64, 64)), np.zeros((64, 64)), 65535)
+    assert white_of_clean(np.full((64, 64), 0.1), counts, 65535) == 65535  # photons, a few in each pixel
+    assert white_of_clean(np.full((64, 64), 0.1), np.full((64, 64), 0.11), 65535) == 1
+    assert white_of_clean(np.full((64, 64), 300.0), np.full((64, 64), 290 / 65535), 65535) == 65535
+    assert white_of_clean(np.zeros((64, 64)), np.zeros((64, 64)), 65535) == 1
+    twelve_bits = np.full((64, 64), 0.5 * 4095 / 65535)
+    assert white_of_clean(np.full((64, 64), 0.5), twelve_bits, 65535) is None
+    assert white_of_clean(np.full((64, 64), 0.5), np.full((64, 64), 0.5), 4095) == 1
+
+
+@pytest.mark.parametrize("output", ["noisy", "clean", "clean/a.png"])
+def test_outputs_replace_no_image(output, tmp_path):
+    for folder in ("noisy", "clean"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.png").write_bytes(b"")
+    file = tmp_path / "noisy" / "a.png"
+    source = Input(file, file, None, tmp_path / "clean" / "a.png", "a", "a")
+    keep_inputs([source], {"--save": tmp_path / "out", "--json": tmp_path / "noisy" / "a.json", "--report": None})
+    with pytest.raises(UsageError, match="the images themselves; give"):
+        keep_inputs([source], {"--save": tmp_path / output})
