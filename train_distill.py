@@ -121,7 +121,8 @@ def train(opt, options: Stage2Options, world: World) -> int:
         "teacher_weights": checksum_of(teacher),
     } | begun_with
     size = {"student_width": student.config["width"], "student_blocks": student.blocks}
-    assumed = {"images": "memory", "student_blocks": "plain", "level_jitter": 0.1, "level_scale": 1.0} | begun_with
+    assumed = {"images": "memory", "student_blocks": "plain", "level_jitter": 0.1, "level_scale": 1.0, "units": None}
+    assumed |= begun_with
 
     with training.open(size, digests, options, assumed):
         if training.step < opt.steps:
@@ -206,6 +207,11 @@ def find_teacher(opt, device: torch.device, dtype: torch.dtype) -> BlindSpotDeno
         problem = f"--noise {opt.noise} describes correlated colour channels"
         raise UsageError(f"{problem}; the teacher {teacher.file} is a gray one")
     teacher.dtype = dtype
+    if opt.units == "white" and teacher.units == "noise":
+        raise UsageError(f"--units white: {teacher.file} has units of noise, so leave --units out")
+    if opt.units == "noise" and teacher.level_is_learned:
+        raise UsageError(f"--units noise: {teacher.file} has learned a level, in white units, so leave --units out")
+    teacher.units = opt.units or teacher.units
     if opt.read_noise:
         if teacher.level_is_learned:
             problem = f"--read-noise {opt.read_noise}: {teacher.file} has a noise estimator that was trained"
@@ -318,7 +324,7 @@ def with_results(material: Material, opt, device: torch.device, dtype: torch.dty
     """Material whose clean images are also what --student makes of the noisy ones, as test.py would use it."""
     model = load_model(opt.student, device, opt.checkpoints_dir)
     model.dtype = dtype
-    if not opt.white_level:
+    if opt.units == "noise" or not opt.white_level:
         model.units = "noise"
     bar = tqdm(total=len(material.noisy), desc="refining", unit="image", leave=False, disable=None)
 

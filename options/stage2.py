@@ -6,6 +6,7 @@ import argparse
 
 from models.mwcnn import BLOCKS
 from models.noise import NOISES
+from models.units import UNITS
 from options.base import BaseOptions, noise_levels, number
 
 
@@ -96,6 +97,13 @@ class Stage2Options(BaseOptions):
             help="start from this MWCNN instead of from scratch; one of colour images serves gray ones too",
         )
         model.add_argument(
+            "--units",
+            choices=UNITS,
+            default=None,
+            help="with --noisy: what the networks see, as in train_dbsn.py. noise: for a black that is far from 0. "
+            "Default: those of the teacher",
+        )
+        model.add_argument(
             "--revive",
             action="store_true",
             help="give new weights to the units of --student that its training has shut off, before this one",
@@ -163,6 +171,8 @@ class Stage2Options(BaseOptions):
             self.parser.error("--revive needs clean crops: give a --noisy-share below 1")
         if opt.read_noise and not opt.noisy:
             self.parser.error(f"--read-noise {opt.read_noise} is for --noisy images")
+        if opt.synthetic_noisy:
+            self.refuse(opt, "units", "is for --noisy images; synthetic noise has levels of white")
         if opt.pairs == "drawn" and not opt.synthetic_noisy:
             self.parser.error("--pairs drawn needs --synthetic-noisy, --noise and its levels")
         if opt.pairs == "drawn":

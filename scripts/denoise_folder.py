@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import sys
 import time
 from contextlib import suppress
@@ -38,7 +39,7 @@ from data.sets import content_hash, evenly_spaced, find_images
 from models import load_model, resolve_checkpoint
 from models.inference import denoise_batch
 from models.inspection import LEAST_PIXELS
-from models.outliers import outlying
+from models.outliers import filled, outlying
 from models.stride import stride_of
 from options.folder import FolderOptions
 from scripts.inspect_noise import Seen, print_advice, print_table, record
@@ -48,6 +49,7 @@ from utils.errors import EXIT_FAILURE, RunError, UsageError, run_script
 from utils.files import atomic_write_text, counted, shown
 
 STEPS, PATCH, BATCH = 600, 96, 8  # of the training
+OFFSET = 0.5  # how much of the greatest value the least one is at least, where black is far from 0
 DIM = 0.5  # pictures of 8 bits that fill less of their range are scaled
 TIMED, TIMED_SIDE = 2, 256  # steps, and side of a picture, that tell how long the work takes
 
@@ -57,25 +59,34 @@ class Kind:
     """The pictures of one kind: gray or colour, in files of one type.
 
     usable: those that can be read. trainable: those of them that are whole and as large as the training's crops.
-    brightest: the greatest value in them, single pixels aside, in file units.
+    darkest, brightest: the least and the greatest value in them, single pixels aside, in file units.
     """
 
     mode: str
     dtype: str
     usable: list[Input] = field(default_factory=list)
     trainable: list[Input] = field(default_factory=list)
-    brightest: float = 0.0
+    darkest: float = math.inf
+    brightest: float = -math.inf
 
     def add(self, source: Input, sample: Sample) -> None:
         self.usable.append(source)
         if np.isfinite(sample.noisy).all() and sample.alpha is None and min(sample.noisy.shape[:2]) >= PATCH:
             self.trainable.append(source)
-        seen, _, _ = outlying(torch.from_numpy(np.nan_to_num(sample.noisy).transpose(2, 0, 1).copy())[None])
+        seen, _, _ = outlying(filled(torch.from_numpy(sample.noisy.transpose(2, 0, 1).copy())[None]))
+        self.darkest = min(self.darkest, float(seen.min()) * sample.unit)
         self.brightest = max(self.brightest, float(seen.max()) * sample.unit)
 
     @property
+    def offset(self) -> bool:
+        """Whether their black is far from 0: white alone does not say what the values are then."""
+        return abs(self.darkest) > OFFSET * self.brightest
+
+    @property
     def white_level(self) -> float | None:
-        """The value that is to be white in training: None for usual pictures of 8 bits."""
+        """The value that is to be white in training, where it begins at 0. None for usual pictures of 8 bits."""
+        if self.offset:
+            return max(self.brightest - self.darkest, 1e-30)
         usual = self.dtype == "uint8" and self.brightest > DIM * 255
         return None if usual else self.brightest
 
@@ -205,7 +216,7 @@ def denoise_kind(opt, kind: Kind, clean: list[Path], several: bool) -> int:
             f"note: {untrained} of {len(kind.usable)} pictures cannot be trained on: they are smaller than "
             f"{PATCH}x{PATCH}, or parts of them are NaN or transparent. They are denoised all the same."
         )
-    if steps and kind.trainable and kind.brightest > 0:  # without it there is no white
+    if steps and kind.trainable:
         student = train(opt, kind, clean, start, steps, shared, per_pixel)
     print(f"denoising {counted(kind.usable)} with {student}: {in_words(pixels_of(kind.usable) * per_pixel)}")
     arguments = ["--checkpoint", start, student, "--data", *data, "--mode", kind.mode, "--on-bad", "skip"]
@@ -259,6 +270,8 @@ def train(opt, kind: Kind, clean: list[Path], start: str, steps: int, shared: bo
         arguments += ["--read-noise", "camera"]
     if kind.white_level:
         arguments += ["--white-level", f"{kind.white_level:g}"]
+    if kind.offset:
+        arguments += ["--units", "noise"]
     if clean:
         arguments += ["--clean", *map(str, clean)]
         if white := white_of_clean(clean, kind):

@@ -13,6 +13,7 @@ from skimage.data import astronaut, camera
 
 from data.images import read_image
 from scripts import denoise_folder
+from scripts.denoise_folder import Kind
 from utils.errors import UsageError, run_script
 
 SIDE = 112  # pixels: enough for the training's crops
@@ -114,6 +115,15 @@ def test_clean_pictures_are_of_one_type(noisy, tmp_path, capsys):
     assert code == 2 and "several types (uint16, uint8)" in err and not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "offset", "white"),
+    [(10, 200, False, None), (10, 100, False, 100), (100, 150, True, 50), (-40, -10, True, 30), (-5, 90, False, 90)],
+)
+def test_where_black_is_far_from_0_white_is_the_range(low, high, offset, white):
+    kind = Kind("gray", "uint8", darkest=low, brightest=high)
+    assert (kind.offset, kind.white_level) == (offset, white)
+
+
 def test_clean_pictures_that_cannot_be_used_are_left_out(tmp_path, capsys):
     good, bad, half = (tmp_path / f"{name}.png" for name in ("good", "bad", "half"))
     cv2.imwrite(str(good), camera()[:SIDE, :SIDE])
@@ -128,7 +138,7 @@ def test_noise_is_looked_for_in_others_where_the_first_have_none(tmp_path, capsy
     image = camera()[:70, 200:290] + np.random.RandomState(0).normal(0, 25, (70, 90))
     cv2.imwrite(str(tmp_path / "in" / "a.png"), np.full((70, 90), 9, np.uint8))
     cv2.imwrite(str(tmp_path / "in" / "b.png"), image.clip(0, 255).astype(np.uint8))
-    code, said, err = denoise(capsys, tmp_path / "in", tmp_path / "out", "--look-at", 1, "--steps", 0)
+    code, _, err = denoise(capsys, tmp_path / "in", tmp_path / "out", "--look-at", 1, "--steps", 0)
     assert code == 0 and result(tmp_path / "out", "b").is_file(), err
 
 

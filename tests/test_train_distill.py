@@ -290,6 +290,19 @@ def test_refining_takes_the_students_own_results_for_clean_pictures(run, picture
     assert losses["a"] == losses["b"] and len({losses[name] for name in "acd"}) == 3
 
 
+def test_refining_in_units_of_noise_does_not_depend_on_an_offset(run, tmp_path, rng):
+    for name, offset in (("a", 0), ("b", 30)):
+        (tmp_path / f"{name}.in").mkdir()
+        y = 0.5 + 0.1 * torch.randn(48, 64, generator=rng.manual_seed(0)).double().numpy()
+        np.save(tmp_path / f"{name}.in" / "x.npy", (y + offset).astype(np.float32))
+        line = f"--name {name} --teacher gray-awgn-blind --student gray-awgn-blind-full --noisy {tmp_path}/{name}.in"
+        line = f"{line} --refine --units noise --patch-size 32 --batch-size 2 --noisy-share 0 --steps 1"
+        ok(run("train_distill", line))
+    a, b = (stats(tmp_path / name)[-1]["loss"] for name in "ab")
+    assert a == pytest.approx(b, rel=0.03)
+    assert load_model(tmp_path / "b" / "last.safetensors").config["units"] == "noise"
+
+
 def test_a_finished_training_refines_no_pictures_again(run, pictures, models, tmp_path, monkeypatch):
     student = models / "s2" / "last.safetensors"
     line = f"--name a --teacher {models}/s1 --student {student} --noisy {pictures}/gray --refine {TINY2} --steps 1"
@@ -377,6 +390,7 @@ def test_noise_is_read_as_asked_for(run, pictures, models, tmp_path):
     ("line", "words"),
     [
         ("--noisy {pictures}/gray", "--clean is needed, or --refine"),
+        ("--clean {pictures}/gray --synthetic-noisy {pictures}/gray --noise awgn --sigma 25 --units noise", "--units"),
         ("--noisy {pictures}/gray --refine", "--refine needs a --student"),
         ("--noisy {pictures}/gray --refine --student {s2} --images disk", "--refine keeps its images in memory"),
         ("--synthetic-noisy {pictures}/gray --noise awgn --sigma 25 --refine --student {s2}", "is not for --refine"),
