@@ -240,7 +240,7 @@ def look_at_noise(opt, kind: Kind) -> list[Seen]:
         sample = read_sample(source, kind.mode, None, None)
         image = sample.noisy * sample.unit
         if found := look(image):
-            seen.append(Seen(source, image.shape[2], float(np.nanmax(image) - np.nanmin(image)), found))
+            seen.append(Seen.of(source, image, found))
     return seen
 
 

@@ -20,7 +20,9 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -44,12 +46,32 @@ NAMED = 20  # files that a command names
 
 @dataclass(frozen=True)
 class Seen:
-    """A picture that was looked at. channels, span: of its pixels."""
+    """A picture that was looked at.
+
+    channels, low, high: of its pixels, low and high in file values. whole: no part of it is NaN or transparent.
+    """
 
     source: Input
     channels: int
-    span: float
+    low: float
+    high: float
+    whole: bool
     found: Inspection
+
+    @classmethod
+    def of(cls, source: Input, image: np.ndarray, found: Inspection) -> Seen:
+        """image: (H,W,C), in file values; NaN where there is none."""
+        low, high = float(np.nanmin(image)), float(np.nanmax(image))
+        return cls(source, image.shape[2], low, high, not np.isnan(image).any(), found)
+
+    @property
+    def span(self) -> float:
+        return self.high - self.low
+
+    @property
+    def of_any_scale(self) -> bool:
+        """Whether it is floats beyond 0..1, which networks of white units are not trained on."""
+        return self.source.header.dtype.kind == "f" and not -0.5 <= self.low <= self.high <= 1.5
 
     @property
     def advice(self) -> Advice:
@@ -61,7 +83,8 @@ def main(argv: list[str] | None = None) -> int:
     seen, bad = inspect(opt)
     print_table(seen)
     print_advice(seen, opt.data)
-    if len(opt.data) == 1 and any(one.found.shared or one.found.grows or one.found.falls for one in seen):
+    trainable = [one.found for one in seen if one.whole]
+    if len(opt.data) == 1 and any(found.shared or found.grows or found.falls for found in trainable):
         folder = shlex.join([*opt.data, "denoised/"])
         print(f"\nbetter than released weights, in one command: bash scripts/denoise_folder.sh {folder}")
     if opt.json:
@@ -97,7 +120,7 @@ def inspect(opt) -> tuple[list[Seen], dict[str, str]]:
                 small = np.isfinite(image).all(2).sum() < LEAST_PIXELS
                 why = f"fewer than {LEAST_PIXELS} pixels: too few" if small else "one value everywhere: no noise"
                 raise UsageError(f"{shown(source.path)} has {why} to look at")
-            seen.append(Seen(source, image.shape[2], float(np.nanmax(image) - np.nanmin(image)), found))
+            seen.append(Seen.of(source, image, found))
         except UsageError as error:
             if opt.on_bad == "stop":
                 raise
@@ -155,11 +178,21 @@ def print_advice(seen: list[Seen], data: list[str] | None = None) -> None:
             print(f"  note{'' if these == members else f' on {names_of(these)}'}: {remark}")
         if data is None:
             continue
-        files = data if len(members) == len(seen) else [str(one.source.path) for one in members]
-        more = f"   # and the {len(files) - NAMED} others of them" if len(files) > NAMED else ""
-        files = files[:NAMED]
-        print(f"  to denoise them:      {advice.denoising(files)}{more}")
-        print(f"  to train stage 1:     {advice.training(files)}{more}")
+        print(f"  to denoise them:      {command(advice.denoising, members, seen, data)}")
+        whole, training = [one for one in members if one.whole], advice.training
+        if any(one.of_any_scale for one in whole):
+            training = partial(training, units=" --units noise")
+        if whole:
+            print(f"  to train stage 1:     {command(training, whole, seen, data)}")
+        else:
+            print("  parts of them are NaN or transparent, so stage 1 cannot be trained on them")
+
+
+def command(of: Callable[[list[str]], str], members: list[Seen], seen: list[Seen], data: list[str]) -> str:
+    """A command on some of the pictures that were seen: on what names them all, or on NAMED of them at most."""
+    files = data if len(members) == len(seen) else [str(one.source.path) for one in members]
+    more = f"   # and the {len(files) - NAMED} others of them" if len(files) > NAMED else ""
+    return f"{of(files[:NAMED])}{more}"
 
 
 def names_of(seen: list[Seen]) -> str:

@@ -57,6 +57,23 @@ def test_a_gray_picture_in_colours_is_a_gray_one(shows, noisy, capsys):
     assert "in colours.png' --mode gray" in out and "--checkpoint color" not in out
 
 
+def test_training_is_advised_where_it_is_possible(noisy, tmp_path, capsys):
+    gray = cv2.imread(str(noisy / "gray.png"), 0)
+    for name in ("floats", "holed"):
+        (tmp_path / name).mkdir()
+        np.save(tmp_path / name / "a.npy", gray.astype(np.float32))
+    _, out, _ = look(capsys, tmp_path / "floats", "--amp", "off")
+    assert "--steps 1000 --units noise" in out
+    gray = gray.astype(np.float32)
+    gray[:9, :9] = np.nan
+    np.save(tmp_path / "holed" / "b.npy", gray)
+    _, out, _ = look(capsys, tmp_path / "holed", "--amp", "off")
+    assert f"--noisy {tmp_path}/holed/a.npy --noise" in out
+    (tmp_path / "holed" / "a.npy").unlink()
+    _, out, _ = look(capsys, tmp_path / "holed", "--amp", "off")
+    assert "cannot be trained on" in out and "train_dbsn.py" not in out
+
+
 def test_a_bad_picture_among_others(noisy, capsys):
     (noisy / "b.png").write_bytes(b"no picture")
     cv2.imwrite(str(noisy / "flat.png"), np.full((70, 70), 9, np.uint8))
