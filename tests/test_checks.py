@@ -444,6 +444,17 @@ def test_noise_that_is_cut_off_at_white_is_told(rng):
     assert "saturation" not in failed(check_noise(white)) | failed(check_noise(photons))
 
 
+@pytest.mark.parametrize("reach", [0, 0.8])
+def test_a_part_without_noise_does_not_decide(reach, rng):
+    """Texture of the part without noise is what the flattest blocks have. It passes for shared noise."""
+    x = torch.from_numpy(camera()[:256, 200:456] / 255.0)[None]
+    x = torch.from_numpy(gaussian_filter(x.numpy(), (0, 1, 1)))
+    n = gaussian_filter(torch.randn(1, 256, 256, generator=rng).double().numpy(), (0, reach, reach))
+    n = torch.from_numpy(25 / 255 * n / n.std())
+    n[..., :128] = 0
+    assert neighbours_share_noise(check_noise(x + n)) is (reach > 0)
+
+
 def test_texture_that_photograph_weights_remove_is_told(rng):
     n = np.stack([gaussian_filter(plane, 0.8) for plane in normal(COLOR, rng).numpy()])
     noise, used = torch.from_numpy(3 / 255 * n / n.std()), Used(shared_noise=True, photographs=True)
