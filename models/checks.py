@@ -424,9 +424,9 @@ def check_neighbours(y: Tensor) -> list[Check]:
     error = 1 / math.sqrt(number * FLAT * (FLAT - 1))  # one channel: channels may share their noise
     sides = (found["rows"] + found["columns"]) / 2
     more = share - FLAT_SHARE + 3 * error
-    checks = [shared("rows and columns", sides, SIDES + share - FLAT_SHARE + 3 * error / math.sqrt(2))]
-    checks += [shared(name, found[name], ONE_SIDE + more) for name in ("rows", "columns")]
-    checks += [shared(name, found[name], OTHERS + more) for name in list(found)[2:]]
+    checks = [between("rows and columns", sides, SIDES + share - FLAT_SHARE + 3 * error / math.sqrt(2))]
+    checks += [between(name, found[name], ONE_SIDE + more) for name in ("rows", "columns")]
+    checks += [between(name, found[name], OTHERS + more) for name in list(found)[2:]]
     return checks
 
 
@@ -437,7 +437,7 @@ def correlation(r: Tensor, down: int, right: int) -> Tensor:
     return (here * there).mean((1, 2, 3)) / energy - left_by_surface(FLAT, down, right)
 
 
-def shared(where: str, value: float, limit: float) -> Check:
+def between(where: str, value: float, limit: float) -> Check:
     words = (
         f"neighbouring pixels share their noise (correlation {value:.2f} in flat parts, {where}), and these networks "
         "keep such noise: use weights for photographs, leave --stride to its default, or denoise the camera's raw "

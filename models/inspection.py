@@ -220,7 +220,10 @@ def photon_noise(curve: Curve, floor: Tensor, low: float, unit: float) -> dict[s
     """gain, read_noise and black of an Inspection, from a line through the curve; arguments as of channel_curve."""
     at_darkest, slope = (t.cpu() for t in curve.polynomial((0, 1), floor).unbind(1))  # of each channel
     gain = float(slope.mean()) * unit
-    at_zero = float((at_darkest * unit**2 - slope * unit * (low + unit * curve.darkest[:, 0].cpu())).mean())
+    darkest = low + unit * curve.darkest[:, 0].cpu()
+    at_zero = float((at_darkest * unit**2 - slope * unit * darkest).mean())
+    if at_zero >= 0 and darkest.min() < 0:  # black is below 0, nobody knows where
+        return {"gain": gain, "read_noise": None, "black": None}
     if at_zero >= 0:
         return {"gain": gain, "read_noise": at_zero**0.5, "black": 0.0}
     return {"gain": gain, "read_noise": None, "black": -at_zero / max(gain, 1e-30)}

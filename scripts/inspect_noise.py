@@ -3,14 +3,15 @@
     python scripts/inspect_noise.py my_pictures/
     python scripts/inspect_noise.py frames/*.tif --json noise.json --plot noise.png
 
-All levels are in the files' own values. Of large pictures the middle is looked at, 512 pixels wide and high.
+All levels are in the files' own values. Of large pictures the middle is looked at, 512 pixels wide and high, or another
+part where the middle is empty.
 
     noise       standard deviation: one number, its root mean square where it depends on the intensity
     interval    where the true level is in 95 of 100 pictures
     gain, read, black
                 noise that grows: its variance is read^2 + gain (x - black) at the intensity x. One of read and
                 black is shown, since the picture tells read^2 - gain black alone: read where black is 0, else
-                the least that black may be
+                the least that black may be. Neither is where values are below 0
     shared      by how many pixels the noise is blurred, if neighbouring pixels share it
     channels    greatest correlation of the noise of two colour channels
 """

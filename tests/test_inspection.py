@@ -101,6 +101,11 @@ def test_numbers_have_the_units_of_the_values(factor, offset):
         assert other.black == pytest.approx(offset + factor * usual.black, abs=0.15 * factor * 255)
 
 
+def test_black_below_0_is_not_known():
+    found = LOOK(noisy("poisson", lam=30.0) - np.float32(400))
+    assert found.gain > 0 and found.black is None and found.read_noise is None
+
+
 @pytest.mark.parametrize("value", [0, np.nan])
 def test_a_part_with_noise_is_looked_at_where_the_middle_is_empty(value, monkeypatch):
     monkeypatch.setattr(inspection, "PART", 96)
