@@ -202,68 +202,70 @@ def decode_npy(path: Path, file: BinaryIO, max_pixels: int) -> np.ndarray:
 def write_image(
     path: Path,
     image: np.ndarray,
-    bits: int = 8,
+    values: np.dtype | type = np.uint8,
     like: Path | None = None,
     holes: bool = False,
-    values: np.dtype | None = None,
     alpha: np.ndarray | None = None,
     premultiplied: bool = False,
 ) -> None:
-    """Writes (H,W,C), uint8 or float 0..1, as PNG, TIFF or .npy by the suffix, atomically.
+    """Writes (H,W,C), file values of the type `values`, as PNG, TIFF or .npy by the suffix, atomically.
 
-    bits: 8 or 16: floats are clipped to 0..1 and rounded; 32, TIFF and .npy only: float32 as it is.
+    Integers are rounded and kept within the limits of the type. PNG has those of 8 and 16 bits.
     like: an image whose pixel sizes, or colour profile, EXIF and dpi, another one takes over.
     holes: values that are NaN are written as such.
-    values: the image holds file values of this type instead, and bits do not count.
     alpha: (H,W), a channel to be written as one more. premultiplied: see Header; TIFF only.
 
     Raises RunError where the disk refuses or a value is not finite.
     """
-    path = Path(path)
-    tiff = path.suffix.lower() in TIFF_SUFFIXES
-    npy = path.suffix.lower() == ".npy"
-    if not tiff and not npy and path.suffix.lower() != ".png":
+    path, suffix = Path(path), Path(path).suffix.lower()
+    if suffix not in (".png", ".npy", *TIFF_SUFFIXES):
         raise ValueError(f"images are written as .png, .tif, .tiff or .npy, not {path.suffix}")
+    if suffix == ".png" and values not in (np.uint8, np.uint16):
+        raise ValueError(f"a PNG has no {np.dtype(values)} values")
     if image.dtype.kind == "f" and not (np.isfinite(image) | (np.isnan(image) & holes)).all():
         raise RunError(
             f"{shown(path)}: the result has values that are not finite (NaN or infinity); nothing is written"
         )
-    if bits == 32 and not tiff and not npy:
-        raise ValueError("32-bit float images are written as TIFF or .npy only")
-    if values is not None:
-        image = as_type(image, values)
-        bits = 8 * image.dtype.itemsize
-    elif bits == 32:
-        image = to_float(image).astype(np.float32)
-    elif bits == 16 or image.dtype != np.uint8:
-        highest, dtype = (255, np.uint8) if bits == 8 else (65535, np.uint16)
-        image = np.rint(to_float(image).clip(0, 1) * highest).astype(dtype)
+    image = as_type(image, values)
     if alpha is not None:
         image = np.dstack([image, alpha.astype(image.dtype)])
-    pixels = image[..., 0] if image.shape[2] == 1 else image
-    buffer = io.BytesIO()
-    if npy:
-        np.save(buffer, pixels)
+    if suffix == ".png":
+        data = as_png(image, like)
+    elif suffix == ".npy":
+        buffer = io.BytesIO()
+        np.save(buffer, without_channel(image))
         data = buffer.getvalue()
-    elif tiff:
-        extra = {} if alpha is None else {"extrasamples": ["assocalpha" if premultiplied else "unassalpha"]}
-        options = (
-            dict(photometric="minisblack" if image.shape[2] < 3 else "rgb")
-            | extra
-            | (calibration(like, pixels) if like else {})
-        )
-        tifffile.imwrite(buffer, pixels, compression=None if "imagej" in options else "zlib", **options)
-        data = buffer.getvalue()
-    elif bits == 16:  # Pillow writes no 16-bit colour
-        if pixels.ndim == 3 and pixels.shape[2] == 2:
-            pixels = pixels[..., [0, 0, 0, 1]]
-        order = {2: ..., 3: [2, 1, 0], 4: [2, 1, 0, 3]}[pixels.ndim if pixels.ndim == 2 else pixels.shape[2]]
-        data = cv2.imencode(".png", np.ascontiguousarray(pixels[..., order] if pixels.ndim == 3 else pixels))[1]
-        data = with_profile(data.tobytes(), profile(like, 1 if pixels.ndim == 2 else pixels.shape[2]) if like else {})
     else:
-        Image.fromarray(pixels).save(buffer, "PNG", **(profile(like, image.shape[2]) if like else {}))
-        data = buffer.getvalue()
+        extra = {} if alpha is None else {"extrasamples": ["assocalpha" if premultiplied else "unassalpha"]}
+        data = as_tiff(image, extra, like)
     atomic_write_bytes(path, data)
+
+
+def without_channel(image: np.ndarray) -> np.ndarray:
+    """(H,W,1) -> (H,W), as files have gray images; others as they are."""
+    return image[..., 0] if image.shape[2] == 1 else image
+
+
+def as_png(image: np.ndarray, like: Path | None) -> bytes:
+    """A PNG of (H,W,1..4), uint8 or uint16, alpha last. like: see write_image."""
+    if image.dtype == np.uint8:
+        buffer = io.BytesIO()
+        Image.fromarray(without_channel(image)).save(buffer, "PNG", **(profile(like, image.shape[2]) if like else {}))
+        return buffer.getvalue()
+    order = {1: [0], 2: [0, 0, 0, 1], 3: [2, 1, 0], 4: [2, 1, 0, 3]}[
+        image.shape[2]
+    ]  # OpenCV's; gray has no alpha there
+    png = cv2.imencode(".png", np.ascontiguousarray(image[..., order]))[1].tobytes()
+    return with_profile(png, profile(like, len(order)) if like else {})
+
+
+def as_tiff(image: np.ndarray, extra: dict, like: Path | None) -> bytes:
+    """A TIFF of (H,W,1..4). extra: options for alpha, which is last. like: see write_image."""
+    pixels, buffer = without_channel(image), io.BytesIO()
+    options = {"photometric": "minisblack" if image.shape[2] < 3 else "rgb"} | extra
+    options |= calibration(like, pixels) if like else {}
+    tifffile.imwrite(buffer, pixels, compression=None if "imagej" in options else "zlib", **options)
+    return buffer.getvalue()
 
 
 def as_type(image: np.ndarray, dtype: np.dtype) -> np.ndarray:

@@ -36,8 +36,8 @@ def side_by_side(images: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def as_map(values: np.ndarray, highest: float) -> np.ndarray:
-    """Mean over channels of a map (H,W,C), as a gray image (H,W,1) in which `highest` is white."""
-    return (values.mean(2, keepdims=True) / highest).clip(0, 1)
+    """Mean over channels of a map (H,W,C), as a gray image (H,W,1), 0..255, in which `highest` is white."""
+    return 255 * (values.mean(2, keepdims=True) / highest).clip(0, 1)
 
 
 def file_type(source: Input, sample: Sample, denoised: np.ndarray, depth: str) -> np.dtype:
@@ -100,7 +100,7 @@ def save_pictures(
         if alpha is not None and dtype.kind == "f":
             alpha = alpha.astype(np.float32) / np.float32(np.iinfo(alpha.dtype).max if alpha.dtype.kind in "iu" else 1)
         premultiplied = source.header.premultiplied
-        write_image(target, values, like=like, holes=True, values=dtype, alpha=alpha, premultiplied=premultiplied)
+        write_image(target, values, dtype, like, holes=True, alpha=alpha, premultiplied=premultiplied)
     if source.page:
         return in_floats
     if sample.clean is not None:

@@ -342,7 +342,7 @@ def test_a_resolution_that_makes_no_sense_costs_no_result(tmp_path):
     data = bytearray((tmp_path / "a.tif").read_bytes())
     data[unit : unit + 2] = b"\x4d\0"
     (tmp_path / "a.tif").write_bytes(data)
-    write_image(tmp_path / "b.tif", read_image(tmp_path / "a.tif"), 16, like=tmp_path / "a.tif")
+    write_image(tmp_path / "b.tif", 65535 * read_image(tmp_path / "a.tif"), np.uint16, like=tmp_path / "a.tif")
     np.testing.assert_array_equal(tifffile.imread(tmp_path / "b.tif"), GRAY16[0])
 
 
