@@ -165,8 +165,6 @@ def test_image(
     row = Row(k, str(source.path), source.shown, source.problem)
     if row.problem:
         return row
-
-    # the noisy image
     try:
         sample = read_sample(source, opt.mode, white_level, noise)
         if white_level and not opt.white_level:
@@ -176,15 +174,40 @@ def test_image(
             raise
         row.problem = str(error)
         return row
-    images = {"noisy": sample.noisy}
 
-    # what the baselines make of it, which are told its noise level
+    images = {"noisy": sample.noisy} | classical(sample, opt, row)
+    results, measured = denoised(sample, source, opt, models, row)
+    images |= results
+    compare(row, sample, source, white_level, images)
+    kept = models and opt.on_doubt == "keep" and (row.unknown or row.doubts)
+    if kept:
+        images["kept"] = sample.noisy  # the last one is what is written
+    std, noise_map = (as_image(measured.std), as_image(measured.noise_level)) if measured else (None, None)
+    if opt.save:
+        depth = "same" if kept else opt.depth
+        row.in_floats = save_pictures(opt.save, source, sample, images, std, noise_map, depth)
+    if reporter:
+        reporter.add(row, sample, images[list(images)[-1]], std)
+    return row
+
+
+def classical(sample: Sample, opt, row: Row) -> dict[str, np.ndarray]:
+    """What the baselines make of an image, which are told its noise level: (H,W,C) by their names."""
+    images = {}
     for baseline in opt.baseline:
         started = time.perf_counter()
         images[baseline] = denoise_classically(baseline, sample.noisy, sample.level / 255)
         row.seconds[baseline] = time.perf_counter() - started
+    return images
 
-    # what the checkpoints make of it, which are not
+
+def denoised(
+    sample: Sample, source: Input, opt, models: list, row: Row
+) -> tuple[dict[str, np.ndarray], Denoised | None]:
+    """What the checkpoints make of an image, which are not told its noise level: (H,W,C) by the method.
+
+    With them the result whose level and uncertainty count: the first one of stage 1.
+    """
     noisy = Noisy.of(sample)
     row.hot_pixels, row.merged = noisy.hot_pixels, sample.merged
     if opt.white_level and opt.protocol == "none" and float(noisy.seen.max()) < DIM:
@@ -195,7 +218,7 @@ def test_image(
         row.shared = shared_noise(noisy.stretched) if row.neighbours_share_noise else None
     independent = opt.noise is not None and not NOISES[opt.noise].shared  # whatever a check takes for shared noise
     shared = None if independent else row.shared
-    measured = None  # of several checkpoints of stage 1 the first one's level and uncertainty count
+    images, measured = {}, None
     for model in models:
         result = denoise_with(model, noisy, row, opt, shared)
         images |= {method_name(kind, model, models): image for kind, image in images_of(result).items()}
@@ -204,29 +227,23 @@ def test_image(
             row.within[model.name] = shares_within(as_image(result.image) - sample.clean, as_image(result.std))
         if model.stage == 1 and measured is None:
             measured, row.estimated = result, level_found(noisy, result)
-
     suits = opt.stride is None and shared is not None  # then the stride suits the noise
     row.known = suits or all(m.shared_noise or (opt.stride or 1) > 1 or (m.stage == 1 and m.apart > 1) for m in models)
+    return images, measured
 
-    # how near they come to the clean one
+
+def compare(row: Row, sample: Sample, source: Input, white_level: float | None, images: dict[str, np.ndarray]) -> None:
+    """How near the images come to the clean one, for the row."""
     row.level, row.unit = sample.level, sample.unit
-    if sample.clean is not None:
-        row.peak = peak_of(sample, source.header.dtype, white_level)
-        row.figures = {
-            name: measure(sample.clean, image, name != "noisy", row.peak, np.isnan(sample.noisy))
-            for name, image in images.items()
-        }
-        if row.peak:
-            row.peak = [float(end) * sample.unit for end in row.peak]
-    kept = models and opt.on_doubt == "keep" and (row.unknown or row.doubts)
-    if kept:
-        images["kept"] = sample.noisy  # the last one is what is written
-    std, noise_map = (as_image(measured.std), as_image(measured.noise_level)) if measured else (None, None)
-    if opt.save:
-        row.in_floats = save_pictures(opt.save, source, sample, images, std, noise_map, "same" if kept else opt.depth)
-    if reporter:
-        reporter.add(row, sample, images[list(images)[-1]], std)
-    return row
+    if sample.clean is None:
+        return
+    row.peak = peak_of(sample, source.header.dtype, white_level)
+    row.figures = {
+        name: measure(sample.clean, image, name != "noisy", row.peak, np.isnan(sample.noisy))
+        for name, image in images.items()
+    }
+    if row.peak:
+        row.peak = [float(end) * sample.unit for end in row.peak]
 
 
 @dataclass(frozen=True)
