@@ -178,7 +178,7 @@ def find_material(opt, new: bool) -> tuple[ImageFiles, Images | None]:
     images = look_at(files, opt.mode, opt.white_level, opt.patch_size, "training images", units)
     if opt.noisy:
         if new:
-            images = with_white_level(images)
+            images = with_white_level(images, opt.units)
             opt.white_level = images.white_level
         note_conversion(images)
     return images, val

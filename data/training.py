@@ -31,6 +31,7 @@ from utils.random import Stream, generator, permutation
 LEAST_PATCH = 8  # of --patch-size, as options/base.py has it
 LOOKED_AT = 8  # files of a set, where it would take long to decode all
 MEASURED, DIM = 256, 0.5  # files whose greatest value is looked for; it is dim below so much of white
+OFFSET = 0.5  # how much of the greatest value the least one is, where black is far from 0
 
 
 @dataclass(frozen=True)
@@ -187,18 +188,26 @@ def look_at(
     return ImageFiles(files, headers, mode, white_level, what, units)
 
 
-def with_white_level(images: ImageFiles) -> ImageFiles:
+def with_white_level(images: ImageFiles, network: str) -> ImageFiles:
     """Images for a model in white units. Of those that fill little of their type's range the greatest is white.
 
     Such a model would take the noise of dim pictures for none, or too much: its network, or CNN_est, whose levels begin
     at 4.9 of 255. The greatest value is that of MEASURED evenly spaced images at most, without single pixels far
     outside. A note tells it. Images with a white level, and others that reach DIM of full_scale, stay as they are. So
     do files of several types, for which one value cannot be white.
+
+    network: its units. Another note tells where black is far from 0, which white units take for black.
     """
     if images.units != "white" or images.white_level is not None or not len(images):
         return images
-    reached = greatest_values(images)
-    dim = {scale: greatest for scale, greatest in reached.items() if 0 < greatest < DIM * scale}
+    reached = values_reached(images)
+    for least, greatest in reached.values():
+        if network == "white" and far_from_0(least, greatest):
+            tqdm.write(
+                f"note: the {images.what} have values from {least:.4g} to {greatest:.4g}: networks in white units take "
+                "0 for black, and misjudge the noise of such pictures, so give --units noise"
+            )
+    dim = {scale: greatest for scale, (_, greatest) in reached.items() if 0 < greatest < DIM * scale}
     if not dim:
         return images
     what = " and ".join(f"{greatest:.4g} of {scale:g}" for scale, greatest in dim.items())
@@ -221,22 +230,28 @@ def with_white_of(noisy: ImageFiles, clean: ImageFiles) -> ImageFiles:
     white, types = noisy.white_level, {header.dtype for header in [*noisy.headers, *clean.headers]}
     if not white or not len(clean) or clean.white_level is not None or len(types) > 1:
         return clean
-    (greatest,) = greatest_values(clean).values()
+    ((_, greatest),) = values_reached(clean).values()
     if greatest > 1.5 * white:
         return clean
     tqdm.write(f"note: in the {clean.what} {white:.4g} is white too (--clean-white-level says another)")
     return replace(clean, white_level=white)
 
 
-def greatest_values(images: ImageFiles) -> dict[float, float]:
-    """Greatest value in files of each full scale, without single pixels far outside, of MEASURED images at most."""
-    reached: dict[float, float] = {}
+def values_reached(images: ImageFiles) -> dict[float, tuple[float, float]]:
+    """Least and greatest value in files of each full scale, without single pixels far outside, of MEASURED at most."""
+    reached: dict[float, tuple[float, float]] = {}
     for k in evenly_spaced(len(images), MEASURED):
         x = read_image(images.files[k], images.mode, white_level=1.0)
         seen, _, _ = outlying(torch.from_numpy(x.transpose(2, 0, 1).copy())[None])
         scale = full_scale(images.headers[k].dtype)
-        reached[scale] = max(reached.get(scale, 0.0), float(seen.max()))
+        least, greatest = reached.get(scale, (math.inf, -math.inf))
+        reached[scale] = min(least, float(seen.min())), max(greatest, float(seen.max()))
     return reached
+
+
+def far_from_0(least: float, greatest: float) -> bool:
+    """Whether the black of images with these values is: their white alone does not say what the values are then."""
+    return abs(least) > OFFSET * greatest
 
 
 def note_conversion(images: ImageFiles) -> None:

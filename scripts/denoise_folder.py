@@ -36,6 +36,7 @@ from data.files import file_and_page
 from data.images import MODES, gray_of, image_header, read_image
 from data.inputs import Input, Request, Sample, find_inputs, keep_inputs, read_sample
 from data.sets import content_hash, evenly_spaced, find_images
+from data.training import far_from_0
 from models import load_model, resolve_checkpoint
 from models.inference import denoise_batch
 from models.inspection import LEAST_PIXELS
@@ -49,7 +50,6 @@ from utils.errors import EXIT_FAILURE, RunError, UsageError, run_script
 from utils.files import atomic_write_text, counted, shown
 
 STEPS, PATCH, BATCH = 600, 96, 8  # of the training
-OFFSET = 0.5  # how much of the greatest value the least one is at least, where black is far from 0
 DIM = 0.5  # pictures of 8 bits that fill less of their range are scaled
 TIMED, TIMED_SIDE = 2, 256  # steps, and side of a picture, that tell how long the work takes
 
@@ -79,8 +79,8 @@ class Kind:
 
     @property
     def offset(self) -> bool:
-        """Whether their black is far from 0: white alone does not say what the values are then."""
-        return abs(self.darkest) > OFFSET * self.brightest
+        """Whether their black is far from 0."""
+        return far_from_0(self.darkest, self.brightest)
 
     @property
     def white_level(self) -> float | None:

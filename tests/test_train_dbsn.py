@@ -268,12 +268,15 @@ def test_the_greatest_value_of_dim_images_is_white_to_models_in_white_units(run,
     line = f"--noisy {tmp_path}/dim --noise hg --mode gray --patch-size 16 --batch-size 2 --steps 1 --amp off"
     out = run("train_dbsn", f"--name white {line} --start-from gray-hg-blind")
     assert "of 65535" in "".join(map(str, out[1:])) and "is taken for white" in "".join(map(str, out[1:]))
+    assert "give --units noise" in "".join(map(str, out[1:]))  # the least value is two thirds of the greatest
     white = load_model("white", "cpu", tmp_path).values["white_level"]
     assert 150 < white < 180
     ok(run("train_dbsn", f"--name cnn {line} --width 4 --blocks 1"))
     assert load_model("cnn", "cpu", tmp_path).values["white_level"] == white
-    ok(run("train_dbsn", f"--name noise {line} --width 4 --blocks 1 --sigma-n residual"))  # all in units of the noise
-    assert load_model("noise", "cpu", tmp_path).values["white_level"] is None
+    out = run("train_dbsn", f"--name noise {line} --start-from gray-hg-blind --units noise")
+    assert out[0] == 0 and "units" not in "".join(map(str, out[1:]))
+    ok(run("train_dbsn", f"--name noise2 {line} --width 4 --blocks 1 --sigma-n residual"))  # in units of noise too
+    assert load_model("noise2", "cpu", tmp_path).values["white_level"] is None
     ok(run("train_dbsn", f"--name bright {line} --start-from gray-hg-blind --white-level 65535 --save-every 1"))
     record = tmp_path / "bright" / "options.json"
     record.write_text(json.dumps(json.loads(record.read_text()) | {"steps": 2}))
