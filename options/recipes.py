@@ -151,7 +151,7 @@ FLAVOURS = {
 }
 
 # How long each released model was trained, and what it started from. Some were trained in several parts: this is the
-# first one, and the card has the others. A student that is named here was that of its day, as the card says.
+# first one, and the card has the others. Weights that are named here were those of their day, as the card says.
 RELEASED = {
     "gray-awgn-blind": {
         "stage1": dict(steps=10_000, lr=4e-3, warmup=200),

@@ -146,6 +146,10 @@ CARDS = {
             "--warmup 200"
         ),
         (
+            f"--name color-blind3 --mode color --start-from color-blind2 {BLIND1} {SMALL1} --steps 9000 --lr 3e-3 "
+            "--warmup 100 --level-weight 1"
+        ),
+        (
             f"--name color-part1 --teacher color-awgn-blind {SMALL2} --noise awgn --sigma 5 55 --steps 9000 --lr 2e-3 "
             "--warmup 200"
         ),
