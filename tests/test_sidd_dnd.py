@@ -231,6 +231,7 @@ def test_sidd_validation(sidd, call):
     assert record["models"][0]["stage"] == 2 and record["blocks_of_strides"] == {"1": 4}
 
 
+@pytest.mark.slow
 def test_a_block_is_denoised_as_test_py_does(call, run, tmp_path):
     """Noise that neighbours share, of which the stride follows, in a block that is dark."""
     clean = np.rint(30 + astronaut()[:96, 200:296] / 8)

@@ -24,7 +24,8 @@ def error(result, x):
     return (result - x).square().mean().item()
 
 
-@pytest.mark.parametrize("sigma", [pytest.param(5, marks=pytest.mark.slow), 20])
+@pytest.mark.slow
+@pytest.mark.parametrize("sigma", [5, 20])
 def test_the_choice_of_stage_1_is_nearly_the_best(sigma, rng):
     x = torch.from_numpy(picture()[100:292, 150:342] / 255).float()[None, None]
     y, model, errors = noisy(x, sigma, 0.7, rng), load_model("gray-hg-blind"), {}

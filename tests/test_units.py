@@ -181,6 +181,7 @@ def test_a_bright_spot_leaves_the_rest_as_it_is(name, rng):
     assert max(errors[1:]) < 1.05 * errors[0]
 
 
+@pytest.mark.slow
 def test_stars_are_not_taken_for_noise(rng):
     """The curve of the noise is measured on a flat sky, and must not be trusted twenty times as far."""
     at, network = torch.arange(192.0), load_model("gray-hg-blind")
