@@ -285,9 +285,8 @@ def find_material(opt, teacher: BlindSpotDenoiser, new: bool) -> tuple[ImageFile
     if opt.noisy:
         white_level = opt.white_level or teacher.values["white_level"]
         noisy = look_at(noisy_files, mode, white_level, opt.patch_size, "--noisy images", units)
-        noisy = (
-            with_white_level(noisy, teacher.units) if new and not teacher.level_is_learned else noisy
-        )  # a level keeps its white
+        if new and not teacher.level_is_learned:  # a level keeps its white
+            noisy = with_white_level(noisy, teacher.units)
         if noisy.white_level != white_level:
             opt.white_level = noisy.white_level
         clean = with_white_of(noisy, clean) if new else clean

@@ -252,9 +252,8 @@ def as_png(image: np.ndarray, like: Path | None) -> bytes:
         buffer = io.BytesIO()
         Image.fromarray(without_channel(image)).save(buffer, "PNG", **(profile(like, image.shape[2]) if like else {}))
         return buffer.getvalue()
-    order = {1: [0], 2: [0, 0, 0, 1], 3: [2, 1, 0], 4: [2, 1, 0, 3]}[
-        image.shape[2]
-    ]  # OpenCV's; gray has no alpha there
+    # OpenCV has blue first, and no gray with alpha
+    order = {1: [0], 2: [0, 0, 0, 1], 3: [2, 1, 0], 4: [2, 1, 0, 3]}[image.shape[2]]
     png = cv2.imencode(".png", np.ascontiguousarray(image[..., order]))[1].tobytes()
     return with_profile(png, profile(like, len(order)) if like else {})
 

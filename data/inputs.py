@@ -31,7 +31,9 @@ from utils.baselines import SMALLEST_SIDE
 from utils.errors import UsageError
 from utils.files import shown
 
-FAR = 3  # how many times the mean of a noisy image that of its clean one may be, or the other way round
+# The slope of a noisy image over its clean one may be so many times more or less than 1. It counts where they correlate
+# by so many standard errors.
+FAR, CERTAIN = 3, 10
 
 
 @dataclass(frozen=True)
@@ -268,7 +270,7 @@ def read_sample(
 ) -> Sample:
     """The pixels of an input, with noise added where a noise is given. Raises UsageError as read_image does.
 
-    A clean image of floats may have the units of a noisy file of whole numbers, see `white_of_clean`.
+    A clean image of floats may have the units of a noisy file of whole numbers, see `white_of_floats`.
     """
     unit = white_level or full_scale(source.header.dtype)
     pixels = decoded(source.path)
@@ -285,18 +287,18 @@ def read_sample(
         return sample
     floats = image_header(source.reference).dtype.kind == "f" and source.header.dtype.kind != "f"
     clean = to_float(read_image(source.reference, mode, None if floats else white_level, holes=True))
-    if floats:
-        white = white_of_clean(clean, image, unit)
-        if white is None:
-            raise UsageError(
-                f"--clean {shown(source.reference)} has other values than {shown(source.path)}: the mean is "
-                f"{np.nanmean(clean):.4g}, and {np.nanmean(image) * unit:.4g} of the noisy file, where {unit:g} is "
-                "white; give clean values in the noisy file's units, or say with --white-level what is white in it"
-            )
-        clean = (clean / white).astype(np.float32)
     if clean.shape != image.shape:
         shapes = f"--clean {shown(source.reference)} is {clean.shape}, {shown(source.path)} {image.shape}"
         raise UsageError(f"{shapes} (rows, columns, channels): they must show the same picture")
+    if floats:
+        white = white_of_floats(clean, image, unit)
+        if white is None:
+            raise UsageError(
+                f"--clean {shown(source.reference)} has values of another scale than {shown(source.path)}, be they in "
+                f"0..1 or with {unit:g} as white: give clean values in the noisy file's units, or say with "
+                "--white-level what is white in it"
+            )
+        clean = (clean / white).astype(np.float32)
     return replace(sample, clean=clean)
 
 
@@ -309,15 +311,22 @@ def check_scale(source: Input, sample: Sample) -> None:
         raise UsageError(f"{shown(source.path)} {values}, {trained}: say with --white-level what is white here")
 
 
-def white_of_clean(clean: np.ndarray, noisy: np.ndarray, unit: float) -> float | None:
-    """The value that is white in clean floats: 1, or the noisy file's, by the nearer mean. None: neither is near.
+def white_of_floats(clean: np.ndarray, noisy: np.ndarray, unit: float) -> float | None:
+    """The value that is white in clean floats: 1, or that of the noisy file of whole numbers. None: neither can be.
 
-    noisy: 0..1. unit: the value in its file that is white.
+    noisy: 0..1, of the same shape. unit: the value in its file that is white. With the right white the slope of noisy
+    over clean values is 1. Noise and an offset do not change it, clipping makes it less. Where the two have nothing in
+    common, as flat pictures, the nearer mean decides.
     """
-    of_clean, of_noisy = float(np.nanmean(clean)), float(np.nanmean(noisy))
-    if min(of_clean, of_noisy) <= 0:  # nothing to divide by
-        return unit if abs(of_clean / unit - of_noisy) < abs(of_clean - of_noisy) else 1.0
-    distance, white = min((abs(math.log(of_clean / white / of_noisy)), white) for white in (1.0, unit))
+    known = ~(np.isnan(clean) | np.isnan(noisy))
+    x, y = clean[known].astype(np.float64), noisy[known].astype(np.float64)
+    if not known.any():
+        return 1.0
+    together, of_clean, of_noisy = ((x - x.mean()) * (y - y.mean())).mean(), x.var(), y.var()
+    flat = min(np.ptp(x), np.ptp(y)) == 0
+    if flat or together <= CERTAIN * math.sqrt(of_clean * of_noisy / x.size):
+        return unit if abs(x.mean() / unit - y.mean()) < abs(x.mean() - y.mean()) else 1.0
+    distance, white = min((abs(math.log(together / of_clean * white)), white) for white in (1.0, unit))
     return white if distance < math.log(FAR) else None
 
 

@@ -232,7 +232,7 @@ def look_at_noise(opt, kind: Kind) -> list[Seen]:
     look = Looker.of(opt, choose_device(opt.device, 0, opt.deterministic))
     seen: list[Seen] = []
     spread = evenly_spaced(len(kind.usable), opt.look_at)
-    others = [k for k in range(len(kind.usable)) if k not in set(spread)]
+    others = sorted(set(range(len(kind.usable))) - set(spread))
     for n, k in enumerate(tqdm([*spread, *others], desc="looking at the noise", disable=None)):
         if n >= len(spread) and seen:
             break

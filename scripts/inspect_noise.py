@@ -180,10 +180,9 @@ def print_advice(seen: list[Seen], data: list[str] | None = None) -> None:
         if data is None:
             continue
         print(f"  to denoise them:      {command(advice.denoising, members, seen, data)}")
-        whole, training = [one for one in members if one.whole], advice.training
-        if any(one.of_any_scale for one in whole):
-            training = partial(training, units=" --units noise")
+        whole = [one for one in members if one.whole]
         if whole:
+            training = partial(advice.training, units_of_noise=any(one.of_any_scale for one in whole))
             print(f"  to train stage 1:     {command(training, whole, seen, data)}")
         else:
             print("  parts of them are NaN or transparent, so stage 1 cannot be trained on them")

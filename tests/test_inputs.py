@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.inputs import Input, keep_inputs, output_names, white_of_clean
+from data.inputs import Input, keep_inputs, output_names, white_of_floats
 from utils.errors import UsageError
 
 
@@ -25,14 +25,17 @@ def test_output_names_tell_files_apart():
 
 
 def test_units_of_clean_floats():
-    counts = np.random.RandomState(0).poisson(0.1, (64, 64)) / 65535
-    assert white_of_clean(np.full((64, 64), 0.1), counts, 65535) == 65535  # photons, a few in each pixel
-    assert white_of_clean(np.full((64, 64), 0.1), np.full((64, 64), 0.11), 65535) == 1
-    assert white_of_clean(np.full((64, 64), 300.0), np.full((64, 64), 290 / 65535), 65535) == 65535
-    assert white_of_clean(np.zeros((64, 64)), np.zeros((64, 64)), 65535) == 1
-    twelve_bits = np.full((64, 64), 0.5 * 4095 / 65535)
-    assert white_of_clean(np.full((64, 64), 0.5), twelve_bits, 65535) is None
-    assert white_of_clean(np.full((64, 64), 0.5), np.full((64, 64), 0.5), 4095) == 1
+    random, ramp = np.random.RandomState(0), np.linspace(0, 1, 64 * 64).reshape(64, 64)
+    flat = np.full((64, 64), 0.1)
+    assert white_of_floats(flat, random.poisson(flat) / 65535, 65535) == 65535  # photons, a few in each pixel
+    assert white_of_floats(flat, flat + 0.01, 65535) == 1
+    assert white_of_floats(np.zeros((64, 64)), np.zeros((64, 64)), 65535) == 1
+    assert white_of_floats(10 * ramp, random.poisson(10 * ramp) / 65535, 65535) == 65535
+    noisy = ramp + random.normal(0, 0.3, ramp.shape)
+    assert white_of_floats(ramp, noisy, 65535) == white_of_floats(ramp, noisy, 4095) == 1
+    assert white_of_floats(4095 * ramp, noisy, 4095) == 4095
+    assert white_of_floats(ramp, noisy * 4095 / 65535, 65535) is None  # 12 bits in a file of 16
+    assert white_of_floats(0.02 * ramp, (0.02 * ramp + 0.3 * (noisy - ramp)).clip(0), 255) == 1  # dark, cut off
 
 
 @pytest.mark.parametrize("output", ["noisy", "clean", "clean/a.png"])

@@ -50,10 +50,11 @@ class Advice:
         mode = f" --mode {self.start.split('-')[0]}" if self.converted else ""
         return f"python test.py --checkpoint {self.weights} --data {shlex.join(data)}{mode} --save denoised/"
 
-    def training(self, data: list[str], units: str = "") -> str:
-        """The command that trains stage 1 on images. units: its flag, with a space before it."""
+    def training(self, data: list[str], units_of_noise: bool = False) -> str:
+        """The command that trains stage 1 on images."""
         mode = self.start.split("-")[0]
         stride = " --stride 2" if self.noise == "camera" else ""
+        units = " --units noise" if units_of_noise else ""
         return (
             f"python train_dbsn.py --name mine --noisy {shlex.join(data)} --noise {self.noise} --mode {mode}{stride} "
             f"--start-from {self.start} --steps 1000{units}"
