@@ -10,7 +10,6 @@ The third measures the noisy input alone. The fourth measures classical denoiser
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 import time
@@ -34,7 +33,7 @@ from models.noise.in_turn import InTurn
 from models.outliers import filled, known_part, outlying
 from models.phases import weights_of
 from models.stride import stride_for
-from models.units import USUAL_NOISE, scale_of, shown_range
+from models.units import scale_of, shown_range
 from options.base import noise_of
 from options.test import TestOptions
 from utils.advice import Looker
@@ -42,7 +41,7 @@ from utils.baselines import check_baselines, denoise_classically
 from utils.device import choose_device, choose_dtype
 from utils.distributed import World, join
 from utils.errors import EXIT_FAILURE, RunError, UsageError, run_script
-from utils.files import atomic_write_text, shown
+from utils.files import atomic_write_json, shown
 from utils.metrics import measure, shares_within
 from utils.page import Reporter, write_page
 from utils.provenance import code_version
@@ -102,7 +101,7 @@ def evaluate(opt, world: World, argv: list[str]) -> int:
         raise RunError(f"none of the {len(rows)} images could be used; the first: {bad[0].problem}")
     table = test_record(opt, argv, code, device, models, rows)
     if opt.json:
-        atomic_write_text(opt.json, json.dumps(table, indent=1) + "\n")
+        atomic_write_json(opt.json, table)
     if opt.report:
         write_page(opt.report, table, [row for row in rows if not row.problem])
     if opt.save and models:
@@ -293,7 +292,7 @@ class Noisy:
         """The value that is white to a network trained in white units; 1 where no such is known."""
         if model.units == "white" or model.config["units"] == "noise":
             return 1.0
-        return float(model.views(self.seen)[-1].s) / USUAL_NOISE
+        return float(model.views(self.seen)[-1].unit)
 
 
 def denoise_with(model, noisy: Noisy, row: Row, opt, shared: Shared | None) -> Denoised:

@@ -65,6 +65,13 @@ def objective(
         return {"l2": (p.mu - y).square().mean()}
     if loss == "constrained":
         return {"constrained_nll": constrained_nll(y, p.mu, p.cov_mu, p.cov_n).mean()}
+    if loss == "split":
+        # mu and Sigma_mu by the exact likelihood, with Sigma_n held; Sigma_n by the constrained one, with them held
+        held = Tensor.detach
+        return {
+            "nll": nll(y, p.mu, add(p.cov_mu, p.cov_n.map(held))).mean(),
+            "constrained_nll": constrained_nll(y, held(p.mu), p.cov_mu.map(held), p.cov_n).mean(),
+        }
     exact = nll(y, p.mu, p.cov_total).mean((1, 2, 3))  # N
     if level_weight:
         exact = exact * (noise_level(p.cov_n.map(Tensor.detach)).mean((1, 2, 3)) / USUAL_NOISE) ** level_weight
@@ -74,11 +81,6 @@ def objective(
     elif loss == "reward":
         # Laine et al. 2019: of all splits of the variance, the one with the most noise; sigma_n in 0..1
         terms["reward"] = -0.1 * noise_level(p.cov_n).mean()
-    elif loss == "split":
-        # mu and Sigma_mu by the exact likelihood, with Sigma_n held; Sigma_n by the constrained one, with them held
-        held = lambda t: t.detach()  # noqa: E731
-        terms["nll"] = nll(y, p.mu, add(p.cov_mu, p.cov_n.map(held))).mean()
-        terms["constrained_nll"] = constrained_nll(y, p.mu.detach(), p.cov_mu.map(held), p.cov_n).mean()
     return terms
 
 
@@ -128,11 +130,16 @@ def train(opt, options: Stage1Options, world: World) -> int:
     best = {"best_held_out_nll": None}
     training = Training(opt, world, started, device, dtype, "stage1", total, model, model.dbsn, opt.white_level, best)
     size = {name: model.config[name] for name in ("width", "blocks", "mdc", "units")}  # --start-from may have another
-    digests = {"training_images": digest(images, (before or {}).get("training_images"))}
+    digests = {
+        "training_images": digest(images, (before or {}).get("training_images")),
+        "held_out_images": digest(held_out, (before or {}).get("held_out_images")),
+    }
     loss_name = "exact" if opt.sigma_n == "residual" else opt.sigma_n  # of V; nothing of that estimator is learned
     trained = None
 
-    with training.open(size, digests, options, {"units": "white", "level_weight": 0.0}), source:
+    assumed = {"units": "white", "level_weight": 0.0, "held_out_images": digests["held_out_images"]}
+
+    with training.open(size, digests, options, assumed), source:
         for step in training.steps():
             # What is trained in this phase.
             phase = "mu" if step < opt.mu_steps else "sigma" if step < opt.mu_steps + opt.sigma_steps else "joint"

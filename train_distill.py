@@ -322,7 +322,10 @@ def ends_of(pool: ImagePool | DiskPool) -> tuple[float, float]:
 
 
 def with_results(material: Material, opt, device: torch.device, dtype: torch.dtype) -> Material:
-    """Material whose clean images are also what --student makes of the noisy ones, as test.py would use it."""
+    """Material whose clean images are also what --student makes of the noisy ones.
+
+    It works in units of noise as in test.py, but where a white level says what the values are.
+    """
     model = load_model(opt.student, device, opt.checkpoints_dir)
     model.dtype = dtype
     if opt.units == "noise" or not opt.white_level:

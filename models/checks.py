@@ -248,7 +248,10 @@ def check_removed(shift: Tensor, independent: bool, used: Used) -> list[Check]:
 
 
 def greatest_correlation(t: Tensor) -> float:
-    """The greatest correlation of the neighbours in t (C,H,W), at any of OFFSETS or its mirror image."""
+    """The greatest correlation of the neighbours in t (C,H,W), at any of OFFSETS or its mirror image.
+
+    0 in a constant.
+    """
     t = t - t.mean((1, 2), keepdim=True)
     height, width = t.shape[1:]
     products = [
@@ -256,7 +259,7 @@ def greatest_correlation(t: Tensor) -> float:
         for u in (t, t.flip(2))
         for down, right in OFFSETS.values()
     ]
-    return float(max(products) / t.square().mean())
+    return float(max(products) / t.square().mean().clamp_min(torch.finfo(t.dtype).tiny))
 
 
 def check_amount(y: Tensor, shift: Tensor, shared: Shared) -> list[Check]:

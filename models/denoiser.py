@@ -213,15 +213,13 @@ class BlindSpotDenoiser(nn.Module):
         if self.units == "white":
             mu, raw = on_phases(self.network, y, self.stride)
             return mu, lower_factor(raw, self.channels, WHITE_SHIFT)
-        white = self.config["units"] == "white"
-        mean, noise, shift = (USUAL_MEAN, USUAL_NOISE, WHITE_SHIFT) if white else (0, 1, NOISE_SHIFT)
+        shift = WHITE_SHIFT if self.config["units"] == "white" else NOISE_SHIFT
 
-        def normalised(y: Tensor, m: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-            s = s / noise
-            mu, raw = on_phases(self.network, mean + (y - m) / s, self.stride)
-            return m + s * (mu - mean), lower_factor(raw, self.channels, shift).scale(s).factor
+        def in_own_units(y: Tensor, view: View) -> tuple[Tensor, Tensor]:
+            mu, raw = on_phases(self.network, view.into(y), self.stride)
+            return view.out_of(mu), lower_factor(raw, self.channels, shift).scale(view.unit).factor
 
-        mu, factor = seen_in(views or self.views(y), y, normalised)
+        mu, factor = seen_in(views or self.views(y), y, in_own_units)
         return mu, Full(factor)
 
     def network(self, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -241,9 +239,9 @@ class BlindSpotDenoiser(nn.Module):
         return self.noise_estimator.estimate(y, mu, v, gain, self.unit(y))
 
     def unit(self, y: Tensor) -> Tensor | float:
-        """The value of images y (N,C,H,W) that is 1 to the network in the narrowest view, (N,1,1,1)."""
+        """The difference of values of images y (N,C,H,W) that is 1 to the network in the narrowest view, (N,1,1,1)."""
         views = self.views(y)
-        return 1.0 if views is None else views[-1].s
+        return 1.0 if views is None else views[-1].unit
 
     @torch.no_grad()
     def gain(self, y: Tensor, mu: Tensor, v: Covariance) -> Tensor:
@@ -267,7 +265,7 @@ class BlindSpotDenoiser(nn.Module):
             for window, core in self.windows(y.shape[2], y.shape[3], places):
                 here, noisy = cov_n.map(lambda t, k=k, at=window: crop(t[k : k + 1], at)), crop(y[k : k + 1], window)
                 n = here.sample(torch.randn(noisy.shape, generator=random).to(y))
-                own = views and [View(*(t[k : k + 1] for t in view)) for view in views]
+                own = views and [view.map(lambda t, k=k: t[k : k + 1]) for view in views]
                 moved = self.context((noisy + SHAKE * n).to(device), own)[0].to(mu) - crop(mu[k : k + 1], window)
                 share = mahalanobis(crop(moved, core), here.map(lambda t, at=core: crop(t, at)))[0, 0]
                 counted = counts[window][core]

@@ -1,8 +1,8 @@
 """Networks as graphs for other software (ONNX), of images of any number and size.
 
-What the modules here compute is what models/inference.py computes. It is written with operations that a graph has.
-The networks' own layers are used. Only what looks at the size of an image is written anew: padding, wavelets, phases,
-and the medians and means of models/units.py.
+What the modules here compute is what models/inference.py computes of images with one view (models/units.py). It is
+written with operations that a graph has. The networks' own layers are used. Only what looks at the size of an image is
+written anew: padding, wavelets, phases, and the medians and means of models/units.py.
 
 Shapes: N images, C channels, H x W pixels, T = C (C + 1) / 2.
 """
@@ -17,7 +17,7 @@ from models import denoiser, mwcnn, units
 from models.denoiser import NOISE_SHIFT, WHITE_SHIFT, BlindSpotDenoiser
 from models.mwcnn import MULTIPLE, MWCNN
 from models.noise import lower_factor
-from models.units import BLOCK, MAD, USUAL_MEAN, USUAL_NOISE, Scale, details, fitting, spread
+from models.units import BLOCK, MAD, details, fitting, spread
 
 # LL, LH, HL, HH of 2x2 pixels, (4,1,2,2)
 HAAR = torch.tensor([[[1, 1], [1, 1]], [[-1, 1], [-1, 1]], [[-1, -1], [1, 1]], [[1, -1], [-1, 1]]])[:, None] / 2
@@ -40,8 +40,8 @@ class StudentGraph(nn.Module):
     def forward(self, noisy: Tensor) -> Tensor:
         if self.units == "white":
             return self.network(noisy)
-        m, s, mean = scale_and_mean(noisy, self.trained_units, mwcnn.WIDEST)
-        return m + s * (self.network(mean + (noisy - m) / s) - mean)
+        origin, unit = origin_and_unit(noisy, self.trained_units, mwcnn.WIDEST)
+        return origin + unit * self.network((noisy - origin) / unit)
 
     def network(self, y: Tensor) -> Tensor:
         """As MWCNN.network."""
@@ -76,9 +76,9 @@ class ContextGraph(nn.Module):
             return mu, lower_factor(raw, channels, WHITE_SHIFT).factor
         shift = WHITE_SHIFT if self.trained_units == "white" else NOISE_SHIFT
         seen = noisy[:, :, :: self.apart, :: self.apart]
-        m, s, mean = scale_and_mean(seen, self.trained_units, denoiser.WIDEST)
-        mu, raw = self.on_phases(mean + (noisy - m) / s)
-        return m + s * (mu - mean), lower_factor(raw, channels, shift).factor * s
+        origin, unit = origin_and_unit(seen, self.trained_units, denoiser.WIDEST)
+        mu, raw = self.on_phases((noisy - origin) / unit)
+        return origin + unit * mu, lower_factor(raw, channels, shift).factor * unit
 
     def on_phases(self, y: Tensor) -> tuple[Tensor, ...]:
         """D-BSN and its head on each phase of the images (models/phases.py), one phase at a time."""
@@ -93,14 +93,13 @@ class ContextGraph(nn.Module):
         return mu, self.model.cov_head(features)
 
 
-def scale_and_mean(y: Tensor, trained_units: str, widest: float) -> tuple[Tensor, Tensor, float]:
-    """m, s (N,1,1,1) and the mean with which a network of these units sees images y as mean + (y - m) / s."""
-    white = trained_units == "white"
-    m, s = scale_of(y, widest if white else None)
-    return (m, s / USUAL_NOISE, USUAL_MEAN) if white else (m, s, 0.0)
+def origin_and_unit(y: Tensor, trained_units: str, widest: float) -> tuple[Tensor, Tensor]:
+    """Those of the first view of images y (N,C,H,W), (N,1,1,1) each."""
+    m, s = scale_of(y)
+    return fitting(y, m, s, widest) if trained_units == "white" else (m, s)
 
 
-def scale_of(y: Tensor, widest: float | None) -> Scale:
+def scale_of(y: Tensor) -> tuple[Tensor, Tensor]:
     """models.units.scale_of with operations that a graph has."""
     high, low = (F.max_pool2d(t, BLOCK, ceil_mode=True) for t in (y, -y))
     counts = (high + low > 0).any(1, keepdim=True)  # N,1,h,w
@@ -111,8 +110,7 @@ def scale_of(y: Tensor, widest: float | None) -> Scale:
     d = details(y).abs()
     s = median(d, spread(counts, BLOCK // 2, d)) / MAD
     s = torch.where(s > 0, s, deviation)
-    s = torch.where(s > 0, s, torch.ones_like(s))
-    return (m, s) if widest is None else fitting(y, m, s, widest)
+    return m, torch.where(s > 0, s, torch.ones_like(s))
 
 
 def mean_over(y: Tensor, inside: Tensor) -> Tensor:

@@ -17,7 +17,6 @@ from models.gaussian import Full
 from models.mwcnn import MWCNN, pad_to_multiple
 from models.outliers import as_seen
 from models.phases import on_phases, weights_of
-from models.units import View
 
 # bytes of activations that an untiled image, or a tile, may take; on a GPU at most half of what is free
 WORKING_SET = {"cpu": 1e9, "cuda": 8e9}
@@ -149,7 +148,7 @@ def run_student(model: MWCNN, y: Tensor, stride: int, tile: int | None, tiled: b
     def of(phases: Tensor) -> tuple[Tensor]:
         height, width = phases.shape[2:]
         times = len(phases) // len(y)
-        own = views and [View(*(t.repeat(times, 1, 1, 1) for t in view)) for view in views]
+        own = views and [view.map(lambda t: t.repeat(times, 1, 1, 1)) for view in views]
         whole = pad_to_multiple(phases, model.multiple)
         side = tile or automatic_tile(model, whole)
         (image,) = in_tiles(lambda part: (model(part, own),), model, whole, side, progress)

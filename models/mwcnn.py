@@ -243,13 +243,11 @@ class MWCNN(nn.Module):
         """Noisy images (N,C,H,W), float32, 0..1, any size -> denoised ones."""
         if self.units == "white":
             return self.network(y)
-        mean, noise = (USUAL_MEAN, USUAL_NOISE) if self.config["units"] == "white" else (0, 1)
 
-        def normalised(y: Tensor, m: Tensor, s: Tensor) -> tuple[Tensor]:
-            s = s / noise
-            return (m + s * (self.network(mean + (y - m) / s) - mean),)
+        def in_own_units(y: Tensor, view: View) -> tuple[Tensor]:
+            return (view.out_of(self.network(view.into(y))),)
 
-        return seen_in(views or self.views(y), y, normalised)[0]
+        return seen_in(views or self.views(y), y, in_own_units)[0]
 
     def network(self, y: Tensor) -> Tensor:
         """Images of the network's units -> denoised ones."""

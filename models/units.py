@@ -1,10 +1,11 @@
-"""The units of the networks' input: (y - m) / s.
+"""The units of the networks' input: (y - origin) / unit.
 
-    white   m = 0, s = 1: the network sees the image as it is, 0..1. It is right at the brightness of its training.
-    noise   m is the image's mean, s its noise scale. The results are equivariant: f(a y + b) = a f(y) + b for a > 0.
+    white   origin 0, unit 1: the network sees the image as it is, 0..1. It is right at the brightness of its training.
+    noise   both are taken from the image. The results are equivariant: f(a y + b) = a f(y) + b for a > 0. To a network
+            that was trained so, the origin is the image's mean and the unit its noise scale.
 
 Equivariance by normalising the input follows Herbreteau et al. 2023, "Normalization-equivariant neural networks". Their
-networks are equivariant layer by layer. Here any network will do, because m and s are taken from the whole image.
+networks are equivariant layer by layer. Here any network will do, because both are taken from the whole image.
 A pixel's own value enters them with a weight of about one in the number of pixels. Otherwise the network stays blind.
 
 A network that was trained in white units works in units of noise too. It knows values of 0..1 alone, so its images are
@@ -43,46 +44,56 @@ FAINT, WIDE, STEP = 2.5 / 255, 4, 16
 BESIDE, AROUND = 1, 4
 EDGE = 0.1  # of a view's range: what is nearer to where it was cut is taken from the wider one
 
-Scale = tuple[Tensor, Tensor]  # m and s, (N,1,1,1) each
-
 
 class View(NamedTuple):
-    """What a network is shown of images y: (clamp(y, low, high) - m) / s. All are (N,1,1,1)."""
+    """What a network is shown of images y: (y - origin) / unit, y cut to low..high. All are (N,1,1,1)."""
 
-    m: Tensor
-    s: Tensor
+    origin: Tensor
+    unit: Tensor
     low: Tensor
     high: Tensor
 
-    def shown(self, y: Tensor) -> Tensor:
+    def cut(self, y: Tensor) -> Tensor:
         return torch.minimum(torch.maximum(y, self.low), self.high)
+
+    def into(self, y: Tensor) -> Tensor:
+        """Images (N,C,H,W) in the network's units."""
+        return (y - self.origin) / self.unit
+
+    def out_of(self, x: Tensor) -> Tensor:
+        """Images (N,C,H,W) of the network's units in those of the images."""
+        return self.origin + self.unit * x
+
+    def map(self, f: Callable[[Tensor], Tensor]) -> View:
+        return View(*map(f, self))
 
     def inside(self, x: Tensor, y: Tensor, wider: View, around: int) -> Tensor:
         """How far x, and y up to so many pixels around, are within the range, both (N,C,H,W).
 
-        From 0 near an end that was cut, or beyond, to 1, (N,1,H,W).
+        From 0 near an end that was cut, or beyond, to 1, (N,1,H,W). 0 where the wider one is the same.
         """
         high, low = (sign * F.max_pool2d(sign * y, 2 * around + 1, 1, around) for sign in (1, -1))
         low, high = torch.minimum(x, low), torch.maximum(x, high)
         edge = EDGE * (self.high - self.low)
         above = torch.where(self.low > wider.low, (low - self.low) / edge - 1, 1)
         below = torch.where(self.high < wider.high, (self.high - high) / edge - 1, 1)
-        return torch.minimum(above, below).amin(1, keepdim=True).clamp_(0, 1)
+        same = (self.low == wider.low) & (self.high == wider.high)
+        return torch.minimum(above, below).amin(1, keepdim=True).clamp_(0, 1).masked_fill(same, 0)
 
 
-Network = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]]
+Network = Callable[[Tensor, View], tuple[Tensor, ...]]
 
 
 def seen_in(views: list[View], y: Tensor, network: Network) -> tuple[Tensor, ...]:
     """What a network makes of images y (N,C,H,W), shown one view after the other.
 
-    network: takes images and their m and s. The first of what it gives is an image like y, the second a map of how sure
-    it is. Where that image and y are inside the next view's range, the next view's results count.
+    network: takes images and their view. The first of what it gives is an image like y, the second a map of how sure it
+    is. Where that image and y are inside the next view's range, the next view's results count.
     """
-    first, *narrower = (View(*(t.to(y) for t in view)) for view in views)
-    results, wider = network(y, first.m, first.s), first
+    first, *narrower = (view.map(lambda t: t.to(y)) for view in views)
+    results, wider = network(y, first), first
     for view in narrower:
-        found = network(view.shown(y), view.m, view.s)
+        found = network(view.cut(y), view)
         results = tuple(
             torch.lerp(a, b, view.inside(results[0], y, wider, around))
             for a, b, around in zip(results, found, (BESIDE, AROUND))
@@ -95,11 +106,13 @@ def seen_in(views: list[View], y: Tensor, network: Network) -> tuple[Tensor, ...
 def views_of(y: Tensor, widest: float | None = None) -> list[View]:
     """The views of images y (N,C,H,W), the widest first: one for most images.
 
+    widest: for networks that were trained in white units, see `fitting`. Those that were trained in units of noise have
+    seen images of any range, so they have one view.
+
     An image has more where its range is far too wide for its noise and for its darker half: see FAINT and WIDE. The
     narrowest view is cut to the range of that half: from the twentieth part of its values to the median, with as much
-    below and twice as much above, and wide enough for the usual noise.
-
-    widest: see `scale_of`. Networks that were trained in units of noise have seen such images, so they have one view.
+    below and twice as much above, and wide enough for the usual noise. Beside an image that has more views, the
+    narrowest view of another one is repeated. So images do not depend on each other.
     """
     low, high = y.amin((1, 2, 3), keepdim=True), y.amax((1, 2, 3), keepdim=True)
     m, noise = scale_of(y)
@@ -111,24 +124,23 @@ def views_of(y: Tensor, widest: float | None = None) -> list[View]:
     least, most = torch.maximum(low, start - reach), torch.minimum(high, middle + 2 * reach)
     ratio = torch.where(most > least, (high - low) / (most - least), 1)
     ratio = torch.where((ratio > WIDE) & (noise < FAINT * (high - low)), ratio, 1)
-    number = math.ceil(round(math.log(ratio.max().item(), STEP), 6))
-    for k in range(1, number + 1):
-        part = torch.where(ratio > 1, (1 - ratio ** (-k / number)) / (1 - 1 / ratio), 0)
+    number = (ratio.double().log() / math.log(STEP)).round(decimals=6).ceil()  # of further views, of each image
+    for k in range(1, int(number.max()) + 1):
+        reached = (number.clamp_max(k) / number.clamp_min(1)).to(y)
+        part = torch.where(ratio > 1, (1 - ratio**-reached) / (1 - 1 / ratio), 0)
         ends = low + part * (least - low), high + part * (most - high)
         cut = torch.minimum(torch.maximum(y, ends[0]), ends[1])
-        views.append(View(*scale_of(cut, widest), *ends))
+        views.append(View(*fitting(cut, *scale_of(cut), widest), *ends))
     return views
 
 
 @torch.no_grad()
-def scale_of(y: Tensor, widest: float | None = None) -> Scale:
-    """Mean and noise scale of images y (N,C,H,W), any size, on any device.
+def scale_of(y: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean m and noise scale s of images y (N,C,H,W), any size, on any device: (N,1,1,1) each.
 
     s is the median of the absolute diagonal Haar details over 0.6745: the noise's standard deviation where the image is
     smooth (Donoho and Johnstone 1994). Where that is zero s is the image's standard deviation; 1 in a constant image.
     Blocks of one value, such as black surroundings, have no noise and count for neither m nor s.
-
-    widest: for networks that were trained in white units, see `fitting`.
     """
     counts = varied_blocks(y)
     inside = y.masked_fill(~spread(counts, BLOCK, y), torch.nan).flatten(1)
@@ -139,8 +151,7 @@ def scale_of(y: Tensor, widest: float | None = None) -> Scale:
     # an image of one row or column has no details
     s = d[:, :: max(1, -(-d.shape[1] // SAMPLE))].nanmedian(1).values / MAD if d.shape[1] else torch.zeros_like(m)
     s = torch.where(s > 0, s, deviation)
-    scale = tuple(t.view(-1, 1, 1, 1) for t in (m, torch.where(s > 0, s, torch.ones_like(s))))
-    return scale if widest is None else fitting(y, *scale, widest)
+    return m.view(-1, 1, 1, 1), torch.where(s > 0, s, torch.ones_like(s)).view(-1, 1, 1, 1)
 
 
 def varied_blocks(y: Tensor) -> Tensor:
@@ -150,19 +161,19 @@ def varied_blocks(y: Tensor) -> Tensor:
     return counts | ~counts.any((2, 3), keepdim=True)
 
 
-def fitting(y: Tensor, m: Tensor, s: Tensor, widest: float) -> Scale:
-    """m and s with which a network of white units sees images y (N,C,H,W) as USUAL_MEAN + USUAL_NOISE (y - m) / s.
+def fitting(y: Tensor, m: Tensor, s: Tensor, widest: float) -> tuple[Tensor, Tensor]:
+    """Origin and unit with which a network of white units is shown images y (N,C,H,W) of mean m and noise scale s.
 
-    They have the usual mean and the usual noise, as long as the image's range is then at most `widest`, and its usual
+    It sees the usual mean and the usual noise, as long as the image's range is then at most `widest`, and its usual
     range at most 1. Else one of these two is just what it may be: a network that sees whole areas beyond the values of
     its training can be wrong by far more than the noise. The mean gives way where values would be outside of 0..1.
     """
     low, high = y.amin((1, 2, 3), keepdim=True), y.amax((1, 2, 3), keepdim=True)
-    white = torch.maximum(s / USUAL_NOISE, (high - low) / widest)  # what is 1 to the network
+    unit = torch.maximum(s / USUAL_NOISE, (high - low) / widest)
     if widest > 1:
-        white = torch.maximum(white, usual_range(y))
-    mean = torch.maximum((m - low) / white, (1 - (high - m) / white).clamp_max(USUAL_MEAN))
-    return m - (mean - USUAL_MEAN) * white, white * USUAL_NOISE
+        unit = torch.maximum(unit, usual_range(y))
+    mean = torch.maximum((m - low) / unit, (1 - (high - m) / unit).clamp_max(USUAL_MEAN))
+    return m - mean * unit, unit
 
 
 def usual_range(y: Tensor) -> Tensor:

@@ -56,7 +56,7 @@ from options.base import Parser, number
 from train_dbsn import objective
 from utils.device import choose_device, choose_dtype, cpu_has_bf16, device_name, keep_freed_memory
 from utils.errors import RunError, UsageError, run_script
-from utils.files import atomic_write_text
+from utils.files import atomic_write_json
 from utils.training import COMPILE_MODES
 
 TASKS = ("train", "infer", "distill")
@@ -634,7 +634,7 @@ def main(argv: list[str] | None = None) -> int:
         rows.extend(more)
         if opt.json:
             described = [r | {"machine": machine, "torch": torch.__version__} for r in rows]
-            atomic_write_text(opt.json, json.dumps(described, indent=1) + "\n")
+            atomic_write_json(opt.json, described)
         print(f"{task}: done", file=sys.stderr)
 
     for task in TASKS:

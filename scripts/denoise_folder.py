@@ -16,7 +16,6 @@ are several kinds, each has files of its own, such as report-gray-uint8.html.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import sys
 import time
@@ -47,7 +46,7 @@ from scripts.inspect_noise import Seen, print_advice, print_table, record
 from utils.advice import Looker
 from utils.device import choose_device, choose_dtype
 from utils.errors import EXIT_FAILURE, RunError, UsageError, run_script
-from utils.files import atomic_write_text, counted, shown
+from utils.files import atomic_write_json, atomic_write_text, counted, shown
 
 STEPS, PATCH, BATCH = 600, 96, 8  # of the training
 DIM = 0.5  # pictures of 8 bits that fill less of their range are scaled
@@ -198,7 +197,7 @@ def denoise_kind(opt, kind: Kind, clean: list[Path], several: bool) -> int:
             "such small ones"
         )
     print_table(seen)
-    atomic_write_text(opt.out / f"noise{name}.json", json.dumps(record(seen, {}), indent=1) + "\n")
+    atomic_write_json(opt.out / f"noise{name}.json", record(seen, {}))
     shared = any(one.found.shared for one in seen)
     print_advice(seen)
     plain = not any(one.found.shared or one.found.grows or one.found.falls for one in seen)

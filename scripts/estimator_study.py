@@ -61,7 +61,7 @@ from options.stage1 import Stage1Options
 from utils.device import choose_device, choose_dtype
 from utils.errors import RunError, UsageError, run_script
 from utils.figures import write_figure
-from utils.files import atomic_write_text
+from utils.files import atomic_write_json, atomic_write_text
 from utils.metrics import psnr
 from utils.random import Stream, generator, permutation
 
@@ -369,7 +369,7 @@ def save(opt: Namespace, results: dict) -> None:
         opt.json.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"--json: cannot create the folder {opt.json.parent} ({error.strerror})") from error
-    atomic_write_text(opt.json, json.dumps(results, indent=1) + "\n")
+    atomic_write_json(opt.json, results)
 
 
 def render(results: dict, page: str) -> str:

@@ -18,7 +18,6 @@ part where the middle is empty.
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from collections.abc import Callable
@@ -40,7 +39,7 @@ from utils.advice import Advice, Looker, advise, as_record, reasons
 from utils.device import choose_device
 from utils.errors import EXIT_FAILURE, RunError, UsageError, run_script
 from utils.figures import noise_figure, write_figure
-from utils.files import atomic_write_text, counted, shown
+from utils.files import atomic_write_json, counted, shown
 
 NAMED = 20  # files that a command names
 
@@ -89,7 +88,7 @@ def main(argv: list[str] | None = None) -> int:
         folder = shlex.join([*opt.data, "denoised/"])
         print(f"\nbetter than released weights, in one command: bash scripts/denoise_folder.sh {folder}")
     if opt.json:
-        atomic_write_text(opt.json, json.dumps(record(seen, bad), indent=1) + "\n")
+        atomic_write_json(opt.json, record(seen, bad))
     if opt.plot:
         write_figure(opt.plot, noise_figure([(one.source.shown, one.found) for one in seen]))
     if bad:

@@ -34,7 +34,7 @@ from models.dbsn import DBSN
 from options.base import Parser
 from utils.errors import UsageError, run_script
 from utils.figures import write_figure
-from utils.files import atomic_write_text
+from utils.files import atomic_write_json, atomic_write_text
 
 VALIDATION_IMAGES = 12
 TIME = "core_seconds_per_step"
@@ -147,7 +147,7 @@ def main(argv: list[str] | None = None) -> int:
             continue
         rows.append(train(name, opt.data_root, opt.checkpoints_dir))
         rows.sort(key=lambda row: list(ALL).index(row["name"]))
-        atomic_write_text(opt.json, json.dumps(rows, indent=1) + "\n")
+        atomic_write_json(opt.json, rows)
     if opt.time:
         seconds = {what_a_step_is(row): row[TIME] for row in rows if TIME in row}
         for row in rows:
@@ -155,7 +155,7 @@ def main(argv: list[str] | None = None) -> int:
             if key not in seconds:
                 seconds[key] = core_seconds(row, opt.data_root)
             row[TIME] = seconds[key]
-        atomic_write_text(opt.json, json.dumps(rows, indent=1) + "\n")
+        atomic_write_json(opt.json, rows)
     if opt.table:
         write_table(opt.table, rows)
     if opt.plot:

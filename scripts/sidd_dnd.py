@@ -45,7 +45,7 @@ from options.base import Parser
 from options.sidd_dnd import BenchmarkOptions, DndOptions, ValidationOptions
 from utils.device import choose_device, choose_dtype, device_name
 from utils.errors import RunError, UsageError, run_script
-from utils.files import atomic_write_text, shown
+from utils.files import atomic_write_json, shown
 from utils.metrics import measure
 from utils.provenance import code_version
 from utils.report import METHODS, means, model_record, number
@@ -104,7 +104,7 @@ def sidd_validation(opt: Namespace, argv: list[str]) -> int:
             "mean": mean,
             "blocks": rows,
         }
-        atomic_write_text(opt.json, json.dumps(record, indent=1) + "\n")
+        atomic_write_json(opt.json, record)
     return 0
 
 
@@ -231,7 +231,7 @@ def begin(opt: Namespace, model, file: Path) -> None:
     if not record.exists():
         if any(not path.name.startswith(".") for path in opt.out.iterdir()):
             raise UsageError(f"--out {shown(opt.out)} holds other files: give a folder that is new or empty")
-        atomic_write_text(record, json.dumps(settings, indent=1) + "\n")
+        atomic_write_json(record, settings)
         return
     try:
         before = json.loads(record.read_text())

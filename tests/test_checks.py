@@ -165,7 +165,8 @@ def test_pictures_without_noise_or_size_end_in_numbers():
     for x in (torch.zeros(1, 96, 96), torch.ones(3, 5, 2), torch.rand(1, 1, 1), torch.zeros(1, 64, 300)):
         checks = check_noise(x) + check_result(x, x) + check_result(x, x, torch.full((1, 1, 1), 0.1))
         assert not failed(checks)
-        json.dumps([check.record() for check in checks], allow_nan=False)
+        brighter = check_result(x, x + 0.01, independent=True)  # what was removed is one value
+        json.dumps([check.record() for check in checks + brighter], allow_nan=False)
 
 
 @pytest.mark.parametrize("level", [torch.full((1, 1, 1), 15 / 255), None], ids=["level", "none"])

@@ -13,7 +13,7 @@ import torch
 from models import MWCNN, BlindSpotDenoiser, Prediction, load_model, posterior
 from models import units as units_module
 from models.gaussian import Diagonal, Full
-from models.graphs import ContextGraph, StudentGraph, padded, scale_of
+from models.graphs import ContextGraph, StudentGraph, origin_and_unit, padded
 from models.inference import run as run_model
 from models.mwcnn import pad_to_multiple
 from scripts import export
@@ -109,7 +109,8 @@ def test_scale_in_the_graph(widest, monkeypatch):
     dark = noisy_pictures((1, 64, 65), 1) + 5
     dark[:, :, :37, :50] = 0  # black surroundings do not count
     for y in [*pictures, dark, -dark]:
-        for found, expected in zip(scale_of(y, widest), units_module.scale_of(y, widest)):
+        first = units_module.views_of(y, widest)[0]
+        for found, expected in zip(origin_and_unit(y, "white" if widest else "noise", widest), first):
             torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 

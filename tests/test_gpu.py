@@ -14,10 +14,10 @@ from tests.helpers import LEVELS, TINY, TINY2, contents, read_tensors
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
 
-def small(channels=1, noise="awgn", estimator="cnn"):
+def small(channels=1, noise="awgn", estimator="cnn", std=0.3):
     torch.manual_seed(0)
     model = BlindSpotDenoiser(channels, noise, width=16, blocks=2, estimator=estimator)
-    torch.nn.init.normal_(model.cov_head.last.weight, std=0.3)  # zeros would hide what the covariances depend on
+    torch.nn.init.normal_(model.cov_head.last.weight, std=std)  # zeros would hide what the covariances depend on
     return model.eval().cuda().to(memory_format=torch.channels_last).requires_grad_(False)
 
 
@@ -51,6 +51,7 @@ MODELS = {
     "cnn": small,
     "residual": lambda: small(estimator="residual"),
     "residual of hg": lambda: small(noise="hg", estimator="residual"),
+    "residual of camera": lambda: small(3, "camera", "residual", std=0.03),  # with more some V are nearly singular
     "stage 2": lambda: MWCNN(1, width=16).cuda(),
 }
 
@@ -58,7 +59,8 @@ MODELS = {
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
 def test_cuda_equals_cpu_and_tiles_the_whole(model, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    net, y = model(), torch.rand(1, 1, 150, 170)
+    net = model()
+    y = torch.rand(1, net.channels, 150, 170)
     whole = denoise_batch(net, y).image
     torch.testing.assert_close(denoise_batch(net, y, tile=64).image, whole, atol=1e-3, rtol=1e-3)
     torch.testing.assert_close(denoise_batch(net.cpu(), y).image, whole, atol=1e-3, rtol=1e-3)

@@ -7,6 +7,7 @@ import torch
 from skimage.data import camera
 
 from models import MWCNN, load_model, posterior
+from models.gaussian import Full
 from models.inference import denoise_batch, inverse_symmetry, symmetry
 from models.outliers import as_seen, filled
 from tests.helpers import ROOT, small
@@ -116,6 +117,19 @@ def test_tiles_equal_the_whole_in_mwcnn(size):
     torch.testing.assert_close(
         denoise_batch(model, y, tile=72).image, denoise_batch(model, y, tile=1000).image, atol=1e-4, rtol=1e-4
     )
+
+
+def test_the_least_uncertainty_is_the_noise_that_mu_takes_over():
+    """Where V says that mu is exact, its share of the noise around is still not known."""
+    model = small(estimator="residual")
+    y = 0.5 + 0.1 * torch.randn(1, 1, 60, 60, generator=torch.Generator().manual_seed(0))
+    kernel = torch.tensor([[0, 1, 0], [1, 0, 1], [0, 1, 0]]).view(1, 1, 3, 3) / 4
+    model.context = lambda y, views=None: (torch.nn.functional.conv2d(y, kernel, padding=1), Full(0 * y + 1e-3))
+    found = denoise_batch(model, y)
+    gain = model.gain(y, *model.context(y)).item()
+    expected = (gain / (1 + gain)) ** 0.5 * found.noise_level.item()
+    assert gain > 0.1
+    torch.testing.assert_close(found.std, torch.full_like(y, expected), rtol=1e-3, atol=0)
 
 
 def test_symmetries_are_undone():

@@ -8,10 +8,11 @@ from scipy.ndimage import gaussian_filter
 from skimage.data import camera as picture
 
 from models import MWCNN, load_model
+from models.inference import denoise_batch
 from models.noise.camera import Camera
-from models.noise.correlation import shared_noise
+from models.noise.correlation import Shared, shared_noise
 from models.phases import weights_of
-from models.stride import MIXED, STRIDES, STRIDES_OF_HOLES, best_mixture, best_stride, least, stride_for
+from models.stride import MIXED, STRIDES, STRIDES_OF_HOLES, best_mixture, best_stride, least, noise, on_part, stride_for
 from tests.helpers import small
 
 
@@ -50,7 +51,7 @@ def test_a_mixture_is_nearly_as_good_as_the_best_stride_or_better(name, soft, rn
     assert student.stride == 1 and sum(weights_of(mixture).values()) == pytest.approx(1)
     for stride in (mixture, *MIXED):
         student.stride = stride
-        errors.append(error(student(y), x))
+        errors.append(error(denoise_batch(student, y).image, x))
     assert errors[0] < 1.1 * min(errors[1:])
 
 
@@ -59,6 +60,20 @@ def test_more_noise_takes_pixels_farther_apart(rng):
     y = noisy(x, 20, 1.0, rng)
     mixture = stride_for(load_model("gray-hg-blind-full"), y, shared_noise(y[0]))
     assert sum(stride * weight for stride, weight in weights_of(mixture).items()) > 2
+
+
+def test_trace_of_a_linear_filter(rng, monkeypatch):
+    """tr(J Sigma) of a filter with the weights w at the pixel and v at four neighbours: sigma^2 (w + 4 v rho)."""
+    w, v = 0.4, 0.15
+    kernel = torch.tensor([[0, v, 0], [v, w, v], [0, v, 0]]).view(1, 1, 3, 3)
+    monkeypatch.setattr("models.stride.image_of", lambda model, y: torch.nn.functional.conv2d(y, kernel, padding=1))
+    model, y = MWCNN(1, 4), torch.rand(1, 1, 256, 256, generator=rng)
+    shared = Shared(reach=0.7, chroma=1.0, chroma_reach=0.0, variance=0.01, intensity=torch.tensor([0.5]))
+    n = noise(shared, y)
+    rho = (n[..., 1:] * n[..., :-1]).mean() / n.square().mean()
+    _, found = on_part(model, y, shared, (1,))
+    assert 0.3 < rho < 0.8
+    assert found[1][1] == pytest.approx(float(n.square().mean() * (w + 4 * v * rho)), rel=0.02)
 
 
 def test_weights_of_the_least_value():

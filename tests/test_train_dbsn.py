@@ -434,6 +434,31 @@ def test_images_are_recognised_on_either_path(run, folder, tmp_path):
             assert code == 2 and "training images are others than before" in err
 
 
+def test_other_held_out_images_are_another_run(run, folder, tmp_path):
+    """They choose the best weights. The seed chooses them: here the first run has the last of these files."""
+    line = f"--name a {LEVELS['awgn']} {TINY} --clean {folder} --steps 4 --max-minutes 1e-9"
+    ok(run("train_dbsn", line))
+    record = tmp_path / "a" / "options.json"
+    recorded = json.loads(record.read_text())
+    record.write_text(json.dumps(recorded | {"held_out_images": "others"}))
+    code, _, err = run("train_dbsn", line)
+    assert code == 2 and "held out images are others than before" in err
+    del recorded["held_out_images"]  # as an older version left it
+    record.write_text(json.dumps(recorded))
+    ok(run("train_dbsn", line))
+
+
+def test_the_best_weights_are_those_of_the_lowest_held_out_likelihood(run, folder, tmp_path, monkeypatch):
+    values = iter([3.0, 1.0, 2.0])
+    monkeypatch.setattr(train_dbsn, "evaluate", lambda *_: {"held_out_nll": next(values)})
+    line = f"{LEVELS['awgn']} {TINY} --clean {folder} --ema 0 --schedule constant"
+    ok(run("train_dbsn", f"--name a {line} --steps 3 --val-every 1"))
+    monkeypatch.undo()
+    ok(run("train_dbsn", f"--name b {line} --steps 2"))
+    best, second = (load_model(tmp_path / file).state_dict() for file in ("a/best.safetensors", "b/last.safetensors"))
+    assert all(torch.equal(best[name], second[name]) for name in second)
+
+
 def test_gray_images_in_a_colour_training_are_told(run, pictures):
     line = f"--noise hg {TINY} --steps 1"
     _, out, err = run("train_dbsn", f"--name a --mode color --noisy {pictures}/gray {line}")

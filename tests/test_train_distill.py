@@ -71,6 +71,20 @@ def test_learned_and_read_noise_follow_the_samples_alone(noise, rng):
     assert not torch.equal(batch, lessons.make_noisy(x, np.arange(4, 8)))
 
 
+@pytest.mark.parametrize(("scale", "jitter"), [(1.0, 0.0), (2.0, 0.0), (0.8, 0.4)])
+def test_levels_of_pairs_are_the_teachers_scaled_and_spread(scale, jitter, rng):
+    """level_scale (1 +- level_jitter) times what it found, uniform between these."""
+    teacher = small(estimator="residual")
+    opt = Namespace(patch_size=16, seed=0, streams=2, level_jitter=jitter, level_scale=scale, pairs="learned")
+    pool = ImagePool([torch.rand(30, 30, 1, generator=rng).numpy()])
+    lessons = Lessons(teacher, Material([], [], None, None, pool), False, opt, [[0.1**2]])
+    x = torch.rand(300, 1, 16, 16, generator=rng)
+    levels = (lessons.make_noisy(x, np.arange(300)) - x).square().mean((1, 2, 3)).sqrt() / 0.1
+    assert levels.mean().item() == pytest.approx(scale, rel=0.03)
+    noise = 1 / np.sqrt(2 * 256)  # of a level that is measured on so many pixels
+    assert levels.std().item() / scale == pytest.approx(np.hypot(jitter / np.sqrt(3), noise), rel=0.1)
+
+
 def test_a_signal_before_the_first_step_ends_the_run(run, pictures, tmp_path, monkeypatch):
     ok(run("train_dbsn", f"--name s1 --clean {pictures}/gray {LEVELS['awgn']} {TINY} --steps 1"))
     noisy = f"--clean {pictures}/gray --synthetic-noisy {pictures}/gray {LEVELS['awgn']}"

@@ -207,14 +207,28 @@ def test_what_an_image_is_shown_as(rng):
             ranges = [float(view.high - view.low) for view in views]
             assert len(views) == 3 and ranges[0] == y.max() - y.min()
             assert all(1 < a / b <= 1.01 * STEP for a, b in zip(ranges, ranges[1:]))
-            cut = views[-1].shown(y)
+            cut = views[-1].cut(y)
             assert (cut == y).float().mean() > 0.9
         assert len(views_of(far, None)) == 1  # networks that have seen such images
 
 
 def test_the_views_of_an_image_are_its_own(model, rng):
     """Whatever is in the batch beside it."""
-    pair = torch.cat([with_spot(height, rng)[0] for height in (0, 300)])
-    both = denoise_batch(model, pair).image
-    for k in range(2):
-        torch.testing.assert_close(both[k : k + 1], denoise_batch(model, pair[k : k + 1]).image, rtol=1e-3, atol=1e-3)
+    heights = (0, 20, 300, 30000)  # further views: none, 1, 2, 4
+    batch = torch.cat([with_spot(height, rng)[0] for height in heights])
+    together = denoise_batch(model, batch).image
+    for k in range(len(heights)):
+        alone = denoise_batch(model, batch[k : k + 1]).image
+        torch.testing.assert_close(together[k : k + 1], alone, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("trained", UNITS)
+def test_the_unit_is_what_is_one_to_the_network(trained, rng, monkeypatch):
+    torch.manual_seed(0)
+    model = BlindSpotDenoiser(1, "awgn", width=8, blocks=1, estimator="residual", units=trained).eval()
+    model.units = "noise"
+    shown = []
+    monkeypatch.setattr(model, "network", lambda x: shown.append(x) or BlindSpotDenoiser.network(model, x))
+    y = 3000 * torch.rand(1, 1, 64, 64, generator=rng) - 500
+    model.context(y)
+    torch.testing.assert_close(model.unit(y).item(), ((y.max() - y.min()) / (shown[0].max() - shown[0].min())).item())

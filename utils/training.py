@@ -25,6 +25,7 @@ from utils.device import device_name
 from utils.distributed import World
 from utils.errors import EXIT_RESUME, RunError, StopRequest
 from utils.logging import Board
+from utils.metrics import psnr
 from utils.optim import load_optimizer_tensors, make_optimizer, optimizer_tensors
 from utils.random import Stream, generator
 from utils.run import FollowedRun, RunFolder
@@ -228,8 +229,9 @@ def validation_psnr(model: nn.Module, val: Images, noise: NoiseModel, seed: int)
         out = denoise_batch(model, noise.add(x, [generator("cpu", seed, Stream.VALIDATION, k)]))
         for values, image in zip(found.values(), (out.image, out.mu)):
             if image is not None:
-                values.append(-10 * (image.clamp(0, 1) - x).square().mean().log10().item())
-    return {name: sum(values) / len(values) for name, values in found.items() if values}
+                values.append(psnr(x[0].numpy(), image[0].clamp(0, 1).numpy()))
+    known = {name: [value for value in values if value is not None] for name, values in found.items()}  # equal images
+    return {name: sum(values) / len(values) for name, values in known.items() if values}
 
 
 def training_tensors(model: nn.Module, average: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:

@@ -61,8 +61,11 @@ class Shared:
 
 
 def shared_noise(y: Tensor) -> Shared | None:
-    """How the noise of a picture y (C,H,W), any units, is shared; None where too few blocks of it are usable."""
-    blocks = flattest(y.double())
+    """How the noise of a picture y (C,H,W), any units, is shared; None where too few blocks of it are usable.
+
+    y may be on any device. The work is done on the CPU, and its results are there.
+    """
+    blocks = flattest(y.cpu().double())
     if blocks is None:
         return None
     intensity, r = blocks.mean((0, 2, 3)), residuals(blocks)
