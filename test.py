@@ -123,6 +123,11 @@ def tell(rows: list[Row], opt, denoised: bool) -> None:
         "own, save each as a page of a stack"
     )
     note(words, [row.shown if row.merged else None for row in rows])
+    words = (
+        "TIFF files with three channels as planes, taken for red, green and blue: where they are channels of a "
+        "microscope, save each as a page of a stack, for weights for gray pictures"
+    )
+    note(words, [row.shown if row.planes else None for row in rows])
     words = "pictures far below --white-level, in which networks remove less: leave it out, or give a lower one"
     note(words, [f"{row.shown}: {row.dim:.4g} at most" if row.dim is not None else None for row in rows])
     words = "results in 32-bit floats (NAME_denoised.tif): integers would be too coarse, or cut values (--depth same)"
@@ -208,7 +213,7 @@ def denoised(
     With them the result whose level and uncertainty count: the first one of stage 1.
     """
     noisy = Noisy.of(sample)
-    row.hot_pixels, row.merged = noisy.hot_pixels, sample.merged
+    row.hot_pixels, row.merged, row.planes = noisy.hot_pixels, sample.merged, sample.planes
     if opt.white_level and opt.protocol == "none" and float(noisy.seen.max()) < DIM:
         row.dim = float(noisy.seen.max()) * sample.unit
     if models:

@@ -40,6 +40,7 @@ class Header:
     """What a file says of its image before any pixel is decoded; height and width as shown, after any EXIF rotation.
 
     premultiplied: the colours of partly transparent pixels are multiplied by alpha (a kind of TIFF).
+    planar: red, green and blue are planes of their own, one after the other (a kind of TIFF).
     """
 
     height: int
@@ -47,6 +48,7 @@ class Header:
     channels: int
     dtype: np.dtype
     premultiplied: bool = False
+    planar: bool = False
 
 
 def file_and_page(path: Path) -> tuple[Path, int | None]:

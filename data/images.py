@@ -30,7 +30,7 @@ from data.files import (
 )
 from data.png import decode_other, pillow_header, profile, with_profile
 from data.raw import RAW_SUFFIXES
-from data.tiff import calibration, decode_tiff, tiff_header
+from data.tiff import calibration, decode_tiff, layout, tiff_header
 from utils.errors import RunError
 from utils.files import atomic_write_bytes, shown
 
@@ -263,6 +263,15 @@ def as_tiff(image: np.ndarray, extra: dict, like: Path | None) -> bytes:
     pixels, buffer = without_channel(image), io.BytesIO()
     options = {"photometric": "minisblack" if image.shape[2] < 3 else "rgb"} | extra
     options |= calibration(like, pixels) if like else {}
+    if like and not {"imagej", "ome"} & set(options):  # these have forms of their own
+        form = layout(like)
+        if "photometric" in form and image.shape[2] < 3:
+            options |= form
+            pixels = without_channel(np.dstack([full_scale(image.dtype) - image[..., :1], image[..., 1:]]))
+            pixels = pixels.astype(image.dtype)
+        if "planarconfig" in form and image.shape[2] > 1:
+            options |= form
+            pixels = np.moveaxis(pixels, 2, 0)
     tifffile.imwrite(buffer, pixels, compression=None if "imagej" in options else "zlib", **options)
     return buffer.getvalue()
 

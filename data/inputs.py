@@ -80,6 +80,7 @@ class Sample:
     unit: the file value that is 1.0.
     alpha: (H,W) of the file's type, None where all is opaque. hidden: what the file has in transparent parts, elsewhere
     NaN; None where there are none. merged: whether noisy is a mean of different channels.
+    planes: whether it is in colour, and its file holds the channels as planes of their own.
     """
 
     noisy: np.ndarray
@@ -89,6 +90,7 @@ class Sample:
     alpha: np.ndarray | None = None
     hidden: np.ndarray | None = None
     merged: bool = False
+    planes: bool = False
 
 
 @dataclass(frozen=True)
@@ -282,7 +284,8 @@ def read_sample(
         return Sample(noisy, image, 255 * noise.rms(x), unit)
     in_colour = mode == "gray" and source.header.channels == 3
     merged = in_colour and gray_of(converted(source.path, pixels, holes=True)) is None
-    sample = with_alpha(Sample(image, unit=unit, merged=merged), pixels, mode)
+    planes = source.header.planar and image.shape[2] == 3
+    sample = with_alpha(Sample(image, unit=unit, merged=merged, planes=planes), pixels, mode)
     if source.reference is None:
         return sample
     floats = image_header(source.reference).dtype.kind == "f" and source.header.dtype.kind != "f"

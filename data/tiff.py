@@ -13,7 +13,7 @@ from typing import BinaryIO
 import numpy as np
 import tifffile
 from PIL import Image
-from tifffile import COMPRESSION, EXTRASAMPLE, PHOTOMETRIC, RESUNIT
+from tifffile import COMPRESSION, EXTRASAMPLE, PHOTOMETRIC, PLANARCONFIG, RESUNIT
 
 from data.files import (
     ORIENTATION,
@@ -110,7 +110,8 @@ def tiff_page(path: Path, tiff: tifffile.TiffFile, max_pixels: int) -> tuple[tif
         page.photometric != PHOTOMETRIC.PALETTE or bool((page.colormap >> 8 == page.colormap[:1] >> 8).all())
     )
     premultiplied = bool(extra) and page.extrasamples[0] == EXTRASAMPLE.ASSOCALPHA
-    return page, Header(height, width, 1 if gray else 3, dtype.newbyteorder("="), premultiplied)
+    planar = samples == 3 and page.planarconfig == PLANARCONFIG.SEPARATE
+    return page, Header(height, width, 1 if gray else 3, dtype.newbyteorder("="), premultiplied, planar)
 
 
 def raw_page(path: Path, tiff: tifffile.TiffFile, max_pixels: int) -> tuple[tifffile.TiffPage, Header]:
@@ -185,6 +186,24 @@ def decode_tiff(path: Path, file: BinaryIO, max_pixels: int) -> np.ndarray:
         colours = pixels[..., :1]
         pixels = np.dstack([np.asarray(full_scale(pixels.dtype), pixels.dtype) - colours, pixels[..., 1:]])
     return pixels
+
+
+def layout(path: Path) -> dict:
+    """Options of tifffile.imwrite that keep how a TIFF file holds its values: 0 as white, or channels as planes.
+
+    They are empty for usual files, and for a file that is no TIFF.
+    """
+    with open_file(path) as file:
+        if not is_tiff(file):
+            return {}
+    try:
+        with tifffile.TiffFile(path) as tiff:
+            page = tiff.pages[0]
+            white_is_0 = {"photometric": "miniswhite"} if page.photometric == PHOTOMETRIC.MINISWHITE else {}
+            planes = page.samplesperpixel > 1 and page.planarconfig == PLANARCONFIG.SEPARATE
+            return white_is_0 | ({"planarconfig": "separate"} if planes else {})
+    except Exception:  # what tifffile raises on a damaged file has nothing in common
+        return {}
 
 
 def calibration(path: Path, pixels: np.ndarray, pages: int = 1) -> dict:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from data.images import image_header, read_image, write_image
 from data.sets import content_hash, find_images
-from tests.helpers import LEVELS, TINY, TINY2, ok
+from tests.helpers import LEVELS, ROOT, TINY, TINY2, ok
 from utils.errors import UsageError
 
 RANDOM = np.random.default_rng(0)
@@ -202,6 +202,24 @@ def test_a_colour_stack_made_gray(run, models, tmp_path):
         )
     )
     assert tifffile.imread(tmp_path / "out" / "a_denoised.tif").shape == (4, 20, 30)
+
+
+def test_a_single_image_keeps_how_its_values_are_held(run, models, tmp_path):
+    """0 as white stays so, and so do channels that are planes, of which a note tells."""
+    (tmp_path / "in").mkdir()
+    colour = np.random.default_rng(0).integers(0, 4000, (3, 40, 41)).astype(np.uint16)
+    tifffile.imwrite(tmp_path / "in" / "planes.tif", colour, photometric="rgb", planarconfig="separate")
+    tifffile.imwrite(tmp_path / "in" / "white.tif", 30000 + colour[0], photometric="miniswhite")
+    for file, mode, name in (("planes", "color", "color-awgn-blind-full"), ("white", "gray", "gray-awgn-blind-full")):
+        line = f"--checkpoint {ROOT}/checkpoints/{name}.safetensors --data {tmp_path}/in/{file}.tif --mode {mode}"
+        code, out, err = run("test", f"{line} --save {tmp_path}/out")
+        assert code == 0
+        before, after = (tifffile.TiffFile(tmp_path / path) for path in (f"in/{file}.tif", f"out/{file}_denoised.tif"))
+        with before, after:
+            a, b = before.pages[0], after.pages[0]
+            assert (a.photometric, a.planarconfig, a.shape) == (b.photometric, b.planarconfig, b.shape)
+            assert abs(a.asarray().mean() - b.asarray().mean()) < 60
+        assert ("three channels as planes" in out + err) == (file == "planes")
 
 
 def test_a_single_image_keeps_its_pixel_sizes(run, models, tmp_path):

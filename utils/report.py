@@ -48,6 +48,7 @@ class Row:
     seconds: dict[str, float] = field(default_factory=dict)  # of each baseline and checkpoint
     hot_pixels: int = 0  # and dead ones: see models/outliers.py
     merged: bool = False  # whether different channels were made one gray
+    planes: bool = False  # whether its file holds red, green and blue as planes of their own
     in_floats: bool = False  # whether the result's file has floats, in place of the input's integers
     dim: float | None = None  # the greatest file value, where it is far below --white-level
     tiled: set[str] = field(default_factory=set)  # the checkpoints that took the image in tiles
