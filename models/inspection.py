@@ -77,7 +77,8 @@ class Inspection:
     """The noise of a picture. All values have the picture's units.
 
     level, interval: standard deviation over the picture where it is the same everywhere, else its root mean square
-    along the curve; 95% interval.
+    along the curve; 95% interval. It begins at 0 where neighbours share the noise: texture of the flattest parts, from
+    which such noise is read, counts with it.
     curves: one for each channel.
     grows: whether the noise depends on the signal. falls: whether it is less in bright parts, as gamma makes it.
     gain, read_noise, black: sigma^2 = read_noise^2 + gain (x - black), the mean over the channels. A picture tells
@@ -164,7 +165,7 @@ def inspect_noise(
     spread = NORMAL_95 * math.hypot(error / (2 * level), TEXTURE)
     return Inspection(
         level=level * unit,
-        interval=(max(0.0, level - spread) * unit, (level + spread) * unit),
+        interval=(0.0 if neighbours_share else max(0.0, level - spread) * unit, (level + spread) * unit),
         curves=channels,
         grows=grows,
         falls=falls,

@@ -37,10 +37,11 @@ from data.inputs import Input, Request, Sample, find_inputs, keep_inputs, read_s
 from data.sets import content_hash, evenly_spaced, find_images
 from data.training import far_from_0
 from models import load_model, resolve_checkpoint
+from models.checks import Used, as_checked, check_result, shared_by_neighbours
 from models.inference import denoise_batch
-from models.inspection import LEAST_PIXELS
+from models.inspection import LEAST_PIXELS, telling_part
 from models.outliers import filled, outlying
-from models.stride import stride_of
+from models.stride import denoise_picture, stride_of
 from options.folder import FolderOptions
 from scripts.inspect_noise import Seen, print_advice, print_table, record
 from utils.advice import Looker
@@ -50,6 +51,7 @@ from utils.files import atomic_write_json, atomic_write_text, counted, shown
 
 STEPS, PATCH, BATCH = 600, 96, 8  # of the training
 DIM = 0.5  # pictures of 8 bits that fill less of their range are scaled
+TRIED = 5  # pictures that tell whether a student smooths texture
 TIMED, TIMED_SIDE = 2, 256  # steps, and side of a picture, that tell how long the work takes
 
 
@@ -202,9 +204,13 @@ def denoise_kind(opt, kind: Kind, clean: list[Path], several: bool) -> int:
     print_advice(seen)
     plain = not any(one.found.shared or one.found.grows or one.found.falls for one in seen)
     start = "color-photo" if kind.mode == "color" and shared else f"{kind.mode}-{'awgn' if plain else 'hg'}-blind"
+    textured = start == "color-photo" and loses_texture(opt, kind, f"{start}-full")
+    if textured:
+        print(f"\nnote: {start}-full smooths texture of such pictures, so color-hg-blind-full is taken, as it is")
+        start = "color-hg-blind"
     student, steps = f"{start}-full", opt.steps
     if steps is None:
-        steps = 0 if plain else STEPS
+        steps = 0 if plain or textured else STEPS
         if plain:
             print(f"\n{student} knows such noise: it denoises the pictures as it is (--steps {STEPS} trains it first)")
 
@@ -241,6 +247,27 @@ def look_at_noise(opt, kind: Kind) -> list[Seen]:
         if found := look(image):
             seen.append(Seen.of(source, image, found))
     return seen
+
+
+def loses_texture(opt, kind: Kind, name: str) -> bool:
+    """Whether a student for photographs removes more than the noise from most of a few of the pictures, by the checks.
+
+    Nothing can be trained then either: what the student makes of the pictures stands for clean ones.
+    """
+    device = choose_device(opt.device, 0, opt.deterministic)
+    model = load_model(name, device, opt.checkpoints_dir)
+    model.dtype, model.units = choose_dtype(opt.amp, device), "noise"
+    too_much = []
+    for k in evenly_spaced(len(kind.usable), TRIED):
+        sample = read_sample(kind.usable[k], kind.mode, None, None)
+        y = telling_part(torch.from_numpy(sample.noisy.transpose(2, 0, 1).copy()))[None]
+        seen = as_checked(y)
+        if shared := shared_by_neighbours(seen[0]):
+            result = denoise_picture(model, seen).image
+            used = Used(model.stage, model.stride != 1, shared_noise=True, photographs=True)
+            checks = check_result(seen[0], result[0], shared=shared, used=used)
+            too_much.append(any(check.kind == "amount" and check.failed for check in checks))
+    return sum(too_much) > len(too_much) / 2
 
 
 def train(opt, kind: Kind, clean: list[Path], start: str, steps: int, shared: bool, per_pixel: float) -> str:

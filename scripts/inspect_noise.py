@@ -7,7 +7,7 @@ All levels are in the files' own values. Of large pictures the middle is looked 
 part where the middle is empty.
 
     noise       standard deviation: one number, its root mean square where it depends on the intensity
-    interval    where the true level is in 95 of 100 pictures
+    interval    where the true level is in 95 of 100 pictures; from 0 where neighbours share the noise
     gain, read, black
                 noise that grows: its variance is read^2 + gain (x - black) at the intensity x. One of read and
                 black is shown, since the picture tells read^2 - gain black alone: read where black is 0, else

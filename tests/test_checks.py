@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -462,9 +463,13 @@ def test_texture_that_photograph_weights_remove_is_told(rng):
     smooth = torch.from_numpy(gaussian_filter(COLOR.numpy(), (0, 1.5, 1.5)))
     shared = shared_by_neighbours(COLOR + noise)
     good, bad = (check_result(COLOR + noise, result, shared=shared, used=used) for result in (COLOR, smooth))
-    amounts = {"amount", "amount, flat"}
+    amounts = {"amount", "amount, flat", "amount, gray"}
     assert not amounts & failed(good) and amounts <= failed(bad)
     assert not amounts & failed(check_result(COLOR + noise, smooth, shared=shared))
+    refined = check_result(COLOR + noise, smooth, shared=shared, used=Used(shared_noise=True, refined=True))
+    assert amounts & failed(refined) == {"amount, gray"}  # the noise of a user's own pictures may be of any amount
+    strong = 2 * math.sqrt(shared.variance) / noise.std() * noise  # more than was read, but in all colours
+    assert amounts & failed(check_result(COLOR, COLOR - strong, shared=shared, used=used)) == {"amount"}
 
 
 def test_remedies_are_not_what_is_used_already(rng):

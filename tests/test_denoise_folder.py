@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import tifffile
+from scipy.ndimage import gaussian_filter
 from skimage.data import astronaut, camera
 
 from data.images import read_image
@@ -140,6 +141,21 @@ def test_noise_is_looked_for_in_others_where_the_first_have_none(tmp_path, capsy
     cv2.imwrite(str(tmp_path / "in" / "b.png"), image.clip(0, 255).astype(np.uint8))
     code, _, err = denoise(capsys, tmp_path / "in", tmp_path / "out", "--look-at", 1, "--steps", 0)
     assert code == 0 and result(tmp_path / "out", "b").is_file(), err
+
+
+@pytest.mark.parametrize("limit", [0.1, 100])
+def test_weights_that_smooth_texture_are_not_taken(limit, tmp_path, capsys, monkeypatch):
+    """limit: of how much grayer than noise what is removed from a photograph may be, beside how much it is."""
+    monkeypatch.setattr("models.checks.AMOUNT_GRAY", limit)
+    (tmp_path / "in").mkdir()
+    noise = gaussian_filter(np.random.RandomState(0).normal(0, 1, (192, 192, 3)), (0.8, 0.8, 0))
+    image = astronaut()[:192, 100:292] + 8 * noise / noise.std()
+    cv2.imwrite(str(tmp_path / "in" / "a.png"), image.clip(0, 255).astype(np.uint8))
+    code, said, err = denoise(capsys, tmp_path / "in", tmp_path / "out", *([] if limit == 0.1 else ["--steps", 0]))
+    assert code == 0, err
+    taken = "color-hg-blind-full" if limit == 0.1 else "color-photo-full"
+    assert f"denoising 1 picture with {taken}" in said and not (tmp_path / "out" / "training").exists()
+    assert ("smooths texture of such pictures" in said) == (limit == 0.1)
 
 
 def test_noise_that_the_weights_know_needs_no_training(noisy, tmp_path, capsys):
