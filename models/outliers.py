@@ -34,10 +34,10 @@ SIX: tuple[Group, ...] = (
 def as_seen(y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Images y (N,C,H,W) as a network is to see them, what single pixels have beyond that, and what is to stay.
 
-    The last is (N,C,H,W): holes of NaN, areas `without_noise`, and hot and dead pixels. The picture is mirrored into
-    the holes and areas, but not into those where the noise is `fading`. A level that is one for the image is then that
-    of the picture. And noise does not end at the edge of an area: a network would take that of the pixels beside it for
-    as weak.
+    The last is (N,C,H,W): holes of NaN, areas `without_noise`, and hot and dead pixels. Holes and
+    areas are filled with the mirrored picture around, so that a level that is one for the image is that of the picture.
+    Else noise would also end at the edge of an area, and a network would take that of the pixels beside it for as weak.
+    Areas towards which the noise is `fading` stay.
     """
     seen, beyond, hot = outlying(filled(y))
     hole, constant = y.isnan().any(1, keepdim=True), without_noise(seen)

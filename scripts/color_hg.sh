@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
-# Colour images (paper, Table 2). Heteroscedastic (Poisson-Gaussian) noise: ALPHA=40 DELTA=10; BLIND=1 for one model of the levels 10 to 60, 2 to 20. More settings: scripts/row.sh.
+# Colour images (paper, Table 2). Heteroscedastic (Poisson-Gaussian) noise: ALPHA=40 DELTA=10;
+# BLIND=1 for one model of the levels 10 to 60, 2 to 20. More settings: scripts/row.sh.
 MODE=color NOISE=hg
 . "$(dirname "$0")/row.sh"

@@ -1,4 +1,5 @@
-# Sourced by the other scripts: goes to the project's folder, makes .venv where it is missing or out of date, and sets PY.
+# Sourced by the other scripts: goes to the project's folder, makes .venv where it is missing or out
+# of date, and sets PY.
 #   . scripts/env.sh requirements.txt [more requirement files]
 # DBSN_PYTHON=/path/to/python uses that interpreter as it is and installs nothing.
 set -euo pipefail

@@ -1,7 +1,9 @@
-# Sourced by the scripts of the tables' rows, which set MODE (gray or color) and NOISE (awgn, hg, mg or poisson): both stages and the test, by recipe (docs/recipes.md).
-# FLAVOUR=paper or fast (poisson: fast alone), or small for BLIND=1 and mg; BLIND=1, or ranges such as SIGMA="5 20", for one model of many levels; NAME=.. of the run;
-# CLEAN=.., DISTILL=.. for other images (sets or folders). Run it again to continue where it stopped. A model of BLIND=1 is tested at the paper's levels,
-# one of another range at its ends.
+# Sourced by the scripts of the tables' rows, which set MODE (gray or color) and NOISE (awgn, hg, mg
+# or poisson): both stages and the test, by recipe (docs/recipes.md). FLAVOUR=paper or fast
+# (poisson: fast alone), or small for BLIND=1 and mg; BLIND=1, or ranges such as SIGMA="5 20", for
+# one model of many levels; NAME=.. of the run; CLEAN=.., DISTILL=.. for other images (sets or
+# folders). Run it again to continue where it stopped. A model of BLIND=1 is tested at the paper's
+# levels, one of another range at its ends.
 BLIND=${BLIND:-0}
 [ $# = 0 ] || { echo "error: $0 takes no arguments, but settings such as SIGMA=50 bash $0 (see scripts/row.sh)" >&2; exit 2; }
 [ "$BLIND$NOISE" != 1mg ] || { echo "error: BLIND=1 is for awgn, hg and poisson; mg has one covariance" >&2; exit 2; }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -29,7 +28,7 @@ from models.checks import (
     shared_by_neighbours,
     shows_no_noise,
 )
-from models.noise.correlation import repetition, unevenness
+from models.noise.correlation import Shared, repetition, unevenness
 from tests.helpers import ok
 from utils import report
 
@@ -463,13 +462,22 @@ def test_texture_that_photograph_weights_remove_is_told(rng):
     smooth = torch.from_numpy(gaussian_filter(COLOR.numpy(), (0, 1.5, 1.5)))
     shared = shared_by_neighbours(COLOR + noise)
     good, bad = (check_result(COLOR + noise, result, shared=shared, used=used) for result in (COLOR, smooth))
-    amounts = {"amount", "amount, flat", "amount, gray"}
+    amounts = {"amount", "amount, flat"}
     assert not amounts & failed(good) and amounts <= failed(bad)
     assert not amounts & failed(check_result(COLOR + noise, smooth, shared=shared))
-    refined = check_result(COLOR + noise, smooth, shared=shared, used=Used(shared_noise=True, refined=True))
-    assert amounts & failed(refined) == {"amount, gray"}  # the noise of a user's own pictures may be of any amount
-    strong = 2 * math.sqrt(shared.variance) / noise.std() * noise  # more than was read, but in all colours
-    assert amounts & failed(check_result(COLOR, COLOR - strong, shared=shared, used=used)) == {"amount"}
+
+
+def test_texture_is_told_from_noise_by_its_colours(rng):
+    """Sharp gray texture that was removed; not the same amount in all colours, nor such that is blurred as noise is."""
+    shared = Shared(reach=0.8, chroma=1.0, chroma_reach=0.0, variance=(5 / 255) ** 2, intensity=torch.full((3,), 0.5))
+    texture, colours = 5 / 255 * normal(COLOR[:1], rng).expand(3, -1, -1), 5 / 255 * normal(COLOR, rng)
+    blurred = torch.from_numpy(gaussian_filter(texture.numpy(), (0, 0.8, 0.8)))
+    blurred *= 5 / 255 / blurred.std()
+    for used in (Used(shared_noise=True, photographs=True), Used(shared_noise=True, refined=True)):
+        for removed, told in ((texture, True), (colours, False), (blurred, False)):
+            checks = check_result(COLOR, COLOR - removed, shared=shared, used=used)
+            assert ("amount, gray" in failed(checks)) == told
+    assert "amount, gray" not in failed(check_result(COLOR, COLOR - texture, shared=shared))
 
 
 def test_remedies_are_not_what_is_used_already(rng):

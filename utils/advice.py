@@ -18,7 +18,7 @@ from models.outliers import known_part
 from utils.device import choose_dtype
 from utils.files import finite
 
-LITTLE = 0.01  # of the picture's range: the noise of fewer than 2.5 of 255, in which little can be gained
+LITTLE = 0.01  # of the picture's range: the noise of less than 2.5 of 255, in which little can be gained
 LOOKERS = {1: "gray-awgn-blind", 3: "color-awgn-blind"}  # released weights that measure the noise of so many channels
 CLIPPED = 0.05  # share of the pixels
 
@@ -71,6 +71,11 @@ def advise(found: Inspection, channels: int, span: float, converted: bool = Fals
         pixels = shared
         start = "color-photo" if mode == "color" else "gray-hg-blind"
         noise, weights = "camera", f"{start}-full"
+        if mode == "color":
+            remarks.append(
+                f"texture of sharp pictures with little noise looks the same, and {weights} smooths it: test.py names "
+                "most such results, color-hg-blind-full keeps texture"
+            )
     else:
         pixels = f"{'taken to be ' if found.texture else ''}independent from pixel to pixel"
         kind = "hg" if found.grows or found.falls else "awgn"

@@ -15,6 +15,8 @@ from models.noise.residual import Seen, read_level
 
 @dataclass(frozen=True)
 class Awgn(NoiseModel):
+    """y = x + n, n ~ N(0, sigma^2 I) with one sigma for the image. sigma: its range, 0..1 units."""
+
     sigma: Range
 
     name = "awgn"

@@ -16,6 +16,11 @@ from models.noise.residual import Seen, polynomial_at, read_polynomial
 
 @dataclass(frozen=True)
 class Hg(NoiseModel):
+    """y_c = x_c + n_c, n_c ~ N(0, (alpha x_c)^2 + delta^2) in each channel (the paper's HG).
+
+    alpha, delta: their ranges, 0..1 units.
+    """
+
     alpha: Range
     delta: Range
 

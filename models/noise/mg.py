@@ -19,7 +19,11 @@ from models.noise.residual import FITTED, Seen, count_lowest, indefinite, line_a
 
 @dataclass(frozen=True)
 class Mg(NoiseModel):
-    """sigma: the greatest standard deviation in any direction. mg_seed: U and lambda are drawn from it."""
+    """y = x + n, n ~ N(0, sigma^2 U diag(lambda) U^T) over the three channels of a pixel (the paper's MG).
+
+    sigma: range of the greatest standard deviation in any direction, 0..1 units. mg_seed: U and lambda are drawn from
+    it.
+    """
 
     sigma: Range
     mg_seed: int = 0

@@ -17,6 +17,8 @@ from utils.random import uniform
 
 @dataclass(frozen=True)
 class Poisson(NoiseModel):
+    """y_c = k_c / lam, k_c ~ Poisson(lam x_c) in each channel. lam: range of the photons in a pixel of value 1."""
+
     lam: Range
 
     name = "poisson"

@@ -130,8 +130,8 @@ def line_at_lowest(squares: Tensor, v: Tensor, uncertainty: Tensor) -> Tensor:
     """E r^2 where V is lowest: r^2, V and uncertainty of the FITTED pixels, lowest first, (..,n) -> (..,1), float64.
 
     A mean over the LOWEST alone would be over few pixels. E r^2 = V as far as V is right, so a line through r^2 over
-    V uses all of them. Each pixel is weighted by the inverse variance of its r^2, exp(-2 log V). With weighted means
-    m:
+    V uses all of them. Each pixel is weighted by exp(-2 uncertainty): the inverse variance of its r^2, and less near
+    clipped pixels. With weighted means m:
 
         slope = cov(v, r^2) / var(v), within 0..STEEPEST       E r^2 = m(r^2) + slope (lowest V - m(v))
     """
