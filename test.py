@@ -33,7 +33,7 @@ from models.noise.in_turn import InTurn
 from models.outliers import filled, known_part, outlying
 from models.phases import weights_of
 from models.stride import stride_for
-from models.units import scale_of, shown_range
+from models.units import scale_of, shown_range, units_in_use
 from options.base import noise_of
 from options.test import TestOptions
 from utils.advice import Looker
@@ -76,8 +76,8 @@ def evaluate(opt, world: World, argv: list[str]) -> int:
     models = [load_model(name, device, opt.checkpoints_dir) for name in opt.checkpoint]
     for model in models:
         model.dtype = choose_dtype(opt.amp, device)
-        if opt.protocol == "none" and not opt.white_level and not model.level_is_learned:
-            model.units = "noise"  # whatever the scale of the files
+        if opt.protocol == "none" and not opt.white_level:
+            model.units = units_in_use(model)
     inputs, white_level = find_inputs(request_of(opt), models)
     noise = noise_of(opt) if opt.noise else None
     if opt.protocol == "laine":
@@ -384,7 +384,7 @@ def too_weak(student, noisy: Noisy, result: Denoised, row: Row) -> str | None:
         seen = math.sqrt(row.shared.variance) * noisy.span
     removed, seen = (255 * level / noisy.white_to(student) for level in (removed, seen))
     words = too_weak_for(student, min(removed, seen))
-    return little_removed(removed, seen) if words and removed < FEW * seen else words
+    return little_removed(removed, seen, student.stride != 1) if words and removed < FEW * seen else words
 
 
 def level_found(noisy: Noisy, result: Denoised) -> float:

@@ -48,6 +48,7 @@ from models.mwcnn import revive, shut_off
 from models.noise import NOISES, NoiseModel, ResidualEstimator
 from models.outliers import outlying
 from models.stride import denoise_picture
+from models.units import units_in_use
 from options.base import noise_of
 from options.stage2 import Stage2Options
 from utils.checkpoint import checksum
@@ -329,7 +330,7 @@ def with_results(material: Material, opt, device: torch.device, dtype: torch.dty
     model = load_model(opt.student, device, opt.checkpoints_dir)
     model.dtype = dtype
     if opt.units == "noise" or not opt.white_level:
-        model.units = "noise"
+        model.units = units_in_use(model)
     bar = tqdm(total=len(material.noisy), desc="refining", unit="image", leave=False, disable=None)
 
     def one(_: int, y: Tensor) -> Tensor:

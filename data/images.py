@@ -37,7 +37,7 @@ from utils.files import atomic_write_bytes, shown
 # pictures of types that are not read
 OTHER_SUFFIXES = frozenset(
     ".gif .heic .heif .avif .jp2 .jxl .psd .pgm .ppm .exr .fits .mrc .czi .lif .nd2 .oib .oif .svs .cr2 .cr3 .nef .arw "
-    ".orf .raf .rw2 .raw".split()
+    ".orf .raf .rw2 .raw .npz".split()
 )
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".npy", *TIFF_SUFFIXES, *RAW_SUFFIXES)
 CHANNELS = {"gray": 1, "color": 3}  # of each --mode

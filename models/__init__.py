@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 RELEASED = Path(__file__).resolve().parents[1] / "checkpoints"
-KINDS = {"stage1": BlindSpotDenoiser, "stage2": MWCNN}
+MODELS = {"stage1": BlindSpotDenoiser, "stage2": MWCNN}
 
 
 def resolve_checkpoint(name: str | Path, checkpoints_dir: str | Path = "checkpoints") -> Path:
@@ -86,8 +86,8 @@ def load_model(
     model checkpoints.
     """
     file = resolve_checkpoint(name, checkpoints_dir)
-    checkpoint = load_checkpoint(file, kind=tuple(KINDS))
-    model = KINDS[checkpoint.kind](**checkpoint.values["config"])
+    checkpoint = load_checkpoint(file, kind=tuple(MODELS))
+    model = MODELS[checkpoint.kind](**checkpoint.values["config"])
     model.load_state_dict({name: tensor.float() for name, tensor in checkpoint.tensors.items()})
     if model.stage == 1:
         model.to(memory_format=torch.channels_last)

@@ -13,6 +13,7 @@ from torch import Tensor
 from models.denoiser import BlindSpotDenoiser
 from models.mwcnn import MWCNN
 from models.stride import denoise_picture
+from models.units import units_in_use
 
 MAX_STRIDE = 8
 BRIGHT = 3.0  # times the white of its training: a learned noise level says nothing of such values
@@ -58,7 +59,7 @@ def denoise(
         white = learned_white(model, array)
         check_levels(black, white)
     if white is None:
-        used.units = "noise"
+        used.units = units_in_use(used)
     out = empty_like(array)
     for noisy, place in zip(images(array, axis), images(out, axis)):
         y = as_float64(noisy)

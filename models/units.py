@@ -81,6 +81,15 @@ class View(NamedTuple):
         return torch.minimum(above, below).amin(1, keepdim=True).clamp_(0, 1).masked_fill(same, 0)
 
 
+def units_in_use(model) -> str:
+    """The units in which a loaded model of either stage is used where no white level is given.
+
+    They are those of noise, whatever the brightness of the pictures. A model that has learned a noise level keeps those
+    of its training, for which the level holds.
+    """
+    return model.config["units"] if model.level_is_learned else "noise"
+
+
 Network = Callable[[Tensor, View], tuple[Tensor, ...]]
 
 

@@ -42,8 +42,9 @@ from models.inference import denoise_batch
 from models.inspection import LEAST_PIXELS, telling_part
 from models.outliers import filled, outlying
 from models.stride import denoise_picture, stride_of
+from models.units import units_in_use
 from options.folder import FolderOptions
-from scripts.inspect_noise import Seen, print_advice, print_table, record
+from scripts.inspect_noise import Inspected, print_advice, print_table, record
 from utils.advice import Looker
 from utils.device import choose_device, choose_dtype
 from utils.errors import EXIT_FAILURE, RunError, UsageError, run_script
@@ -232,10 +233,10 @@ def denoise_kind(opt, kind: Kind, clean: list[Path], several: bool) -> int:
     return code
 
 
-def look_at_noise(opt, kind: Kind) -> list[Seen]:
+def look_at_noise(opt, kind: Kind) -> list[Inspected]:
     """The noise of opt.look_at of the pictures, evenly spaced; of others where these have none to measure."""
     look = Looker.of(opt, choose_device(opt.device, 0, opt.deterministic))
-    seen: list[Seen] = []
+    seen: list[Inspected] = []
     spread = evenly_spaced(len(kind.usable), opt.look_at)
     others = sorted(set(range(len(kind.usable))) - set(spread))
     for n, k in enumerate(tqdm([*spread, *others], desc="looking at the noise", disable=None)):
@@ -245,7 +246,7 @@ def look_at_noise(opt, kind: Kind) -> list[Seen]:
         sample = read_sample(source, kind.mode, None, None)
         image = sample.noisy * sample.unit
         if found := look(image):
-            seen.append(Seen.of(source, image, found))
+            seen.append(Inspected.of(source, image, found))
     return seen
 
 
@@ -256,7 +257,7 @@ def loses_texture(opt, kind: Kind, name: str) -> bool:
     """
     device = choose_device(opt.device, 0, opt.deterministic)
     model = load_model(name, device, opt.checkpoints_dir)
-    model.dtype, model.units = choose_dtype(opt.amp, device), "noise"
+    model.dtype, model.units = choose_dtype(opt.amp, device), units_in_use(model)
     too_much = []
     for k in evenly_spaced(len(kind.usable), TRIED):
         sample = read_sample(kind.usable[k], kind.mode, None, None)
@@ -356,7 +357,7 @@ def seconds_per_pixel(opt, kind: Kind, name: str) -> float:
     y = y[:, :, top : top + TIMED_SIDE, left : left + TIMED_SIDE]
     device = choose_device(opt.device, 0, opt.deterministic)
     model = load_model(name, device, opt.checkpoints_dir)
-    model.dtype, model.units = choose_dtype(opt.amp, device), "noise"
+    model.dtype, model.units = choose_dtype(opt.amp, device), units_in_use(model)
     model.stride = stride_of(model, y)  # it takes as long for larger pictures, so it is not timed
     started = time.perf_counter()
     denoise_batch(model, y)

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's mo
 from models import MWCNN, BlindSpotDenoiser, load_model
 from models.graphs import ContextGraph, StudentGraph
 from models.inference import run
-from models.units import UNITS
+from models.units import UNITS, units_in_use
 from options.base import Parser
 from utils.errors import RunError, UsageError, run_script
 from utils.files import atomic_path, shown
@@ -90,7 +90,7 @@ def chosen_units(model: MWCNN | BlindSpotDenoiser, units: str | None) -> str:
     trained = model.config["units"]
     if units == "white" and trained == "noise":
         raise UsageError(f"--units white: {model.name} was trained in units of noise and knows no others; leave it out")
-    return units or (trained if model.level_is_learned else "noise")
+    return units or units_in_use(model)
 
 
 def graph_of(model: MWCNN | BlindSpotDenoiser) -> StudentGraph | ContextGraph:

@@ -45,7 +45,7 @@ NAMED = 20  # files that a command names
 
 
 @dataclass(frozen=True)
-class Seen:
+class Inspected:
     """A picture that was looked at.
 
     channels, low, high: of its pixels, low and high in file values. whole: no part of it is NaN or transparent.
@@ -59,7 +59,7 @@ class Seen:
     found: Inspection
 
     @classmethod
-    def of(cls, source: Input, image: np.ndarray, found: Inspection) -> Seen:
+    def of(cls, source: Input, image: np.ndarray, found: Inspection) -> Inspected:
         """image: (H,W,C), in file values; NaN where there is none."""
         low, high = float(np.nanmin(image)), float(np.nanmax(image))
         return cls(source, image.shape[2], low, high, not np.isnan(image).any(), found)
@@ -96,7 +96,7 @@ def main(argv: list[str] | None = None) -> int:
     return EXIT_FAILURE if bad else 0
 
 
-def inspect(opt) -> tuple[list[Seen], dict[str, str]]:
+def inspect(opt) -> tuple[list[Inspected], dict[str, str]]:
     """The pictures of opt.data, each looked at, and what is wrong with those that cannot be.
 
     Raises RunError where none can be used, and UsageError as find_inputs does.
@@ -120,7 +120,7 @@ def inspect(opt) -> tuple[list[Seen], dict[str, str]]:
                 small = np.isfinite(image).all(2).sum() < LEAST_PIXELS
                 why = f"fewer than {LEAST_PIXELS} pixels: too few" if small else "one value everywhere: no noise"
                 raise UsageError(f"{shown(source.path)} has {why} to look at")
-            seen.append(Seen.of(source, image, found))
+            seen.append(Inspected.of(source, image, found))
         except UsageError as error:
             if opt.on_bad == "stop":
                 raise
@@ -130,7 +130,7 @@ def inspect(opt) -> tuple[list[Seen], dict[str, str]]:
     return seen, bad
 
 
-def print_table(seen: list[Seen]) -> None:
+def print_table(seen: list[Inspected]) -> None:
     titles = ("picture", "noise", "interval", "gain", "read", "black", "shared", "channels", "at ends")
     rows = [titles, *(cells(one) for one in seen)]
     widths = [max(map(len, column)) for column in zip(*rows)]
@@ -140,7 +140,7 @@ def print_table(seen: list[Seen]) -> None:
         print(f"the middle of {counted(large, 'large picture')} was looked at, {PART} pixels wide and high")
 
 
-def cells(one: Seen) -> tuple[str, ...]:
+def cells(one: Inspected) -> tuple[str, ...]:
     """The row of a picture."""
     found = one.found
     return (
@@ -161,12 +161,12 @@ def correlation(found: Inspection) -> str:
     return f"{apart.flat[np.abs(apart).argmax()]:.2f}"
 
 
-def print_advice(seen: list[Seen], data: list[str] | None = None) -> None:
+def print_advice(seen: list[Inspected], data: list[str] | None = None) -> None:
     """One paragraph for each kind of noise, the most frequent first.
 
     data: what names the pictures in the commands that denoise and train them. None: without these.
     """
-    groups: dict[tuple, list[Seen]] = {}
+    groups: dict[tuple, list[Inspected]] = {}
     for one in seen:
         groups.setdefault(one.advice.kind, []).append(one)
     for members in sorted(groups.values(), key=len, reverse=True):
@@ -187,18 +187,18 @@ def print_advice(seen: list[Seen], data: list[str] | None = None) -> None:
             print("  parts of them are NaN or transparent, so stage 1 cannot be trained on them")
 
 
-def command(of: Callable[[list[str]], str], members: list[Seen], seen: list[Seen], data: list[str]) -> str:
+def command(of: Callable[[list[str]], str], members: list[Inspected], seen: list[Inspected], data: list[str]) -> str:
     """A command on some of the pictures that were seen: on what names them all, or on NAMED of them at most."""
     files = data if len(members) == len(seen) else [str(one.source.path) for one in members]
     more = f"   # and the {len(files) - NAMED} others of them" if len(files) > NAMED else ""
     return f"{of(files[:NAMED])}{more}"
 
 
-def names_of(seen: list[Seen]) -> str:
+def names_of(seen: list[Inspected]) -> str:
     return ", ".join(one.source.shown for one in seen[:3]) + (", .." if len(seen) > 3 else "")
 
 
-def record(seen: list[Seen], bad: dict[str, str]) -> dict:
+def record(seen: list[Inspected], bad: dict[str, str]) -> dict:
     """All that --json holds."""
     images = [
         {

@@ -41,6 +41,7 @@ from models import load_model
 from models.inference import denoise_batch
 from models.phases import weights_of
 from models.stride import stride_of
+from models.units import units_in_use
 from options.base import Parser
 from options.sidd_dnd import BenchmarkOptions, DndOptions, ValidationOptions
 from utils.device import choose_device, choose_dtype, device_name
@@ -167,8 +168,7 @@ def model_for(opt: Namespace):
             "such as color-photo-full"
         )
     model.dtype = choose_dtype(opt.amp, device)
-    if not model.level_is_learned:
-        model.units = "noise"
+    model.units = units_in_use(model)
     return model
 
 

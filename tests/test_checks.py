@@ -510,6 +510,7 @@ def test_a_student_that_removed_little_says_so(run, tmp_path, rng):
     line = f"--checkpoint gray-hg-blind-full --data {tmp_path}/a.png --save {tmp_path}/out"
     _, _, err = run("test", f"{line} --stride 1")
     assert "little was removed" in err and "--stride 2" in err
+    assert "--stride 2" not in report.little_removed(1.0, 9.0, strided=True)  # a remedy that was tried
 
 
 def test_a_frame_of_one_value_is_no_flat_part(rng):

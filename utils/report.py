@@ -251,12 +251,16 @@ def too_weak_for(student, level: float) -> str | None:
     )
 
 
-def little_removed(removed: float, seen: float) -> str:
-    """The remark on a picture from which a student removed little, and whose details are stronger; 0..255 units."""
+def little_removed(removed: float, seen: float, strided: bool) -> str:
+    """The remark on a picture from which a student removed little, and whose details are stronger; 0..255 units.
+
+    strided: whether pixels were taken apart.
+    """
+    others = "train on such pictures (scripts/denoise_folder.sh)" if strided else "try --stride 2, and compare"
     return (
         f"little was removed, {removed:.2g} (of 255, white), of details of {seen:.2g}: these are the picture's own, or "
-        "noise that neighbours share, as in frames that were shifted, turned, scaled or sharpened: try --stride 2, and "
-        "compare"
+        "noise that the weights do not know, as of few photons, or of frames that were shifted, turned, scaled or "
+        f"sharpened: {others}"
     )
 
 
