@@ -25,13 +25,14 @@ from data.inputs import Input, Request, Sample, check_scale, find_inputs, keep_i
 from data.pictures import put_stacks_together, save_pictures
 from models import load_model
 from models.arrays import BRIGHT
-from models.checks import Used, channels_have_one_noise, check_noise, check_result, shows_no_noise
+from models.checks import channels_have_one_noise, check_noise, shows_no_noise
 from models.inference import Denoised, denoise_batch
 from models.noise import NOISES, NoiseModel
 from models.noise.correlation import Shared, shared_noise
 from models.noise.in_turn import InTurn
 from models.outliers import filled, known_part, outlying
 from models.phases import weights_of
+from models.result_checks import Used, check_result
 from models.stride import stride_for
 from models.units import scale_of, shown_range, units_in_use
 from options.base import noise_of

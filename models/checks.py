@@ -1,8 +1,8 @@
-"""Checks of one picture and its result: where the method's assumptions do not hold, the result is not to be trusted.
+"""Checks of a picture's noise: where the method's assumptions do not hold, its result is not to be trusted.
 
-Every check is a number and the limit that it must stay within. Blocks are chosen by place, or by how flat they are,
-never pixels by their value: that would bend every mean. The limits follow from the statistics of independent noise and
-from what pictures themselves were measured to add (see each constant).
+models/result_checks.py has those of the result. Every check is a number and the limit that it must stay within. Blocks
+are chosen by place, or by how flat they are, never pixels by their value: that would bend every mean. The limits follow
+from the statistics of independent noise and from what pictures themselves were measured to add (see each constant).
 """
 
 from __future__ import annotations
@@ -20,15 +20,11 @@ from torch.nn import functional as F
 from models.noise.correlation import (
     FEWEST,
     ONE_NOISE,
-    OPPONENT,
-    SIDE,
     Shared,
     correlation_of_channels,
     energies,
-    fit,
     in_blocks,
     left_by_surface,
-    places_of_flattest,
     repetition,
     residuals,
     shared_noise,
@@ -65,23 +61,6 @@ UNEVEN = 1.2  # times the unevenness of Gaussian noise
 COLOURFUL = 0.5  # standard deviation of the colours in units of the brightness's; texture of bsd432 has 0.43 at most
 # Camera and microscope pictures (cc15, fmd24) have 0.06 at most, gratings as strong as their noise 0.3 or more.
 REPEATED = 0.1
-REMOVED = 0.05  # the same of what is removed; from noisy photographs and micrographs it is 0.02 at most
-# Greatest correlation of neighbours in what is removed. Where noise is independent the gray students have 0.05 at most
-# on half of BSD68 at AWGN 15 and more, 0.09 at AWGN 5. At AWGN 2 three results have more, and are worse than their
-# pictures. A drawing of thin lines has 0.12, text 0.11.
-WHITE = 0.1
-# What is left of shared noise in the flattest blocks, as a share of its standard deviation. On cc15 color-photo-full
-# leaves 0.70 at most. color-hg-blind-full, which is not for photographs, leaves 0.75 to 0.95 on the first five of them.
-LEFT = 0.85
-# What is removed from a photograph: its root mean square in units of the noise that was read, and of what is removed in
-# the flattest blocks. On cc15 color-photo-full removes 1.4 and 2.4 at most. Of fifteen pictures of CBSD68, clean and as
-# JPEG of quality 92, it removes more than either from ten.
-AMOUNT, AMOUNT_FLAT = 1.7, 3.0
-# What weights for photographs take for noise though it is texture: so gray beside its amount at least, and so blurred
-# at most, in pixels (see check_amount). Of 105 crops of bsd432 with weak noise that neighbours share, color-photo-full
-# makes 48 worse by 0.3 dB and more. 40 of these have it, and one of the 52 that it makes better. Of the photographs
-# that it makes better, one of cc15's fifteen has it, and two of 23 of PolyU.
-AMOUNT_GRAY, SHARP = 2.2, 0.55
 # Without noise: the least share of details that are zero, and the greatest variance of neighbours' differences in units
 # of that of the pixels of a block. Pictures with noise of 1 of 255 have 0.17 zeros at most, counts of few photons have
 # a ratio of 0.79 or more (BSD68 and Set12). Masks have 0.57 zeros or more and a ratio of 0.55 in the median.
@@ -98,14 +77,6 @@ TEXTURED = 8 / 255  # standard deviation; below it cameras and microscopes have 
 HIGH_PASS = (1, -4, 6, -4, 1)  # removes what varies smoothly from row to row
 PARTS = 4  # parts of a row that must share its noise
 STRIPES = 0.2  # standard deviation of the rows' own noise in units of the pixels'; pictures alone have 0.15 at most
-
-BLOCK = 32  # side of the blocks in which the result is compared with the picture
-BIAS = 0.015  # of the level: a standard deviation of the networks' own error of brightness; 0.06 is the most measured
-LEVEL_ERROR = 1.1  # how far a level that was found may be too low
-CONSTANT = 1 / 255  # what stands for the noise of a block of one value, where no level is known
-SCALE_ERROR = 1.5  # and a block's own scale, where its noise is not the same everywhere; measured 1.2
-
-Grid = tuple[int, int, int]  # a picture's width, and the height and width of its blocks
 
 
 @dataclass(frozen=True)
@@ -139,29 +110,6 @@ class Check:
         return {"check": self.name, "passed": not self.failed, **known}
 
 
-@dataclass(frozen=True)
-class Used:
-    """What made a result, as far as checks and remedies depend on it.
-
-    stage: of the model. strided: whether pixels were taken apart. shared_noise: whether the model was trained on noise
-    that neighbours share. photographs: on that of photographs alone, with no pictures of the user's own. refined: on
-    the very pictures that it is for.
-    """
-
-    stage: int = 2
-    strided: bool = False
-    shared_noise: bool = False
-    photographs: bool = False
-    refined: bool = False
-
-    @property
-    def training(self) -> str:
-        """What further training may help."""
-        if self.refined:
-            return "train longer on such pictures (more --steps)"
-        return "train on such pictures (train_dbsn.py --start-from)"
-
-
 def check_noise(y: Tensor) -> list[Check]:
     """Whether the noise of a picture y (C,H,W), 0..1, is independent from pixel to pixel, as the method takes it to be.
 
@@ -181,211 +129,6 @@ def check_noise(y: Tensor) -> list[Check]:
     if min(part.shape[1:]) >= SMALLEST and mostly_known:
         checks += [check_stripes(part, "rows"), check_stripes(part.transpose(1, 2), "columns")]
     return checks
-
-
-def check_result(
-    y: Tensor,
-    result: Tensor,
-    level: Tensor | None = None,
-    shared: Shared | None = None,
-    independent: bool = False,
-    used: Used = Used(),
-) -> list[Check]:
-    """Whether a result (C,H,W) is as near to its picture y (C,H,W), 0..1, as the noise allows.
-
-    level: the noise's standard deviation, (1,H,W) or (1,1,1). None where the model gives none: each block's own noise
-    scale stands for it, that of models/units.py or, where it is larger, the root mean square of the same details.
-    shared: how its noise is, where neighbours share it. independent: whether the model and the checks took the noise
-    for independent. used: what made the result.
-    """
-    channels, height, width = y.shape
-    size = min(BLOCK, height), min(BLOCK, width)
-    y, shift = y.double(), result.double() - y.double()
-    if level is None:
-        blocks = in_blocks(y, *size)
-        planes = blocks.flatten(0, 1)[:, None]  # B C,1,h,w
-        varied = planes.amax((1, 2, 3)) > planes.amin((1, 2, 3))
-        scale = torch.where(varied, scale_of(planes)[1].flatten(), CONSTANT)
-        size_of_details = details(planes).square().mean((1, 2, 3)).nan_to_num()  # no details in a single row
-        variance = torch.maximum(scale.square(), size_of_details).view(-1, channels)
-    else:
-        level = level.double().expand(1, height, width)
-        variance = in_blocks(level.square(), *size).mean((2, 3)).expand(-1, channels)
-    together = 1.0
-    if shared:  # neighbours differ too little, so a block's own scale is too small
-        together, variance = shared.pixels, variance.clamp_min(shared.variance)
-    shifts = in_blocks(shift, *size)
-    return [
-        check_brightness(
-            "brightness", shift.mean((1, 2))[None], variance.mean(0)[None], height * width / together, used
-        ),
-        check_brightness(
-            "brightness, blocks", shifts.mean((2, 3)), variance, size[0] * size[1] / together, used, (width, *size)
-        ),
-        check_distance(shifts, variance, SCALE_ERROR if level is None else LEVEL_ERROR, together, used, (width, *size)),
-        *check_removed(shift, independent, used),
-        *(check_left(y, result.double(), used) if shared else []),
-        *(check_amount(y, shift, shared, used) if shared and used.shared_noise else []),
-    ]
-
-
-def check_removed(shift: Tensor, independent: bool, used: Used) -> list[Check]:
-    """Whether result - y, shift (C,H,W), is noise.
-
-    A pattern that repeats itself over the picture is not. What neighbours share is not either, where the noise is
-    independent: thin lines and letters that lose contrast leave it.
-    """
-    if min(shift.shape[1:]) < SMALLEST:
-        return []
-    stride = "--stride 1, " if used.strided else ""
-    remedy = f"try {stride}other weights, or {used.training}"
-    value, checks = repetition(shift), []
-    if value is not None:
-        words = f"what was removed repeats itself over the picture, so it is a pattern of the picture's own: {remedy}"
-        checks.append(Check("pattern", value, REMOVED, words))
-    if independent and shift.any():
-        value = greatest_correlation(shift)
-        keeps_more = " (stage 1 keeps more than its student)" if used.stage == 2 else ""
-        words = (
-            f"neighbouring pixels share what was removed (correlation {value:.2f}), and independent noise is not "
-            f"shared, so detail was removed with it: try other weights{keeps_more}, or {used.training}"
-        )
-        checks.append(Check("detail", value, WHITE, words))
-    return checks
-
-
-def greatest_correlation(t: Tensor) -> float:
-    """The greatest correlation of the neighbours in t (C,H,W), at any of OFFSETS or its mirror image.
-
-    0 in a constant.
-    """
-    t = t - t.mean((1, 2), keepdim=True)
-    height, width = t.shape[1:]
-    products = [
-        (u[:, down:, right:] * u[:, : height - down, : width - right]).mean()
-        for u in (t, t.flip(2))
-        for down, right in OFFSETS.values()
-    ]
-    return float(max(products) / t.square().mean().clamp_min(torch.finfo(t.dtype).tiny))
-
-
-def check_amount(y: Tensor, shift: Tensor, shared: Shared, used: Used) -> list[Check]:
-    """Whether more than the noise was removed from a photograph y (C,H,W): result - y, shift (C,H,W).
-
-    It is compared with the noise that was read, and with what was removed in the flattest blocks. Photographs with
-    little noise lose fine texture, which is as strong as the noise that the weights know. Where the flattest blocks
-    have texture too, the noise that is read is too much. But texture is nearly gray, and sharper than the noise of
-    cameras. So where what was removed is blurred by SHARP pixels at most, with its root mean square a in units of the
-    noise that was read, and that of its colours c in units of its brightness,
-
-        a / c  <=  AMOUNT_GRAY
-    """
-    chosen = places_of_flattest(y)
-    if chosen is None or not shift.any():
-        return []
-    removed, blocks = float(shift.square().mean().sqrt()), in_blocks(shift, SIDE, SIDE)
-    in_noise = removed / math.sqrt(shared.variance)
-    found = []
-    if used.photographs:
-        in_flat = removed / max(float(blocks[chosen].square().mean().sqrt()), 1e-12)
-        found += [
-            ("amount", in_noise, AMOUNT, "more was removed ({:.1f} times the noise that was read)"),
-            ("amount, flat", in_flat, AMOUNT_FLAT, "more was removed ({:.1f} times what was removed in flat parts)"),
-        ]
-    if len(y) == 3:
-        reach, colours = reach_and_colours(blocks)
-        if reach <= SHARP:
-            gray = in_noise / max(colours, 1e-12)
-            found.append(
-                ("amount, gray", gray, AMOUNT_GRAY, "what was removed is sharp and nearly gray, as texture is")
-            )
-    remedy = "so fine texture may be lost: compare the result with the picture, color-hg-blind-full removes less"
-    return [Check(name, value, limit, f"{words.format(value)}, {remedy}") for name, value, limit, words in found]
-
-
-def reach_and_colours(blocks: Tensor) -> tuple[float, float]:
-    """By how many pixels blocks (B,3,SIDE,SIDE) of noise are blurred, and the root mean square of their colours.
-
-    The reach is that of their brightness. The colours are in units of it: 1 where channels are independent.
-    """
-    bright, *colours = torch.einsum("kc,bcij->kbij", OPPONENT.to(blocks), residuals(blocks))
-    of_brightness = float(bright.square().mean())
-    return fit(bright)[0], math.sqrt(float(torch.stack(colours).square().mean()) / max(of_brightness, 1e-30))
-
-
-def check_left(y: Tensor, result: Tensor, used: Used) -> list[Check]:
-    """Whether the noise that neighbours share in a picture y (C,H,W) is less in its result (C,H,W).
-
-    It is measured as what no surface of second degree explains of the flattest blocks of y.
-    """
-    chosen = places_of_flattest(y)
-    if chosen is None:
-        return []
-    before, after = (float(residuals(in_blocks(t, SIDE, SIDE)[chosen]).square().mean()) for t in (y, result))
-    value = math.sqrt(after / before)
-    if used.refined:
-        others = f"it may be a JPEG's blocks, which no weights know; else {used.training}"
-    elif used.shared_noise:
-        others = (
-            "it may be a JPEG's blocks, which no weights know; else train on such pictures (scripts/denoise_folder.sh)"
-        )
-    else:
-        others = (
-            "if it is no texture, use weights for photographs, a larger --stride, or train on such pictures "
-            "(scripts/denoise_folder.sh)"
-        )
-    words = f"{min(value, 1):.0%} of the noise that neighbouring pixels share is left in flat parts: {others}"
-    return [Check("left", value, LEFT, words)]
-
-
-def check_brightness(
-    name: str, shift: Tensor, variance: Tensor, pixels: float, used: Used, grid: Grid | None = None
-) -> Check:
-    """Whether the mean of result - y, shift (B,C) of B blocks, is within the noise's standard error; variance (B,C).
-
-    Over n pixels the noise's mean has the variance level^2 / n. The limit is Bonferroni's for B C means.
-
-        z = |mean(result - y)| / sqrt(level^2 / n + (BIAS level)^2)
-    """
-    z = shift.abs() / (variance * (1 / pixels + BIAS**2)).sqrt().clamp_min(1e-6)
-    at = int(z.argmax())
-    amount, (row, column) = 255 * float(shift.flatten()[at]), place(at // shift.shape[1], grid)
-    words = (
-        f"{abs(amount):.2g} of 255 {'brighter' if amount > 0 else 'darker'} than the picture{spot(row, column)}, "
-        f"{float(z.max()):.1f} standard errors: do not measure brightness on the result; {used.training}"
-    )
-    return Check(name, float(z.max()), multiple(z.numel()), words, row, column, amount)
-
-
-def check_distance(shifts: Tensor, variance: Tensor, error: float, together: float, used: Used, grid: Grid) -> Check:
-    """Whether result - y (B,C,h,w) is larger than the noise somewhere; variance: the noise's, (B,C).
-
-    error: how many times too low the level may be. A result removes no more than the noise. Over n values its mean
-    square has the relative standard error sqrt(2 / n).
-
-        rms(result - y) / level  <=  error sqrt(1 + z sqrt(2 / n))
-    """
-    ratio = (shifts.square().mean((1, 2, 3)) / variance.mean(1).clamp_min(1e-12)).sqrt()
-    at, value = int(ratio.argmax()), float(ratio.max())
-    limit = error * math.sqrt(1 + multiple(len(ratio)) * math.sqrt(2 * together / shifts[0].numel()))
-    row, column = place(at, grid)
-    words = (
-        f"changed by {value:.2f} times the noise{spot(row, column)}: the picture itself is smoothed there; use other "
-        f"weights, or {used.training}"
-    )
-    return Check("distance", value, limit, words, row, column)
-
-
-def place(block: int, grid: Grid | None) -> tuple[int | None, int | None]:
-    """Row and column of a block's first pixel; None for the whole picture."""
-    if grid is None:
-        return None, None
-    width, high, wide = grid
-    return block // (width // wide) * high, block % (width // wide) * wide
-
-
-def spot(row: int | None, column: int | None) -> str:
-    return "" if row is None else f" at row {row}, column {column}"
 
 
 def check_impulses(y: Tensor) -> Check:

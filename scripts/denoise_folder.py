@@ -37,10 +37,11 @@ from data.inputs import Input, Request, Sample, find_inputs, keep_inputs, read_s
 from data.sets import content_hash, evenly_spaced, find_images
 from data.training import far_from_0
 from models import load_model, resolve_checkpoint
-from models.checks import Used, as_checked, check_result, shared_by_neighbours
+from models.checks import as_checked, shared_by_neighbours
 from models.inference import denoise_batch
 from models.inspection import LEAST_PIXELS, telling_part
 from models.outliers import filled, outlying
+from models.result_checks import Used, check_result
 from models.stride import denoise_picture, stride_of
 from models.units import units_in_use
 from options.folder import FolderOptions

@@ -19,16 +19,15 @@ import test as test_script
 from models.checks import (
     REPEATED,
     Check,
-    Used,
     channels_have_one_noise,
     check_noise,
-    check_result,
     doubts,
     neighbours_share_noise,
     shared_by_neighbours,
     shows_no_noise,
 )
 from models.noise.correlation import Shared, repetition, unevenness
+from models.result_checks import Used, check_result
 from tests.helpers import ok
 from utils import report
 

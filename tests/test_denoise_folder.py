@@ -146,7 +146,7 @@ def test_noise_is_looked_for_in_others_where_the_first_have_none(tmp_path, capsy
 @pytest.mark.parametrize("limit", [0.1, 100])
 def test_weights_that_smooth_texture_are_not_taken(limit, tmp_path, capsys, monkeypatch):
     """limit: of how much grayer than noise what is removed from a photograph may be, beside how much it is."""
-    monkeypatch.setattr("models.checks.AMOUNT_GRAY", limit)
+    monkeypatch.setattr("models.result_checks.AMOUNT_GRAY", limit)
     (tmp_path / "in").mkdir()
     noise = gaussian_filter(np.random.RandomState(0).normal(0, 1, (192, 192, 3)), (0.8, 0.8, 0))
     image = astronaut()[:192, 100:292] + 8 * noise / noise.std()
