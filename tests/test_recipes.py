@@ -227,10 +227,8 @@ CARDS = {
 
 def card_commands(name: str) -> list[list[str]]:
     """The training commands of a released model's card."""
-    return [
-        shlex.split(line)
-        for line in re.findall(r"^    python (train_.*)$", (ROOT / "checkpoints" / f"{name}.md").read_text(), re.M)
-    ]
+    card = (ROOT / "checkpoints" / f"{name}.md").read_text().replace(" \\\n", " ")
+    return [shlex.split(line) for line in re.findall(r"^    python (train_.*)$", card, re.M)]
 
 
 @pytest.mark.parametrize("name", CARDS)
