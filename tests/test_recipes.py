@@ -221,6 +221,10 @@ CARDS = {
             f"--name photo-full --teacher color-hg-blind --student color-awgn-blind-full {PHOTO} {PAIRS} "
             "--reach 0 1.1 --coarse 0 0.4 --steps 5000 --lr 1.5e-3 --warmup 100"
         ),
+        (
+            f"--name photo-full2 --teacher color-hg-blind --student photo-full {PHOTO} {PAIRS} "
+            "--reach 0 1.1 --coarse 0 0.4 --enlarge 1 2.5 --steps 4500 --lr 1e-3 --warmup 100"
+        ),
     ],
 }
 
