@@ -39,8 +39,8 @@ LEFT = 0.85
 AMOUNT, AMOUNT_FLAT = 1.7, 3.0
 # What weights for photographs take for noise though it is texture: so gray beside its amount at least, and so blurred
 # at most, in pixels (see check_amount). Of 105 crops of bsd432 with weak noise that neighbours share, color-photo-full
-# makes 48 worse by 0.3 dB and more. 40 of these have it, and one of the 52 that it makes better. Of the photographs
-# that it makes better, one of cc15's fifteen has it, and two of 23 of PolyU.
+# of commit 5164448 makes 48 worse by 0.3 dB and more. 40 of these have it, and one of the 52 that it makes better. Of
+# the photographs that it makes better, one of cc15's fifteen has it, and two of 23 of PolyU.
 AMOUNT_GRAY, SHARP = 2.2, 0.55
 
 BLOCK = 32  # side of the blocks in which the result is compared with the picture
