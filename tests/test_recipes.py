@@ -130,6 +130,10 @@ CARDS = {
         f"--name blind2 --mode gray {BLIND1} {SMALL1} --steps 10000 --lr 4e-3 --warmup 200",
         f"--name blind4 --mode gray --start-from blind2 {BLIND1} {SMALL1} --steps 8000 --lr 3e-3 --warmup 200",
         (
+            f"--name blind5 --mode gray --start-from blind4 {BLIND1} {SMALL1} --steps 8400 --lr 3e-3 --warmup 100 "
+            "--level-weight 1"
+        ),
+        (
             f"--name gray-full --teacher gray-awgn-blind --student color-awgn-blind-full {SMALL2} --noise awgn "
             "--sigma 5 55 --steps 22000 --lr 1e-3 --warmup 100"
         ),
