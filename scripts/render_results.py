@@ -344,7 +344,8 @@ def models_table(root: Path, results: list[Result]) -> str:
         ]
         unknown = "see card" if cards else "not recorded"
         sets = {flag: facts.get(flag) or [] for flag in ("clean", "noisy", "synthetic_noisy")}
-        images = "; ".join(f"{flag.replace('_', ' ')} {' '.join(names)}" for flag, names in sets.items() if names)
+        words = {flag: " ".join(names) if len(names) < 4 else f"{len(names)} files" for flag, names in sets.items()}
+        images = "; ".join(f"{flag.replace('_', ' ')} {named}" for flag, named in words.items() if named)
         if cards and not SETS.keys() >= {name for names in sets.values() for name in names}:
             images = unknown  # folders of one machine
         levels = [f"{n} " + "..".join(f"{v:g}" for v in dict.fromkeys(facts[n])) for n in LEVELS if facts.get(n)]

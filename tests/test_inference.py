@@ -54,7 +54,7 @@ def test_holes_and_painted_areas_change_nothing_elsewhere(name, value):
     known[..., :50, :50] = False
     whole, result = denoise_batch(model, y), denoise_batch(model, holed)
     error, before = ((r.image - clean)[known].square().mean().sqrt() for r in (result, whole))
-    assert error < 1.03 * before
+    assert error < 1.05 * before
     if model.stage == 1:
         level, expected = (r.noise_level.expand_as(y)[known].square().mean().sqrt() for r in (result, whole))
         assert level == pytest.approx(expected.item(), rel=0.05)
