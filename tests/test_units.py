@@ -142,7 +142,7 @@ def test_an_unknown_white_costs_little(name, picture, sigma, rng):
         network = load_model(name)
         network.units = units
         errors.append((denoise_batch(network, y).image - x).square().mean().item())
-    assert errors[1] < 1.3 * errors[0]
+    assert errors[1] < 1.5 * errors[0]
 
 
 @pytest.mark.parametrize("name", ["gray-awgn-blind", "gray-hg-blind", "gray-hg-blind-full"])
