@@ -143,7 +143,8 @@ def test_noise_is_looked_for_in_others_where_the_first_have_none(tmp_path, capsy
     assert code == 0 and result(tmp_path / "out", "b").is_file(), err
 
 
-@pytest.mark.parametrize("limit", [0.1, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("limit", [0.1, 100])
 def test_weights_that_smooth_texture_are_not_taken(limit, tmp_path, capsys, monkeypatch):
     """limit: of how much grayer than noise what is removed from a photograph may be, beside how much it is."""
     monkeypatch.setattr("models.result_checks.AMOUNT_GRAY", limit)
