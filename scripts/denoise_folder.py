@@ -208,7 +208,7 @@ def denoise_kind(opt, kind: Kind, clean: list[Path], several: bool) -> int:
     start = "color-photo" if kind.mode == "color" and shared else f"{kind.mode}-{'awgn' if plain else 'hg'}-blind"
     textured = start == "color-photo" and loses_texture(opt, kind, f"{start}-full")
     if textured:
-        print(f"\nnote: {start}-full smooths texture of such pictures, so color-hg-blind-full is taken, as it is")
+        print(f"\nnote: {start}-full smooths texture of such pictures, so color-hg-blind-full is taken")
         start = "color-hg-blind"
     student, steps = f"{start}-full", opt.steps
     if steps is None:

@@ -121,6 +121,7 @@ class Row:
             **({"hot_pixels": self.hot_pixels} if self.hot_pixels else {}),
             **({"strides": self.strides} if self.strides else {}),
             **({"merged": True} if self.merged else {}),
+            **({"planes": True} if self.planes else {}),
             **({"in_floats": True} if self.in_floats else {}),
             **({"dim": self.dim} if self.dim is not None else {}),
             "doubts": self.warnings,
