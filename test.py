@@ -173,7 +173,7 @@ def test_image(
     try:
         sample = read_sample(source, opt.mode, white_level, noise)
         if white_level and not opt.white_level:
-            check_scale(source, sample)
+            check_scale(source, sample, white_level)
     except UsageError as error:
         if opt.on_bad == "stop":
             raise

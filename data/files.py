@@ -65,11 +65,6 @@ def file_and_page(path: Path) -> tuple[Path, int | None]:
     )
 
 
-def full_scale(dtype: np.dtype) -> float:
-    """The file value that is 1.0 in memory: the greatest of an integer type, and 1.0 for floats."""
-    return float(np.iinfo(dtype).max) if np.dtype(dtype).kind in "iu" else 1.0
-
-
 def bad(path: Path, what: str) -> UsageError:
     return UsageError(f"{shown(path)} {what}")
 

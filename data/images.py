@@ -24,13 +24,13 @@ from data.files import (
     Header,
     bad,
     check_pixels,
-    full_scale,
     is_tiff,
     reading,
 )
 from data.png import decode_other, pillow_header, profile, with_profile
 from data.raw import RAW_SUFFIXES
 from data.tiff import calibration, decode_tiff, layout, tiff_header
+from models.units import full_scale
 from utils.errors import RunError
 from utils.files import atomic_write_bytes, shown
 

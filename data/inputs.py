@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.files import Header, file_and_page, full_scale
+from data.files import Header, file_and_page
 from data.images import (
     CHANNELS,
     as_gray,
@@ -27,6 +27,7 @@ from data.images import (
 from data.sets import SETS, find_images
 from models.noise import NOISES, NoiseModel
 from models.noise.in_turn import InTurn
+from models.units import full_scale, other_scale
 from utils.baselines import SMALLEST_SIDE
 from utils.errors import UsageError
 from utils.files import shown
@@ -243,13 +244,8 @@ def checked_header(
     """
     header = image_header(path)
     found = header.channels
-    if header.dtype == np.uint8 and white_level and white_level > 255 and not request.white_level:
-        trained = f"its model was trained on files in which {white_level:g} is white"
-        raise UsageError(f"{shown(path)} has 8 bits, {trained}: say with --white-level what is white here")
-    wide = header.dtype.kind in "iu" and header.dtype.itemsize > 2
-    if wide and not white_level and not request.published and any(model.level_is_learned for model in models):
-        problem = f"holds {header.dtype} values, and the noise level of the model holds for the scale of its training"
-        raise UsageError(f"{shown(path)} {problem}: say with --white-level what is white here")
+    if any(model.level_is_learned for model in models) and not (request.white_level or request.published):
+        refuse_other_scale(path, white_level, header.dtype)
     if request.baselines and min(header.height, header.width) < SMALLEST_SIDE:
         size = f"{header.width}x{header.height}"
         smallest = f"{SMALLEST_SIDE}x{SMALLEST_SIDE}"
@@ -305,13 +301,16 @@ def read_sample(
     return replace(sample, clean=clean)
 
 
-def check_scale(source: Input, sample: Sample) -> None:
-    """Refuses floats of 0..1 where the white level that a model has learned says another scale."""
+def check_scale(source: Input, sample: Sample, white_level: float) -> None:
+    """Refuses values of another scale than that of the white level that a model has learned."""
     low, high = (float(end(sample.noisy)) * sample.unit for end in (np.nanmin, np.nanmax))
-    if source.header.dtype.kind == "f" and high <= 1.5 < sample.unit:
-        trained = f"its model was trained on files in which {sample.unit:g} is white"
-        values = f"has float values from {low:.3g} to {high:.3g}"
-        raise UsageError(f"{shown(source.path)} {values}, {trained}: say with --white-level what is white here")
+    refuse_other_scale(source.path, white_level, source.header.dtype, low, high)
+
+
+def refuse_other_scale(path: Path, white_level: float | None, *values) -> None:
+    """Raises UsageError where models.units.other_scale says why of the values."""
+    if problem := other_scale(white_level, *values):
+        raise UsageError(f"{shown(path)} {problem}: say with --white-level what is white here")
 
 
 def white_of_floats(clean: np.ndarray, noisy: np.ndarray, unit: float) -> float | None:

@@ -23,12 +23,12 @@ from data.files import (
     file_and_page,
     from_opencv,
     from_pillow,
-    full_scale,
     is_tiff,
     open_file,
     rotated,
 )
 from data.raw import PLANES, bayer_page, is_raw, plane_size, read_plane
+from models.units import full_scale
 
 TIFF_SAMPLES = {  # colour samples of a pixel, without alpha
     PHOTOMETRIC.MINISWHITE: 1,

@@ -17,11 +17,12 @@ import torch
 from tqdm import tqdm
 
 from data.crops import DiskPool, ImagePool
-from data.files import Header, file_and_page, full_scale
+from data.files import Header, file_and_page
 from data.images import CHANNELS, check_white, gray_of, image_header, read_image, to_float
 from data.sets import TEST_SETS, bsd68_names, content_hash, evenly_spaced
 from models.noise import NoiseModel
 from models.outliers import outlying
+from models.units import full_scale
 from utils.device import free_memory
 from utils.distributed import World
 from utils.errors import UsageError

@@ -13,7 +13,7 @@ from torch import Tensor
 from models.denoiser import BlindSpotDenoiser
 from models.mwcnn import MWCNN
 from models.stride import denoise_picture
-from models.units import units_in_use
+from models.units import full_scale, other_scale, units_in_use
 
 MAX_STRIDE = 8
 BRIGHT = 3.0  # times the white of its training: a learned noise level says nothing of such values
@@ -106,25 +106,18 @@ def learned_white(model: BlindSpotDenoiser, array: np.ndarray | Tensor) -> float
     It is the white level that the model was trained with, else the greatest value of an integer type of 8 or 16 bits,
     and 1 for floats.
 
-    Raises ValueError where the array's values do not look like these, and for wider integers, whose greatest value is
-    white in no picture.
+    Raises ValueError where the array's values do not look like these.
     """
     dtype = as_numpy_dtype(array)
-    usual = float(np.iinfo(dtype).max) if dtype.kind in "iu" else 1.0
     trained = (getattr(model, "values", None) or {}).get("white_level")
-    if trained and dtype == np.uint8 and trained > 255:
-        problem = f"was trained on files in which {trained:g} is white, and the array has 8 bits"
-        raise ValueError(f"the model {problem}: say with white= which value is white here")
-    if not trained and dtype.kind in "iu" and dtype.itemsize > 2:
-        problem = f"the model's noise level holds for the scale of its training, and the array holds {dtype} values"
-        raise ValueError(f"{problem}: say with white= which value is white here")
     values = as_float64(array)  # torch has no extremes of some unsigned types
     low, high = float(values.min()), float(values.max())
-    other_scale = high <= 1.5 < trained if trained else low < -0.5 or high > 1.5
-    if (dtype.kind == "f" and other_scale) or (trained and high > BRIGHT * trained):
-        problem = f"{trained or 1:g} is white to the model, and the array has values from {low:g} to {high:g}"
-        raise ValueError(f"{problem}: say with white= which value is white here")
-    return trained or usual
+    problem = other_scale(trained, dtype, low, high)
+    if not problem and trained and high > BRIGHT * trained:
+        problem = f"has values up to {high:g}, and {trained:g} is white to the model"
+    if problem:
+        raise ValueError(f"the array {problem}: say with white= which value is white here")
+    return trained or full_scale(dtype)
 
 
 def as_numpy_dtype(array: np.ndarray | Tensor) -> np.dtype:

@@ -90,6 +90,29 @@ def units_in_use(model) -> str:
     return model.config["units"] if model.level_is_learned else "noise"
 
 
+def full_scale(dtype: np.dtype) -> float:
+    """The value that is white where nothing else is said: the greatest of an integer type, and 1.0 for floats."""
+    return float(np.iinfo(dtype).max) if np.dtype(dtype).kind in "iu" else 1.0
+
+
+def other_scale(white: float | None, dtype: np.dtype, low: float = 0.0, high: float | None = None) -> str | None:
+    """Why values cannot have the scale on which a model learned its noise level; None where nothing speaks against it.
+
+    white: the value that was white in its training. None: the greatest of an integer type of 8 or 16 bits, and 1 for
+    floats. dtype: of the values. low, high: their extremes, where they are known.
+    """
+    dtype = np.dtype(dtype)
+    if not white and dtype.kind in "iu" and dtype.itemsize > 2:
+        return f"holds {dtype} values, whose greatest is white in no picture"
+    if white and white > 255 and dtype == np.uint8:
+        return f"has 8 bits, and the model was trained on values of which {white:g} is white"
+    if high is None or dtype.kind != "f":
+        return None
+    if (high <= 1.5 < white) if white else (low < -0.5 or high > 1.5):
+        return f"has float values from {low:.3g} to {high:.3g}, and {white or 1:g} is white to the model"
+    return None
+
+
 Network = Callable[[Tensor, View], tuple[Tensor, ...]]
 
 

@@ -334,7 +334,7 @@ def test_a_learned_level_holds_for_one_scale(run, tmp_path):
     model = load_model("cnn", "cpu", tmp_path)
     tifffile.imwrite(tmp_path / "other.tif", NOISY.clip(0, 1).astype(np.float32))
     code, _, err = run("test", f"--checkpoint cnn --data {tmp_path}/other.tif --save {tmp_path}/out")
-    assert code == 2 and "is white: say with --white-level" in err
+    assert code == 2 and "is white to the model: say with --white-level" in err
     ok(run("test", f"--checkpoint cnn --data {tmp_path}/other.tif --save {tmp_path}/out --white-level 1"))
     with pytest.raises(ValueError, match="say with white="):
         denoise(model, (40_000 * NOISY.clip(0, 1)).astype(np.uint16))
