@@ -120,7 +120,7 @@ class MWCNN(nn.Module):
     levels have `width`, 1.6 `width` and 1.6 `width` channels (160, 256 and 256 by default). "residual" has residual
     blocks in the place of three or four of these convolutions, two at the upper levels and one at the lowest, and sums
     without a ReLU before them. Its lower levels have 1.5 `width` channels. Long training shuts the lower levels of a
-    plain one off (docs/recipes.md).
+    plain one off (docs/ablations.md).
 
     The noise is what the network predicts: the input's own wavelet bands are added to the last convolution's.
     Attributes to set freely: `dtype`, float32 or bfloat16, in which the convolutions are computed, `units` (see
@@ -175,7 +175,7 @@ class MWCNN(nn.Module):
             if isinstance(module, Conv2d):
                 nn.init.orthogonal_(module.weight)
         # What is added to something else starts small, so that the network starts near the identity. It learns faster
-        # so (docs/recipes.md).
+        # so (docs/ablations.md).
         with torch.no_grad():
             for convolution in (self.up3[-1], self.up2[-1], self.last):
                 convolution.weight *= 0.1

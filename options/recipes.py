@@ -1,7 +1,7 @@
 """Presets for --recipe, in three flavours.
 
-There is one for each row of the paper's tables, and for blind ranges of levels. docs/recipes.md says why they are as
-they are.
+There is one for each row of the paper's tables, and for blind ranges of levels. docs/recipes.md and
+docs/ablations.md say why they are as they are.
 
 A recipe is a value for each flag it sets, for either stage. Flags on the command line override it.
 """

@@ -3,7 +3,7 @@
     python scripts/export.py gray-hg-blind-full --out model.onnx
 
 A stage-2 model has the input `noisy` and the output `denoised`. A stage-1 model has the outputs `mu` and `factor`.
-docs/usage.md, "Leaving Python", says what they are and how stage 1's are made into an image. N, H and W are free.
+docs/python.md says what they are and how stage 1's are made into an image. N, H and W are free.
 The file is tried in ONNX Runtime before it gets its name.
 """
 
@@ -98,7 +98,7 @@ def graph_of(model: MWCNN | BlindSpotDenoiser) -> StudentGraph | ContextGraph:
 
 
 def metadata_of(model: MWCNN | BlindSpotDenoiser) -> dict[str, str]:
-    """What the file says of itself: texts by name. docs/usage.md explains them."""
+    """What the file says of itself: texts by name. docs/python.md explains them."""
     values = {
         "checkpoint": name_of(model.file),
         "sha256": hashlib.sha256(model.file.read_bytes()).hexdigest(),

@@ -1,7 +1,7 @@
 """What makes the networks learn more: trains variants of one small model of each stage and compares them.
 
     python scripts/learning_curves.py --json results/learning-curves.json --plot docs/learning-curves.png \\
-        --table docs/recipes.md
+        --table docs/ablations.md
 
 Gray, AWGN 25 drawn afresh, on bsd432 less twelve photographs, which the PSNR is measured on; no test image is seen.
 Stage 1: 32 channels, 3 + 3 blocks. Stage 2: 64 channels, pairs alone, made with the level that released weights find.

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Both stages at a small size on photographs that come with scikit-image: about eight minutes on two
-# CPU cores after installation. Gray, AWGN 25, each training image's noise drawn once. Run it again
+# Both stages at a small size on photographs that come with scikit-image: eight to nine minutes on two
+# CPU cores with the installation. Gray, AWGN 25, each training image's noise drawn once. Run it again
 # to continue where it stopped, or to see the table again. On a slow machine the time limits stop a
 # stage early; stage 1 is not trained further once stage 2 has begun to learn from it.
 . "$(dirname "$0")/env.sh" requirements.txt

@@ -72,9 +72,9 @@ drawn with seed 0, and the output is clamped but not rounded.
 NOTES = """The paper's HG noise is taken to be two independent draws, which fits its figures. Its MG covariance
 is not published, so that row is for other noise (`--mg-seed`). The measured figures depend on the
 code and on the weights named below."""
-REAL = """PSNR in dB / SSIM. The noise is the camera's or the microscope's. Where neighbours share it, pixels
-were taken apart. Each file has the strides. Students that end in -refined were trained on the noisy
-pictures themselves, without clean ones ([how](recipes.md#refining-on-ones-own-pictures))."""
+REAL = """PSNR in dB / SSIM. The noise is the camera's or the microscope's. Where neighbours share it, a
+stride was taken. Each file has the strides. Students that end in -refined were trained on the noisy
+pictures themselves, without clean ones ([how](ablations.md#refining-on-ones-own-pictures))."""
 UNCERTAINTY = """The share of the clean values, in percent, that are within one and within two of the posterior's
 standard deviations. Errors that are normal have 68.3 and 95.4.
 
@@ -91,7 +91,8 @@ NOT_MEASURED = """- **The published size.** The released weights are small and w
   none of CUDA's kernels or its speed.
 - **Several machines.** Two processes on one CPU were tested
   ([performance.md](performance.md#many-processes)).
-- **The self-ensemble** at AWGN 15 and 50.
+- **The self-ensemble** of stage 1 at AWGN 15, 50 and Poisson, in gray at 25 too, and of the student
+  at Poisson.
 - **DND and SIDD**, the benchmarks of camera noise.
 
 On a machine with a GPU:

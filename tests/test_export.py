@@ -65,8 +65,8 @@ def assert_near(found, expected, y):
 
 
 def documented(words: str) -> str:
-    """The Python example of docs/usage.md that has these words."""
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "usage.md").read_text(), re.DOTALL)
+    """The Python example of docs/python.md that has these words."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "python.md").read_text(), re.DOTALL)
     (block,) = [block for block in blocks if words in block]
     return block
 

@@ -61,7 +61,7 @@ def test_no_layer_of_a_released_student_is_shut_off(file, rng):
     """Units of each layer respond somewhere in a noisy photograph, and the lower levels tell more than a constant."""
     model = load_model(file)
     if model.blocks == "plain":
-        pytest.skip("the lower levels of plain students are shut off: docs/recipes.md")
+        pytest.skip("the lower levels of plain students are shut off: docs/ablations.md")
     x = torch.from_numpy(astronaut()[100:292, 100:292] / np.float32(255)).permute(2, 0, 1)[None]
     x = x.mean(1, keepdim=True) if model.channels == 1 else x
     y = x + 25 / 255 * torch.randn(x.shape, generator=rng)
