@@ -22,9 +22,8 @@ from tqdm import tqdm
 
 from data.images import gray_of
 from data.inputs import Input, Request, Sample, check_scale, find_inputs, keep_inputs, read_sample, repeated
-from data.pictures import put_stacks_together, save_pictures
+from data.pictures import Stacks, save_pictures
 from models import load_model
-from models.arrays import BRIGHT
 from models.checks import channels_have_one_noise, check_noise, shows_no_noise
 from models.inference import Denoised, denoise_batch
 from models.noise import NOISES, NoiseModel
@@ -42,7 +41,7 @@ from utils.baselines import check_baselines, denoise_classically
 from utils.device import choose_device, choose_dtype
 from utils.distributed import World, join
 from utils.errors import EXIT_FAILURE, RunError, UsageError, run_script
-from utils.files import atomic_write_json, shown
+from utils.files import atomic_write_json, check_writable
 from utils.metrics import measure, shares_within
 from utils.page import Reporter, write_page
 from utils.provenance import code_version
@@ -61,6 +60,7 @@ from utils.report import (
 )
 
 DIM = 0.25  # of white
+DARKEST = 0.01  # greatest value of floats that may be meant as 0..1
 FEW = 0.3  # of the details of a picture: what a student removes at least of noise that it knows
 
 
@@ -91,7 +91,12 @@ def evaluate(opt, world: World, argv: list[str]) -> int:
     share = range(world.rank, len(inputs), world.size)
     progress = tqdm(share, desc="images", disable=None if world.main else True)
     reporter = Reporter.of(len(inputs), Looker.of(opt, device)) if opt.report else None
-    rows = [test_image(k, inputs[k], opt, models, white_level, noise, reporter) for k in progress]
+    stacks = Stacks(opt.save, inputs) if opt.save and models else None
+    rows = []
+    for k in progress:
+        rows.append(test_image(k, inputs[k], opt, models, white_level, noise, reporter))
+        if stacks and world.size == 1:
+            stacks.put_together(inputs[k], bad={inputs[row.index].path for row in rows if row.problem})
 
     # from here on process 0 speaks for all
     rows = sorted((row for part in world.gather(rows) for row in part), key=lambda row: row.index)
@@ -105,8 +110,9 @@ def evaluate(opt, world: World, argv: list[str]) -> int:
         atomic_write_json(opt.json, table)
     if opt.report:
         write_page(opt.report, table, [row for row in rows if not row.problem])
-    if opt.save and models:
-        put_stacks_together(opt.save, inputs, bad={inputs[row.index].path for row in bad})
+    if stacks and world.size > 1:  # the pages of a stack are shared out
+        for source in inputs:
+            stacks.put_together(source, bad={inputs[row.index].path for row in bad})
     print_table(table)
     tell(rows, opt, bool(models))
     if bad:
@@ -172,7 +178,7 @@ def test_image(
         return row
     try:
         sample = read_sample(source, opt.mode, white_level, noise)
-        if white_level and not opt.white_level:
+        if opt.protocol == "none" and not opt.white_level and any(model.level_is_learned for model in models):
             check_scale(source, sample, white_level)
     except UsageError as error:
         if opt.on_bad == "stop":
@@ -227,7 +233,7 @@ def denoised(
     for model in models:
         result = denoise_with(model, noisy, row, opt, shared)
         images |= {method_name(kind, model, models): image for kind, image in images_of(result).items()}
-        row.unknown += [f"{shown(source.name)}: {remark}" for remark in remarks(model, noisy, result, row, opt)]
+        row.unknown += [f"{row.shown}: {remark}" for remark in remarks(model, noisy, result, row, opt)]
         if model.stage == 1 and sample.clean is not None:
             row.within[model.name] = shares_within(as_image(result.image) - sample.clean, as_image(result.std))
         if model.stage == 1 and measured is None:
@@ -342,7 +348,8 @@ def remarks(model, noisy: Noisy, result: Denoised, row: Row, opt) -> list[str]:
     if model.stage == 2:
         found = [words or too_weak(model, noisy, result, row)]
     else:
-        level, spread = level_found(noisy, result), float(np.nanstd(result.mu.numpy()))
+        level, predicted = level_found(noisy, result), (result.mu - noisy.y).nan_to_num() != 0  # without what is kept
+        spread = float(result.mu[predicted].std(correction=0)) if predicted.any() else 0.0
         found = [words, noise_not_trained_on(model, level / noisy.white_to(model), spread) if level else None]
     return [remark for remark in found if remark]
 
@@ -356,12 +363,6 @@ def unsuited(model, noisy: Noisy, row: Row, opt) -> str | None:
         )
     if opt.protocol != "none":
         return None
-    brightest = float(noisy.seen.max())
-    if model.level_is_learned and brightest > BRIGHT:
-        return (
-            f"it reaches {brightest:.3g} times the white of the training of {model.name}, whose noise level holds for "
-            "that scale: say with --white-level what is white here"
-        )
     one_noise = not row.neighbours_share_noise and noisy.one_noise
     return not_removed(model, one_noise) or smoothed(model, row.neighbours_share_noise, row.may_be_texture, one_noise)
 
@@ -399,7 +400,7 @@ def level_found(noisy: Noisy, result: Denoised) -> float:
 def peak_of(sample: Sample, dtype: np.dtype, white_level: float | None) -> tuple[float, float] | None:
     """The range that is the peak of PSNR: None for 0..1, else the clean image's: 32 bits, signs and other floats."""
     low, high = float(np.nanmin(sample.clean)), float(np.nanmax(sample.clean))
-    usual = dtype in (np.uint8, np.uint16) or (dtype.kind == "f" and low >= 0 and high <= 1)
+    usual = dtype in (np.uint8, np.uint16) or (dtype.kind == "f" and low >= 0 and DARKEST <= high <= 1)
     return None if white_level or usual or low == high else (low, high)
 
 
@@ -425,6 +426,8 @@ def prepare_outputs(opt, inputs: list[Input]) -> None:
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunError(f"{flag}: cannot create the folder {folder} ({error.strerror})") from error
+        if folder:
+            check_writable(folder)
 
 
 if __name__ == "__main__":

@@ -67,6 +67,14 @@ DARK = (0.25 / 255) ** 2  # squared error below which no crop is better than ano
 ALIKE = 4.0  # ratio of the widths of two ranges of values that are taken for the same scale
 
 
+def log_loss(errors: Tensor) -> Tensor:
+    """Mean logarithm of the mean squared errors (N,) of crops, 0..1: that of PSNR but for the factor.
+
+    An error below DARK gains no more: a crop of one value would count for ever.
+    """
+    return (errors + DARK).log().mean()
+
+
 def main(argv: list[str] | None = None) -> int:
     options = Stage2Options()
     opt = options.parse(argv)
@@ -181,7 +189,7 @@ def teach(training: Training, teacher: BlindSpotDenoiser, material: Material, no
             terms = {}
             if clean_count:
                 pairs = error[: len(x)]
-                terms["pairs"] = (pairs + DARK).log().mean() if opt.pairs_loss == "log" else pairs.mean()
+                terms["pairs"] = log_loss(pairs) if opt.pairs_loss == "log" else pairs.mean()
             if noisy_count:
                 terms["posterior"] = opt.noisy_weight * error[-len(y) :].mean()
             loss = sum(terms.values())

@@ -36,11 +36,14 @@ from utils.files import atomic_write_bytes, shown
 
 # pictures of types that are not read
 OTHER_SUFFIXES = frozenset(
-    ".gif .heic .heif .avif .jp2 .jxl .psd .pgm .ppm .exr .fits .mrc .czi .lif .nd2 .oib .oif .svs .cr2 .cr3 .nef .arw "
+    ".gif .heic .heif .avif .jp2 .j2k .jxl .psd .tga .pcx .pgm .ppm .pnm .pbm .exr .hdr .fits .fit .fts .dcm "
+    ".nrrd .mha .nii .mrc .czi .lif .lsm .stk .ims .nd2 .oib .oif .vsi .dv .zvi .svs .ndpi .cr2 .cr3 .nef .arw "
     ".orf .raf .rw2 .raw .npz".split()
 )
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".npy", *TIFF_SUFFIXES, *RAW_SUFFIXES)
+JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
+IMAGE_SUFFIXES = (".png", *JPEG_SUFFIXES, ".bmp", ".webp", ".npy", *TIFF_SUFFIXES, *RAW_SUFFIXES)
 CHANNELS = {"gray": 1, "color": 3}  # of each --mode
+LARGEST = 1e15  # usual value of an image in a file of floats: the squares of larger ones are beyond float32
 MODES = {channels: mode for mode, channels in CHANNELS.items()}
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R 601
 
@@ -90,6 +93,8 @@ def converted(
             raise bad(path, f"holds values that are not finite ({what}); replace them first")
         if not finite.any():
             raise bad(path, "holds no finite value; give another image")
+        if np.abs(image[finite]).max() > LARGEST and (usual := np.median(np.abs(image[finite]))) > LARGEST:
+            raise bad(path, f"holds values like {usual:.1g}, too large for 32 bits; divide them by a constant first")
     if white_level is not None or image.dtype != np.uint8:
         with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite
             image = (image.astype(wide) / wide(scale)).astype(np.float32)

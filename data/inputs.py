@@ -35,6 +35,8 @@ from utils.files import shown
 # The slope of a noisy image over its clean one may be so many times more or less than 1. It counts where they correlate
 # by so many standard errors.
 FAR, CERTAIN = 3, 10
+# Bytes of an output's name: file systems take 255, and the endings of results and temporary files come to it.
+LONGEST = 200
 
 
 @dataclass(frozen=True)
@@ -186,7 +188,7 @@ def output_names(files: list[Path]) -> list[str]:
     """A stem for each input's outputs: its own.
 
     Where stems repeat its folder's name stands before it, or the file's ending behind it, or both: the first that is
-    of one file alone. A number stands behind it where all of that repeats.
+    of one file alone. A number stands behind it where all of that repeats. A name that is too long loses its beginning.
     """
 
     def ways(file: Path) -> list[str]:
@@ -198,6 +200,8 @@ def output_names(files: list[Path]) -> list[str]:
     names: dict[str, None] = {}
     for file in files:
         name = next((way for way in ways(file) if counts[way] == 1), ways(file)[-1])
+        if len(os.fsencode(name)) > LONGEST:
+            name = os.fsencode(name)[-LONGEST:].decode(errors="ignore")  # the end has the number of a page
         candidate, k = name, 2
         while candidate in names:
             candidate, k = f"{name}_{k}", k + 1
@@ -301,8 +305,8 @@ def read_sample(
     return replace(sample, clean=clean)
 
 
-def check_scale(source: Input, sample: Sample, white_level: float) -> None:
-    """Refuses values of another scale than that of the white level that a model has learned."""
+def check_scale(source: Input, sample: Sample, white_level: float | None) -> None:
+    """Refuses values of another scale than that of the training of a model with a learned noise level."""
     low, high = (float(end(sample.noisy)) * sample.unit for end in (np.nanmin, np.nanmax))
     refuse_other_scale(source.path, white_level, source.header.dtype, low, high)
 

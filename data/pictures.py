@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from data.files import TIFF_SUFFIXES
-from data.images import write_image
+from data.images import JPEG_SUFFIXES, write_image
 from data.inputs import Input, Sample
 from data.stacks import images_of, write_stack
 from models.units import shown_range
@@ -17,8 +17,10 @@ from utils.files import shown
 
 CAPTION = 22  # pixels of height
 GAP = 4
-COARSE, FEW = 1.5, 64  # whole numbers are too coarse for noise below COARSE levels in pictures of fewer than FEW levels
-SHOWN = (".jpg", ".jpeg", ".webp")  # files that hold what a screen shows
+# Whole numbers are too coarse for noise of less than COARSE levels, in pictures of fewer than FEW: by the bytes of
+# their type. Rounding adds an error of 0.29 levels, and smooth frames keep a tenth of their noise. In 8 bits floats
+# are written only where hardly any levels are left.
+COARSE, FEW = {1: 1.5, 2: 5.0, 4: 5.0}, {1: 64, 2: 4096, 4: 4096}
 CUT = 0.02  # of the noise: what a type's limits may cut off the values in the mean
 
 
@@ -44,11 +46,12 @@ def file_type(source: Input, sample: Sample, denoised: np.ndarray, depth: str) -
     """The type of a result's file values: that of its input, or float32.
 
     depth: "same", "float", or "auto": float32 where whole numbers are too coarse, as for photon counts, or would cut
-    values at the limits of the type. It is "same" for images whose noise was added here, and for files that hold what a
-    screen shows, where nothing is above white.
+    values at the limits of the type. It is "same" for images whose noise was added here and for JPEG and WebP. These
+    and other pictures of 8 bits hold what a screen shows, where nothing is below black or above white. Only those of
+    TIFF and arrays may be measurements.
     """
-    dtype = source.header.dtype
-    if depth == "auto" and (sample.level is not None or source.path.suffix.lower() in SHOWN):
+    dtype, suffix = source.header.dtype, source.path.suffix.lower()
+    if depth == "auto" and (sample.level is not None or suffix in (*JPEG_SUFFIXES, ".webp")):
         depth = "same"
     if dtype.kind == "f" or depth == "float":
         return np.dtype(np.float32)
@@ -56,10 +59,12 @@ def file_type(source: Input, sample: Sample, denoised: np.ndarray, depth: str) -
         return dtype
     values, noisy = denoised.astype(np.float64) * sample.unit, sample.noisy.astype(np.float64) * sample.unit
     removed = float(np.nanstd(noisy - values))
-    coarse = removed < COARSE and 0 < np.nanmax(noisy) - np.nanmin(noisy) < FEW
+    size = dtype.itemsize
+    coarse = 1e-3 < removed < COARSE[size] and 0 < np.nanmax(noisy) - np.nanmin(noisy) < FEW[size]
     known = values[np.isfinite(values)]
     limits = np.iinfo(dtype)
-    cut = np.abs(known - known.clip(limits.min, limits.max)).mean() > CUT * max(removed, 1.0)
+    measured = size > 1 or suffix in (*TIFF_SUFFIXES, ".npy")
+    cut = measured and np.abs(known - known.clip(limits.min, limits.max)).mean() > CUT * max(removed, 1.0)
     return np.dtype(np.float32) if coarse or cut else dtype
 
 
@@ -119,31 +124,44 @@ def save_pictures(
     return in_floats
 
 
-def put_stacks_together(folder: Path, inputs: list[Input], bad: set[Path]) -> None:
-    """Writes NAME_denoised.tif of each stack in place of its pages' results.
+class Stacks:
+    """The results of stacks: NAME_denoised.tif takes the place of its pages' results as soon as all of them are there.
 
-    bad: the images that were not denoised. A stack with such a page stays in pages.
+    folder: where the results are. inputs: all images of the test.
     """
-    names = {source.path: source.name for source in inputs}
-    taken = set(names.values())
-    stacks: dict[Path, list[Path]] = {}  # a stack -> its pages, in order
-    for source in inputs:
-        if source.page and source.path not in bad:
-            stacks.setdefault(source.file, []).append(source.path)
-    for stack, pages in stacks.items():
-        if pages != images_of(stack):
+
+    def __init__(self, folder: Path, inputs: list[Input]) -> None:
+        self.folder = folder
+        self.pages: dict[Path, list[Input]] = {}  # a stack -> those of its pages that are images of the test, in order
+        for source in inputs:
+            if source.page:
+                self.pages.setdefault(source.file, []).append(source)
+        self.names: dict[Path, str] = {}
+        taken = {source.name for source in inputs}
+        for stack, pages in self.pages.items():
+            plain = name = pages[0].name.rpartition("_page")[0]
+            number = 1
+            while name in taken:  # by a picture, or a stack of the same name in a folder of the same name
+                number += 1
+                name = f"{plain}_stack" if number == 2 else f"{plain}_stack_{number - 1}"
+            taken.add(name)
+            self.names[stack] = name
+
+    def put_together(self, last: Input, bad: set[Path]) -> None:
+        """Does so with the stack whose last page this image is, if it is one.
+
+        bad: the images that were not denoised. A stack with such a page stays in pages, and a note says so.
+        """
+        stack, pages = last.file, self.pages.get(last.file)
+        if not last.page or last != pages[-1]:
+            return
+        if [source.path for source in pages if source.path not in bad] != images_of(stack):
             print(
                 f"note: {shown(stack)}: the results stay in single pages, since not all of its pages were denoised",
                 file=sys.stderr,
             )
-            continue
-        results = [folder / f"{names[page]}_denoised.tif" for page in pages]
-        plain = name = names[pages[0]].rpartition("_page")[0]
-        number = 1
-        while name in taken:  # by a picture, or a stack of the same name in a folder of the same name
-            number += 1
-            name = f"{plain}_stack" if number == 2 else f"{plain}_stack_{number - 1}"
-        taken.add(name)
-        write_stack(folder / f"{name}_denoised.tif", results, like=stack)
+            return
+        results = [self.folder / f"{source.name}_denoised.tif" for source in pages]
+        write_stack(self.folder / f"{self.names[stack]}_denoised.tif", results, like=stack)
         for result in results:
             result.unlink()

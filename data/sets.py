@@ -8,6 +8,7 @@ import hashlib
 import os
 import shlex
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -84,7 +85,7 @@ def find_images(
     - a named set (the keys of SETS), found under data_root, else $DBSN_DATA, else datasets/ beside the code;
       skimage_train and skimage_test need no root
     - a file
-    - a folder: its images by name; hidden files and other suffixes are left out
+    - a folder: its images by name; hidden files, subfolders and other suffixes are left out
     - a glob pattern
 
     what: the flag, for messages. repeats: a file that is named several times is there as often, else once.
@@ -121,6 +122,9 @@ def files_of(spec: str, data_root: Path | None, what: str) -> list[Path]:
             raise UsageError(f"{named}: the folder holds no image ({', '.join(IMAGE_SUFFIXES)}){hint}")
         if others:
             tell_once(f"note: {named}: without {unread}: {remedy}")
+        if below := folders_of_images_in(path):
+            first = f"{shown(below[0])}{' and others' if below[1:] else ''}"
+            tell_once(f"note: {named}: without the images in its subfolders ({first}): give these by name too")
         return found
     if os.path.lexists(file_and_page(path)[0]):  # a broken link is named by whoever reads it
         return [path]
@@ -199,6 +203,16 @@ def unreadable_in(folder: Path) -> dict[Path, str]:
     """The pictures in a folder that are of OTHER_SUFFIXES, with these."""
     endings = {path: path.suffix.lower() for path in sorted(folder.iterdir()) if not path.name.startswith(".")}
     return {path: ending for path, ending in endings.items() if ending in OTHER_SUFFIXES}
+
+
+def folders_of_images_in(folder: Path) -> list[Path]:
+    """The folders in a folder that hold images themselves, by name, without hidden ones."""
+    folders = [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")]
+    found = []
+    for path in folders:
+        with suppress(OSError):
+            found += [path] if any(map(is_image, path.iterdir())) else []
+    return found
 
 
 @cache

@@ -16,7 +16,6 @@ from models.stride import denoise_picture
 from models.units import full_scale, other_scale, units_in_use
 
 MAX_STRIDE = 8
-BRIGHT = 3.0  # times the white of its training: a learned noise level says nothing of such values
 AXES = "(H,W), (H,W,C), (C,H,W) or (N,C,H,W)"
 
 
@@ -53,12 +52,16 @@ def denoise(
     ) or stride is True:
         raise ValueError(f"stride is {stride!r}: give a whole number from 1 to {MAX_STRIDE}, or None")
     stride = stride and int(stride)
+    if tile is not None and not (isinstance(tile, numbers.Integral) and tile >= 1):
+        raise ValueError(f"tile is {tile!r}: give a whole number of pixels, or None")
     used = copy.copy(model)  # it shares the weights; what is set here the caller's model never sees
     used.training = False
     if white is None and model.level_is_learned:
         white = learned_white(model, array)
         check_levels(black, white)
     if white is None:
+        if black is not None:
+            raise ValueError(f"black is {black} and white is not given: give both, or none, for offsets do not matter")
         used.units = units_in_use(used)
     out = empty_like(array)
     for noisy, place in zip(images(array, axis), images(out, axis)):
@@ -112,10 +115,7 @@ def learned_white(model: BlindSpotDenoiser, array: np.ndarray | Tensor) -> float
     trained = (getattr(model, "values", None) or {}).get("white_level")
     values = as_float64(array)  # torch has no extremes of some unsigned types
     low, high = float(values.min()), float(values.max())
-    problem = other_scale(trained, dtype, low, high)
-    if not problem and trained and high > BRIGHT * trained:
-        problem = f"has values up to {high:g}, and {trained:g} is white to the model"
-    if problem:
+    if problem := other_scale(trained, dtype, low, high):
         raise ValueError(f"the array {problem}: say with white= which value is white here")
     return trained or full_scale(dtype)
 
@@ -184,4 +184,4 @@ def zero_and_span(y: Tensor, black: float | None, white: float | None) -> tuple[
     if white is not None:
         return black or 0.0, white - (black or 0.0)
     low, high = y.min().item(), y.max().item()
-    return low if black is None else black, high - low
+    return low, high - low

@@ -166,7 +166,7 @@ def cholesky(entries: Tensor) -> Full:
         rest = a[i, j] - sum(factor[i, k] * factor[j, k] for k in range(j))
         if i == j:
             # relative to the diagonal entry: what is left below this is rounding, not information
-            factor[i, i] = rest.clamp_min(limits.eps * a[i, i].detach() + limits.tiny**0.5).sqrt()
+            factor[i, i] = rest.clamp_min(limits.eps * a[i, i].detach() + limits.tiny).sqrt()
         else:
             factor[i, j] = rest / factor[j, j]
     return Full(torch.cat([factor[ij] for ij in triangle(channels)], 1))
@@ -280,7 +280,7 @@ def posterior(y: Tensor, mu: Tensor, cov_mu: Covariance, cov_n: Covariance) -> P
     mean = posterior_mean(y, mu, cov_mu, cov_n)
     if y.shape[1] == 1:
         a, b = cov_mu.variance, cov_n.variance
-        return Posterior(mean, Diagonal(a * b / (a + b)))
+        return Posterior(mean, Diagonal(a * (b / (a + b))))  # a * b is beyond float32 in images of 1e15
     total, channels = add(cov_mu, cov_n), y.shape[1]
     columns = []
     for j in range(channels):

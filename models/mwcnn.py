@@ -253,12 +253,13 @@ class MWCNN(nn.Module):
         """Images of the network's units -> denoised ones."""
         height, width = y.shape[2:]
         bands = dwt(pad_to_multiple(y))  # N,4C,H/2,W/2
-        x1 = self.down1(bands.to(self.dtype).contiguous(memory_format=torch.channels_last))  # N,F1,H/2,W/2
-        x2 = self.down2(dwt(x1))  # N,F2,H/4,W/4
-        x3 = self.down3(dwt(x2))  # N,F3,H/8,W/8
-        x2 = iwt(self.up3(x3)) + x2
-        x1 = iwt(self.up2(x2)) + x1
-        out = iwt(self.last(self.up1(x1)).float() + bands)
+        with torch.autocast(y.device.type, enabled=False):  # `dtype` says what is in bfloat16, and the rest must not be
+            x1 = self.down1(bands.to(self.dtype).contiguous(memory_format=torch.channels_last))  # N,F1,H/2,W/2
+            x2 = self.down2(dwt(x1))  # N,F2,H/4,W/4
+            x3 = self.down3(dwt(x2))  # N,F3,H/8,W/8
+            x2 = iwt(self.up3(x3)) + x2
+            x1 = iwt(self.up2(x2)) + x1
+            out = iwt(self.last(self.up1(x1)).float() + bands)
         return out[:, :, :height, :width]
 
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from models.units import scale_of
 
 WINDOW = 17  # side of the squares of one value that carry no noise
-OUTSIDE = 4  # pixels by which they may stand out of the image
+OUTSIDE = 4  # pixels by which their centres may be beyond the image
 FADING = 0.02  # share of the pixels beside areas of the least value that have it too, where noise fades
 SMALL = 8  # pixels; in smaller images neighbours say little of the range
 OUTLYING = 0.5  # of the range that two neighbours reach: what pixels farther outside have beyond is not seen
@@ -64,8 +64,8 @@ def without_noise(y: Tensor) -> Tensor:
     """Where images y (N,C,H,W) carry no noise, (N,1,H,W): in squares of one value, as large as WINDOW.
 
     Noise has no such squares: of n pixels that have the most frequent value with probability p, all have it with p^n.
-    They are black surroundings, saturated areas, and frames that are empty. A square may stand out of the image by
-    OUTSIDE pixels.
+    They are black surroundings, saturated areas, and frames that are empty. A square's centre may be OUTSIDE pixels
+    beyond the image: 5 x 17 pixels at an edge are enough, and 5 x 5 in a corner.
     """
     r = WINDOW // 2
     high, low = (greatest(F.pad(t, (r + OUTSIDE,) * 4, value=-torch.inf)) for t in (y, -y))

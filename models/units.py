@@ -42,6 +42,7 @@ FAINT, WIDE, STEP = 2.5 / 255, 4, 16
 # Pixels by which an image, and the covariance that comes with it, are kept away from what was cut: beside a star that
 # is cut to its surroundings' range the network is too sure of itself.
 BESIDE, AROUND = 1, 4
+BRIGHT = 3.0  # times the white of its training: a learned noise level says nothing of such values
 EDGE = 0.1  # of a view's range: what is nearer to where it was cut is taken from the wider one
 
 
@@ -106,9 +107,11 @@ def other_scale(white: float | None, dtype: np.dtype, low: float = 0.0, high: fl
         return f"holds {dtype} values, whose greatest is white in no picture"
     if white and white > 255 and dtype == np.uint8:
         return f"has 8 bits, and the model was trained on values of which {white:g} is white"
-    if high is None or dtype.kind != "f":
+    if high is None:
         return None
-    if (high <= 1.5 < white) if white else (low < -0.5 or high > 1.5):
+    if white and high > BRIGHT * white:
+        return f"has values up to {high:.3g}, and {white:g} is white to the model"
+    if dtype.kind == "f" and ((high <= 1.5 < white) if white else (low < -0.5 or high > 1.5)):
         return f"has float values from {low:.3g} to {high:.3g}, and {white or 1:g} is white to the model"
     return None
 

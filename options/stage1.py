@@ -38,7 +38,7 @@ class Stage1Options(BaseOptions):
         data.add_argument("--mode", choices=("gray", "color"), default="gray", help="images are converted to it")
         data.add_argument(
             "--white-level",
-            type=number(float, above=0),
+            type=number(float, 1e-30),
             default=None,
             help="file value that becomes 1.0; default: 255, 65535, or 1.0 for float images",
         )

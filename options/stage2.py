@@ -46,13 +46,13 @@ class Stage2Options(BaseOptions):
         )
         data.add_argument(
             "--white-level",
-            type=number(float, above=0),
+            type=number(float, 1e-30),
             default=None,
             help="value in the --noisy files that becomes 1.0; default: the teacher's",
         )
         data.add_argument(
             "--clean-white-level",
-            type=number(float, above=0),
+            type=number(float, 1e-30),
             default=None,
             help=(
                 "value in the --clean, --synthetic-noisy and --val files that becomes 1.0; default: 255, 65535, "

@@ -38,7 +38,7 @@ class TestOptions(BaseOptions):
         )
         data.add_argument(
             "--white-level",
-            type=number(float, above=0),
+            type=number(float, 1e-30),
             default=None,
             help=(
                 "file value that becomes 1.0, for which networks keep the units of their training; default: none is "

@@ -49,7 +49,7 @@ from scripts.inspect_noise import Inspected, print_advice, print_table, record
 from utils.advice import Looker
 from utils.device import choose_device, choose_dtype
 from utils.errors import EXIT_FAILURE, RunError, UsageError, run_script
-from utils.files import atomic_write_json, atomic_write_text, counted, shown
+from utils.files import atomic_write_json, check_writable, counted, shown
 
 STEPS, PATCH, BATCH = 600, 96, 8  # of the training
 DIM = 0.5  # pictures of 8 bits that fill less of their range are scaled
@@ -105,8 +105,7 @@ def main(argv: list[str] | None = None) -> int:
         opt.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"OUT: cannot create the folder {opt.out} ({error.strerror}); give another") from error
-    atomic_write_text(opt.out / ".writable", "")  # a folder that is not is told before any work
-    (opt.out / ".writable").unlink()
+    check_writable(opt.out)
     try:
         return denoise_kinds(opt, inputs, clean)
     finally:
@@ -194,17 +193,17 @@ def denoise_kind(opt, kind: Kind, clean: list[Path], several: bool) -> int:
     name = f"-{kind.mode}-{kind.dtype}" if several else ""
     data = [str(one.path) for one in kind.usable] if several else [opt.noisy]
     seen = look_at_noise(opt, kind)
-    if not seen:
-        raise RunError(
-            f"none of the {len(kind.usable)} {kind.mode} pictures has noise to measure: they have one value "
-            f"everywhere, or fewer than {LEAST_PIXELS} pixels; test.py --checkpoint {kind.mode}-hg-blind-full denoises "
-            "such small ones"
+    if seen:
+        print_table(seen)
+        atomic_write_json(opt.out / f"noise{name}.json", record(seen, {}))
+        print_advice(seen)
+    else:
+        print(
+            f"note: none of the {len(kind.usable)} {kind.mode} pictures has noise to measure: they have one value "
+            f"everywhere, or fewer than {LEAST_PIXELS} pixels. They are denoised all the same."
         )
-    print_table(seen)
-    atomic_write_json(opt.out / f"noise{name}.json", record(seen, {}))
     shared = any(one.found.shared for one in seen)
-    print_advice(seen)
-    plain = not any(one.found.shared or one.found.grows or one.found.falls for one in seen)
+    plain = bool(seen) and not any(one.found.shared or one.found.grows or one.found.falls for one in seen)
     start = "color-photo" if kind.mode == "color" and shared else f"{kind.mode}-{'awgn' if plain else 'hg'}-blind"
     textured = start == "color-photo" and loses_texture(opt, kind, f"{start}-full")
     if textured:
@@ -212,7 +211,7 @@ def denoise_kind(opt, kind: Kind, clean: list[Path], several: bool) -> int:
         start = "color-hg-blind"
     student, steps = f"{start}-full", opt.steps
     if steps is None:
-        steps = 0 if plain or textured else STEPS
+        steps = 0 if plain or textured or not seen else STEPS
         if plain:
             print(f"\n{student} knows such noise: it denoises the pictures as it is (--steps {STEPS} trains it first)")
 

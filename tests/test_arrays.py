@@ -114,11 +114,14 @@ def test_black_and_white_are_0_and_1_to_the_network(model):
     expected = 10 + 200 * denoise_batch(model, y).image[0, 0].numpy()
     np.testing.assert_allclose(denoise(model, array, black=10, white=210), expected, atol=1e-4)
     np.testing.assert_array_equal(denoise(model, array, white=255), denoise(model, array, black=0, white=255))
-    # in units of noise black says where noise begins to grow
-    noise = network("hg")
-    noise.units = "noise"
-    expected = denoise_batch(noise, torch.from_numpy(array).float()[None, None]).image[0, 0].numpy()
-    np.testing.assert_allclose(denoise(network("hg"), array, black=0), expected, atol=0.02)
+    with pytest.raises(ValueError, match="give both, or none"):  # it would change nothing
+        denoise(network("hg"), array, black=0)
+
+
+@pytest.mark.parametrize("tile", [0, -5, 1.5])
+def test_a_tile_is_a_number_of_pixels(model, tile):
+    with pytest.raises(ValueError, match=r"tile is .*: give a whole number of pixels"):
+        denoise(model, picture(24, 26), tile=tile)
 
 
 def test_a_learned_level_holds_for_the_scale_of_its_training():
@@ -131,13 +134,13 @@ def test_a_learned_level_holds_for_the_scale_of_its_training():
     np.testing.assert_allclose(255 * denoise(learned, dim / 255), expected, atol=1e-3)
     with pytest.raises(ValueError, match=r"values from 12 to 107, and 1 is white to the model: say with white="):
         denoise(learned, dim)
-    with pytest.raises(ValueError, match="the array holds int32 values, .*: say with white="):
+    with pytest.raises(ValueError, match=r"the array holds int32 values, .*: say with white="):
         denoise(learned, dim.astype(np.int32))
     np.testing.assert_allclose(denoise(learned, dim, white=255), expected, atol=1e-3)
     learned.values = {"white_level": 4095.0}
     sixteen = 16 * dim.astype(np.uint16)
     np.testing.assert_array_equal(denoise(learned, sixteen), denoise(learned, sixteen, white=4095))
-    with pytest.raises(ValueError, match="has 8 bits, .* 4095 is white: say with white="):
+    with pytest.raises(ValueError, match=r"has 8 bits, .* 4095 is white: say with white="):
         denoise(learned, dim.astype(np.uint8))
     with pytest.raises(ValueError, match="4095 is white to the model"):
         denoise(learned, dim / 255)

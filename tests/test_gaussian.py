@@ -63,6 +63,16 @@ def test_posterior_is_the_textbook_one(case):
     torch.testing.assert_close(last(result.std), cov.diagonal(dim1=-2, dim2=-1).sqrt())
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("scale", [1e-13, 1e-9, 1e15])
+def test_posterior_follows_the_scale_of_the_image(channels, scale, rng):
+    y, mu = (torch.rand(N, channels, H, W, generator=rng) for _ in range(2))
+    a, b = (Full(spd(channels, rng).factor.float()) for _ in range(2))
+    expected, result = g.posterior(y, mu, a, b), g.posterior(scale * y, scale * mu, a.scale(scale), b.scale(scale))
+    torch.testing.assert_close(result.mean / scale, expected.mean, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(result.std / scale, expected.std, rtol=1e-2, atol=1e-4)
+
+
 def test_constrained_nll_is_the_papers_and_bounds_the_exact_one(case):
     y, mu, a, b = case
     r = last(y - mu)[..., None]

@@ -60,6 +60,14 @@ def test_holes_and_painted_areas_change_nothing_elsewhere(name, value):
         assert level == pytest.approx(expected.item(), rel=0.05)
 
 
+def test_what_is_kept_has_no_uncertainty():
+    y = torch.from_numpy(camera()[150:214, 100:164] / 255).float()[None, None]
+    y = y + 20 / 255 * torch.randn(y.shape, generator=torch.Generator().manual_seed(0))
+    y[..., :20, :20], y[..., 40, 40] = torch.nan, 50.0
+    std = denoise_batch(load_model("gray-awgn-blind"), y).std
+    assert (std[..., :20, :20] == 0).all() and std[..., 40, 40] == 0 and (std[..., 20:40, 20:] > 0).all()
+
+
 def test_saturated_areas_do_not_leave_the_noise_beside_them():
     """A spot whose middle is saturated, with the noise of photons: as near to the truth as where nothing is cut."""
     at = torch.arange(128.0)

@@ -24,6 +24,12 @@ def test_output_names_tell_files_apart():
     assert output_names(files) == ["a_x", "b_x_png", "x_tiff", "y_png", "y_PNG", "z"]
 
 
+def test_output_names_fit_into_file_systems():
+    files = [Path(f"{'ä' * 120}{k}.png") for k in range(2)] + [Path(f"{'a' * 240}.png/{'a' * 240}_page0002.tif")]
+    names = output_names(files)
+    assert len(set(names)) == 3 and all(len(name.encode()) <= 200 for name in names) and names[2].endswith("_page0002")
+
+
 def test_units_of_clean_floats():
     random, ramp = np.random.RandomState(0), np.linspace(0, 1, 64 * 64).reshape(64, 64)
     flat = np.full((64, 64), 0.1)

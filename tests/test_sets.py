@@ -56,6 +56,13 @@ def test_pictures_of_other_types_are_told(tmp_path, capsys):
         find_images(tmp_path)
 
 
+def test_pictures_in_subfolders_are_told(tmp_path, capsys):
+    touch(tmp_path, "a.png", "sub/b.png", "texts/notes.txt", ".hidden/c.png")
+    assert names(tmp_path) == ["a.png"]
+    told = capsys.readouterr().err
+    assert told.count("note:") == 1 and "without the images in its subfolders" in told and "sub): give" in told
+
+
 def test_file_named_twice_comes_once(tmp_path, monkeypatch):
     touch(tmp_path, "x/a.png", "x/b.png")
     (tmp_path / "link.png").symlink_to(tmp_path / "x" / "a.png")

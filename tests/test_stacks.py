@@ -119,7 +119,7 @@ def test_training_on_stacks_and_denoising_them(run, pictures, tmp_path):
             f"--name s2 --teacher disk --clean {pictures}/gray --noisy {noisy}/cells.tif {TINY2} --steps 1",
         )
     )
-    ok(run("test", f"--checkpoint disk s2 --data {noisy} --save {tmp_path}/out --json {tmp_path}/r.json"))
+    ok(run("test", f"--checkpoint disk s2 --data {noisy} --save {tmp_path}/out --json {tmp_path}/r.json --depth same"))
 
     out = {f.name for f in (tmp_path / "out").iterdir()}
     assert {name for name in out if name.endswith(".tif")} == {
@@ -149,7 +149,7 @@ def test_training_on_stacks_and_denoising_them(run, pictures, tmp_path):
     assert movie.shape == (3, 37, 37) and movie.dtype == np.float32
 
     # the pages are in their order: each is what its page gives alone
-    ok(run("test", f"--checkpoint s2 --data {noisy}/cells.tif/cells_page0006.tif --save {tmp_path}/alone"))
+    ok(run("test", f"--checkpoint s2 --data {noisy}/cells.tif/cells_page0006.tif --save {tmp_path}/alone --depth same"))
     alone = tifffile.imread(tmp_path / "alone" / "cells_page0006_denoised.tif")
     np.testing.assert_array_equal(tifffile.imread(tmp_path / "out" / "cells_denoised.tif").reshape(8, 37, 37)[5], alone)
 
@@ -169,6 +169,16 @@ def test_a_stack_with_a_bad_page_stays_in_pages(run, models, tmp_path):
         "a_page0001_denoised.tif",
         "a_page0003_denoised.tif",
     ]
+
+
+def test_a_stack_is_whole_before_the_next_image_fails(run, models, tmp_path):
+    (tmp_path / "in").mkdir()
+    pages = np.random.default_rng(0).uniform(0, 1, (3, 20, 20)).astype(np.float32)
+    tifffile.imwrite(tmp_path / "in" / "a.tif", pages, photometric="minisblack")
+    tifffile.imwrite(tmp_path / "in" / "b.tif", np.full((20, 20), np.inf, np.float32))
+    code, _, err = run("test", f"--checkpoint {models}/s2/last.safetensors --data {tmp_path}/in --save {tmp_path}/out")
+    assert code == 2 and "b.tif" in err
+    assert [f.name for f in (tmp_path / "out").glob("*.tif")] == ["a_denoised.tif"]
 
 
 @pytest.mark.parametrize("kind", ["assocalpha", "unassalpha"])
@@ -311,7 +321,7 @@ def test_ome_metadata_is_kept(dtype, run, models, tmp_path):
         photometric="rgb",
         metadata={"axes": "TYXS", "TimeIncrement": 2.0},
     )
-    white = [] if np.dtype(dtype).kind == "f" else ["--white-level", "255"]
+    white = [] if np.dtype(dtype).kind == "f" else ["--white-level", "255", "--depth", "same"]
     ok(
         run(
             "test",

@@ -154,12 +154,12 @@ def test_noise_that_a_checkpoint_was_not_trained_on_is_told(run, tmp_path):
         )
         assert code == 0
     assert (
-        re.search(r"a: noise of [12]\b", notes[2])
+        re.search(r"a.tif: noise of [12]\b", notes[2])
         and "gray-awgn-blind was trained on 5 to 55 (of 255, white); a --white-level" in notes[2]
     )
     assert (
         "trained on" not in notes[25]
-        and re.search(r"a: noise of [78]\d,", notes[80])
+        and re.search(r"a.tif: noise of [78]\d,", notes[80])
         and "--white-level" not in notes[80]
     )
 

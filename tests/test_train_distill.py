@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 import signal
@@ -429,3 +430,11 @@ def test_wrong_use_of_refining(line, words, run, pictures, models):
     line = line.format(pictures=pictures, s2=models / "s2" / "last.safetensors")
     code, _, err = run("train_distill", f"--name a --teacher {models}/s1/last.safetensors {line}")
     assert code == 2 and words in err and len(err.strip().splitlines()) == 1
+
+
+def test_the_log_loss_counts_no_error_below_a_quarter_of_a_level():
+    flat, dark = torch.zeros(1), torch.full((1,), (0.05 / 255) ** 2)
+    assert train_distill.log_loss(flat) == pytest.approx(math.log((0.25 / 255) ** 2))
+    assert train_distill.log_loss(dark) - train_distill.log_loss(flat) < 0.05
+    bright = torch.full((2,), (20 / 255) ** 2)
+    assert train_distill.log_loss(bright) == pytest.approx(2 * math.log(20 / 255), abs=1e-3)

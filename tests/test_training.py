@@ -107,6 +107,19 @@ def test_a_step_that_is_not_finite_moves_nothing(begin, optimizer, factor, capsy
     assert "step 2: loss or gradient is not finite" in (out := capsys.readouterr().out) and "one.png, two.png" in out
 
 
+def test_a_gradient_alone_that_is_not_finite_moves_nothing(begin):
+    """As the one of a square root at 0, whose loss is finite."""
+    training = begin()
+    with opened(training):
+        next(training.steps())
+        before = state(training)
+        for parameter in training.model.parameters():
+            parameter.grad = torch.full_like(parameter, torch.inf)
+        images = Images([Path("one.png")], [np.zeros((9, 9, 1), np.uint8)])
+        training.update(torch.tensor(1.0), {}, [(images, draw_crops(images.sizes, np.arange(2), 4, (0,)))])
+        assert same(before, state(training)) and training.skipped == 1
+
+
 def test_stop_ends_with_the_step_its_terms_and_files(begin):
     training = begin("stop")
     words = r"step 1: .*\(l2 nan, gradient norm nan\); crops of one.png, two.png; begin another .* --on-nonfinite skip$"

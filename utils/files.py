@@ -31,10 +31,10 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     temporary and leaves `path` as it was; an OSError becomes a RunError.
     """
     path = Path(os.path.realpath(path))  # a link stays, and what it points to is replaced
-    if path.exists() and not path.is_file():
-        raise RunError(f"cannot write {shown(path)}: it is no regular file; give the name of a new one")
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
+        if path.exists() and not path.is_file():
+            raise RunError(f"cannot write {shown(path)}: it is no regular file; give the name of a new one")
         yield temporary
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
@@ -48,6 +48,13 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
                 f"cannot write {shown(path)}: {error.strerror or error}; check the disk's space and permissions"
             ) from error
         raise
+
+
+def check_writable(folder: Path) -> None:
+    """Raises RunError where no file can be written in a folder: before the work whose results go there."""
+    file = folder / f".writable.{secrets.token_hex(4)}"
+    atomic_write_bytes(file, b"")
+    file.unlink()
 
 
 def counted(things: Sized, noun: str = "picture") -> str:
