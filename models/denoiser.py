@@ -226,7 +226,7 @@ class BlindSpotDenoiser(nn.Module):
         """D-BSN and its covariance head: mu (N,C,H,W) and the head's raw output (N,T,H,W), in the network's units."""
         with torch.autocast(y.device.type, enabled=False):  # `dtype` says what is in bfloat16, and the rest must not be
             mu, features = self.dbsn(y.to(self.dtype), self.path)
-            return mu, self.cov_head(features)
+        return mu, self.cov_head(features)
 
     def theta(self, y: Tensor, mu: Tensor, v: Covariance, gain: Tensor | float | None = None) -> Tensor:
         """What the noise estimator finds on noisy images y (N,C,H,W), given their context: (N,K,1,1). On any device.

@@ -78,7 +78,8 @@ class PointwiseNet(nn.Module):
         self.last = Conv2d(hidden, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.last(self.hidden(x).float())
+        with torch.autocast(x.device.type, enabled=False):
+            return self.last(self.hidden(x).float())
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int, dilation: int, relu: bool) -> Tensor:

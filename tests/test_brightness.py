@@ -336,8 +336,12 @@ def test_a_learned_level_holds_for_one_scale(run, tmp_path):
     code, _, err = run("test", f"--checkpoint cnn --data {tmp_path}/other.tif --save {tmp_path}/out")
     assert code == 2 and "is white to the model: say with --white-level" in err
     ok(run("test", f"--checkpoint cnn --data {tmp_path}/other.tif --save {tmp_path}/out --white-level 1"))
+    bright = (40_000 * NOISY.clip(0, 1)).astype(np.uint16)
+    tifffile.imwrite(tmp_path / "bright.tif", bright)
+    code, _, err = run("test", f"--checkpoint cnn --data {tmp_path}/bright.tif --save {tmp_path}/out")
+    assert code == 2 and "values up to 4e+04, and 2000 is white to the model: say with --white-level" in err
     with pytest.raises(ValueError, match="say with white="):
-        denoise(model, (40_000 * NOISY.clip(0, 1)).astype(np.uint16))
+        denoise(model, bright)
     denoise(model, (40_000 * NOISY.clip(0, 1)).astype(np.uint16), white=40_000)
     denoise(model, torch.from_numpy((2000 * NOISY.clip(0, 1)).astype(np.uint16)))
 
@@ -351,3 +355,11 @@ def test_a_white_level_that_is_far_too_high_is_told(run, tmp_path):
         )
         assert code == 0, err
         assert ("far below --white-level" in err) == expected
+
+
+def test_values_too_large_for_32_bits_are_refused_alone(run, tmp_path):
+    for name, factor in (("a", 1e20), ("b", 1.0)):
+        tifffile.imwrite(tmp_path / f"{name}.tif", (factor * NOISY).astype(np.float32))
+    code, _, err = run("test", f"--checkpoint gray-hg-blind --data {tmp_path} --save {tmp_path}/out --on-bad skip")
+    assert code == 1 and "a.tif holds values like" in err and "divide them by a constant" in err
+    assert (tmp_path / "out" / "b_denoised.tif").is_file()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models import BlindSpotDenoiser, posterior
+from models import MWCNN, BlindSpotDenoiser, posterior
 from models.gaussian import Diagonal, Full
+from models.inference import denoise_batch
 from tests.helpers import needs_bf16, small
 
 
@@ -19,6 +20,15 @@ def test_bfloat16_stays_close():
     rounded = model(y)
     assert rounded.mu.dtype == torch.float32
     assert (rounded.mu - exact.mu).abs().max() < 0.05 * exact.mu.abs().max()
+
+
+@pytest.mark.parametrize("model", [small(1, "hg"), MWCNN(1, width=8)], ids=["stage 1", "student"])
+def test_autocast_around_it_changes_nothing(model):
+    """`dtype` chooses what is in bfloat16."""
+    y = torch.rand(1, 1, 32, 32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = denoise_batch(model, y)
+    assert torch.equal(inside.image, denoise_batch(model, y).image)
 
 
 @pytest.mark.parametrize(("channels", "noise"), [(1, "awgn"), (3, "awgn"), (1, "hg"), (3, "hg"), (3, "mg")])
