@@ -222,7 +222,7 @@ def denoised(
     noisy = Noisy.of(sample)
     row.hot_pixels, row.merged, row.planes = noisy.hot_pixels, sample.merged, sample.planes
     if opt.white_level and opt.protocol == "none" and float(noisy.seen.max()) < DIM:
-        row.dim = float(noisy.seen.max()) * sample.unit
+        row.dim = float(noisy.seen.max()) * sample.white
     if models:
         known = known_part(torch.where(noisy.holes[0], torch.nan, noisy.stretched))
         row.checks["input"] = check_noise(filled(known[None])[0])
@@ -245,7 +245,7 @@ def denoised(
 
 def compare(row: Row, sample: Sample, source: Input, white_level: float | None, images: dict[str, np.ndarray]) -> None:
     """How near the images come to the clean one, for the row."""
-    row.level, row.unit = sample.level, sample.unit
+    row.level, row.white = sample.level, sample.white
     if sample.clean is None:
         return
     row.peak = peak_of(sample, source.header.dtype, white_level)
@@ -254,7 +254,7 @@ def compare(row: Row, sample: Sample, source: Input, white_level: float | None, 
         for name, image in images.items()
     }
     if row.peak:
-        row.peak = [float(end) * sample.unit for end in row.peak]
+        row.peak = [float(end) * sample.white for end in row.peak]
 
 
 @dataclass(frozen=True)

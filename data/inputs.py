@@ -80,7 +80,7 @@ class Sample:
     """The pixels of an input: noisy and clean, (H,W,C) float32; level: the true one, 0..255 units.
 
     clean and level are None where unknown. noisy is NaN where the file is, and in transparent parts.
-    unit: the file value that is 1.0.
+    white: the file value that is 1.0.
     alpha: (H,W) of the file's type, None where all is opaque. hidden: what the file has in transparent parts, elsewhere
     NaN; None where there are none. merged: whether noisy is a mean of different channels.
     planes: whether it is in colour, and its file holds the channels as planes of their own.
@@ -89,7 +89,7 @@ class Sample:
     noisy: np.ndarray
     clean: np.ndarray | None = None
     level: float | None = None
-    unit: float = 1.0
+    white: float = 1.0
     alpha: np.ndarray | None = None
     hidden: np.ndarray | None = None
     merged: bool = False
@@ -261,7 +261,8 @@ def checked_header(
         raise UsageError(f"--noise {request.noise} {problem}: give colour images")
     if not request.mode and channels and found != channels:
         differ = f"{shown(path)} has {found} channel{'s' if found > 1 else ''}, {models[0].file} takes {channels}"
-        remedy = "use a gray checkpoint" if found == 1 else "pass --mode gray to convert, or use a color checkpoint"
+        gray = "use a gray checkpoint, such as gray-hg-blind-full"
+        remedy = gray if found == 1 else "pass --mode gray to convert, or use a color checkpoint"
         others = ", or leave such files out with --on-bad skip" if several else ""
         raise UsageError(f"{differ}: {remedy}{others}")
     return header
@@ -274,18 +275,18 @@ def read_sample(
 
     A clean image of floats may have the units of a noisy file of whole numbers, see `white_of_floats`.
     """
-    unit = white_level or full_scale(source.header.dtype)
+    white = white_level or full_scale(source.header.dtype)
     pixels = decoded(source.path)
     image = to_float(converted(source.path, pixels, mode, white_level, holes=noise is None))
     if noise:
         check_white(source.path, image, white_level)
         x = image.transpose(2, 0, 1).astype(np.float64)
         noisy = noise.published(x).transpose(1, 2, 0).astype(np.float32)
-        return Sample(noisy, image, 255 * noise.rms(x), unit)
+        return Sample(noisy, image, 255 * noise.rms(x), white)
     in_colour = mode == "gray" and source.header.channels == 3
     merged = in_colour and gray_of(converted(source.path, pixels, holes=True)) is None
     planes = source.header.planar and image.shape[2] == 3
-    sample = with_alpha(Sample(image, unit=unit, merged=merged, planes=planes), pixels, mode)
+    sample = with_alpha(Sample(image, white=white, merged=merged, planes=planes), pixels, mode)
     if source.reference is None:
         return sample
     floats = image_header(source.reference).dtype.kind == "f" and source.header.dtype.kind != "f"
@@ -294,20 +295,20 @@ def read_sample(
         shapes = f"--clean {shown(source.reference)} is {clean.shape}, {shown(source.path)} {image.shape}"
         raise UsageError(f"{shapes} (rows, columns, channels): they must show the same picture")
     if floats:
-        white = white_of_floats(clean, image, unit)
-        if white is None:
+        of_clean = white_of_floats(clean, image, white)
+        if of_clean is None:
             raise UsageError(
                 f"--clean {shown(source.reference)} has values of another scale than {shown(source.path)}, be they in "
-                f"0..1 or with {unit:g} as white: give clean values in the noisy file's units, or say with "
+                f"0..1 or with {white:g} as white: give clean values in the noisy file's units, or say with "
                 "--white-level what is white in it"
             )
-        clean = (clean / white).astype(np.float32)
+        clean = (clean / of_clean).astype(np.float32)
     return replace(sample, clean=clean)
 
 
 def check_scale(source: Input, sample: Sample, white_level: float | None) -> None:
     """Refuses values of another scale than that of the training of a model with a learned noise level."""
-    low, high = (float(end(sample.noisy)) * sample.unit for end in (np.nanmin, np.nanmax))
+    low, high = (float(end(sample.noisy)) * sample.white for end in (np.nanmin, np.nanmax))
     refuse_other_scale(source.path, white_level, source.header.dtype, low, high)
 
 
@@ -317,12 +318,12 @@ def refuse_other_scale(path: Path, white_level: float | None, *values) -> None:
         raise UsageError(f"{shown(path)} {problem}: say with --white-level what is white here")
 
 
-def white_of_floats(clean: np.ndarray, noisy: np.ndarray, unit: float) -> float | None:
+def white_of_floats(clean: np.ndarray, noisy: np.ndarray, noisy_white: float) -> float | None:
     """The value that is white in clean floats: 1, or that of the noisy file of whole numbers. None: neither can be.
 
-    noisy: 0..1, of the same shape. unit: the value in its file that is white. With the right white the slope of noisy
-    over clean values is 1. Noise and an offset do not change it, clipping makes it less. Where the two have nothing in
-    common, as flat pictures, the nearer mean decides.
+    noisy: 0..1, of the same shape. noisy_white: the value in its file that is white. With the right white the slope of
+    noisy over clean values is 1. Noise and an offset do not change it, clipping makes it less. Where the two have
+    nothing in common, as flat pictures, the nearer mean decides.
     """
     known = ~(np.isnan(clean) | np.isnan(noisy))
     x, y = clean[known].astype(np.float64), noisy[known].astype(np.float64)
@@ -331,8 +332,8 @@ def white_of_floats(clean: np.ndarray, noisy: np.ndarray, unit: float) -> float 
     together, of_clean, of_noisy = ((x - x.mean()) * (y - y.mean())).mean(), x.var(), y.var()
     flat = min(np.ptp(x), np.ptp(y)) == 0
     if flat or together <= CERTAIN * math.sqrt(of_clean * of_noisy / x.size):
-        return unit if abs(x.mean() / unit - y.mean()) < abs(x.mean() - y.mean()) else 1.0
-    distance, white = min((abs(math.log(together / of_clean * white)), white) for white in (1.0, unit))
+        return noisy_white if abs(x.mean() / noisy_white - y.mean()) < abs(x.mean() - y.mean()) else 1.0
+    distance, white = min((abs(math.log(together / of_clean * white)), white) for white in (1.0, noisy_white))
     return white if distance < math.log(FAR) else None
 
 
@@ -340,7 +341,7 @@ def with_alpha(sample: Sample, pixels: np.ndarray, mode: str | None) -> Sample:
     """The sample with the alpha channel of its file, whose pixels are given, and what is in the transparent parts."""
     if pixels.shape[2] not in (2, 4) or (pixels[..., -1] == full_scale(pixels.dtype)).all():
         return sample
-    alpha, colours = pixels[..., -1], pixels[..., :-1] / np.float32(sample.unit)
+    alpha, colours = pixels[..., -1], pixels[..., :-1] / np.float32(sample.white)
     if mode == "gray" and colours.shape[2] == 3:
         colours = as_gray(colours)
     colours = np.broadcast_to(colours, sample.noisy.shape)

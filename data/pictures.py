@@ -57,7 +57,7 @@ def file_type(source: Input, sample: Sample, denoised: np.ndarray, depth: str) -
         return np.dtype(np.float32)
     if depth == "same":
         return dtype
-    values, noisy = denoised.astype(np.float64) * sample.unit, sample.noisy.astype(np.float64) * sample.unit
+    values, noisy = denoised.astype(np.float64) * sample.white, sample.noisy.astype(np.float64) * sample.white
     removed = float(np.nanstd(noisy - values))
     size = dtype.itemsize
     coarse = 1e-3 < removed < COARSE[size] and 0 < np.nanmax(noisy) - np.nanmin(noisy) < FEW[size]
@@ -100,7 +100,7 @@ def save_pictures(
         if suffix not in (*TIFF_SUFFIXES, ".npy"):
             suffix = ".tif" if dtype.itemsize > 2 else ".png"
         target = folder / f"{source.name}_denoised{suffix}"
-        values = denoised.astype(np.float64) * sample.unit
+        values = denoised.astype(np.float64) * sample.white
         like, alpha = None if source.page else source.path, sample.alpha
         if alpha is not None and dtype.kind == "f":
             alpha = alpha.astype(np.float32) / np.float32(np.iinfo(alpha.dtype).max if alpha.dtype.kind in "iu" else 1)
@@ -113,7 +113,7 @@ def save_pictures(
     low, high = shown_range(sample.noisy if sample.clean is None else sample.clean)  # noise may reach far beyond
     stretched = {name: np.nan_to_num((image - low) / (high - low), nan=0.0) for name, image in images.items()}
     if (low, high) != (0.0, 1.0):
-        ends = f"{low * sample.unit:.4g} to {high * sample.unit:.4g}"
+        ends = f"{low * sample.white:.4g} to {high * sample.white:.4g}"
         stretched = {f"{name} ({ends})" if k == 0 else name: im for k, (name, im) in enumerate(stretched.items())}
     write_image(folder / f"{source.name}_all.png", side_by_side(stretched))
     if std is not None:

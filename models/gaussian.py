@@ -284,9 +284,9 @@ def posterior(y: Tensor, mu: Tensor, cov_mu: Covariance, cov_n: Covariance) -> P
     total, channels = add(cov_mu, cov_n), y.shape[1]
     columns = []
     for j in range(channels):
-        unit = torch.zeros_like(mean)
-        unit[:, j] = 1
-        of_mu, of_n = cov_mu.full().sample(unit), cov_n.full().sample(unit)  # columns j of L_mu and L_n
+        basis = torch.zeros_like(mean)
+        basis[:, j] = 1
+        of_mu, of_n = cov_mu.full().sample(basis), cov_n.full().sample(basis)  # columns j of L_mu and L_n
         columns.append(planes(of_mu - cov_mu.apply(total.solve(of_mu))))
         columns.append(planes(cov_mu.apply(total.solve(of_n))))
     entries = torch.cat([sum(c[i] * c[j] for c in columns) for i, j in triangle(channels)], 1)
@@ -305,9 +305,9 @@ def excess(cov_total: Covariance, cov_n: Covariance) -> Covariance:
         factor, noise, channels = cov_total.full(), cov_n.full(), cov_total.channels
         columns = []
         for j in range(channels):
-            unit = torch.zeros_like(factor.factor[:, :channels])
-            unit[:, j] = 1
-            columns.append(planes(noise.whiten(factor.sample(unit))))  # column j of L_n^-1 L_v
+            basis = torch.zeros_like(factor.factor[:, :channels])
+            basis[:, j] = 1
+            columns.append(planes(noise.whiten(factor.sample(basis))))  # column j of L_n^-1 L_v
         w = [[sum(c[i] * c[j] for c in columns) for j in range(channels)] for i in range(channels)]
         values, vectors = symmetric_eigen(w)
         scaled = []

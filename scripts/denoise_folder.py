@@ -77,8 +77,8 @@ class Kind:
         if np.isfinite(sample.noisy).all() and sample.alpha is None and min(sample.noisy.shape[:2]) >= PATCH:
             self.trainable.append(source)
         seen, _, _ = outlying(filled(torch.from_numpy(sample.noisy.transpose(2, 0, 1).copy())[None]))
-        self.darkest = min(self.darkest, float(seen.min()) * sample.unit)
-        self.brightest = max(self.brightest, float(seen.max()) * sample.unit)
+        self.darkest = min(self.darkest, float(seen.min()) * sample.white)
+        self.brightest = max(self.brightest, float(seen.max()) * sample.white)
 
     @property
     def offset(self) -> bool:
@@ -244,7 +244,7 @@ def look_at_noise(opt, kind: Kind) -> list[Inspected]:
             break
         source = kind.usable[k]
         sample = read_sample(source, kind.mode, None, None)
-        image = sample.noisy * sample.unit
+        image = sample.noisy * sample.white
         if found := look(image):
             seen.append(Inspected.of(source, image, found))
     return seen

@@ -114,7 +114,7 @@ def inspect(opt) -> tuple[list[Inspected], dict[str, str]]:
                 raise UsageError(source.problem)
             sample = read_sample(source, opt.mode, None, None)
             gray = gray_of(sample.noisy)
-            image = (sample.noisy if gray is None else gray) * sample.unit
+            image = (sample.noisy if gray is None else gray) * sample.white
             found = look(image)
             if found is None:
                 small = np.isfinite(image).all(2).sum() < LEAST_PIXELS

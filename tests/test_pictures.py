@@ -20,7 +20,7 @@ def test_side_by_side():
 def test_what_is_above_white_is_cut_in_photographs_alone(name, expected):
     noisy = np.random.default_rng(0).integers(100, 256, (32, 32, 3)) / np.float32(255)
     source = SimpleNamespace(path=Path(name), header=SimpleNamespace(dtype=np.dtype(np.uint8)))
-    sample = SimpleNamespace(noisy=noisy, unit=255.0, level=None)
+    sample = SimpleNamespace(noisy=noisy, white=255.0, level=None)
     assert file_type(source, sample, noisy + np.float32(0.1), "auto") == expected
 
 
@@ -32,6 +32,6 @@ def test_whole_numbers_are_kept_where_rounding_does_no_harm(noise, kind, most):
     unit = float(np.iinfo(kind).max)
     noisy = (clean + noise * random.standard_normal(clean.shape)).clip(0, unit).round() / unit
     source = SimpleNamespace(path=Path("a.tif"), header=SimpleNamespace(dtype=np.dtype(kind)))
-    sample = SimpleNamespace(noisy=noisy.astype(np.float32), unit=unit, level=None)
+    sample = SimpleNamespace(noisy=noisy.astype(np.float32), white=unit, level=None)
     found = file_type(source, sample, (clean / unit).astype(np.float32), "auto")
     assert found == (np.float32 if (noise, kind, most) == (3, "u2", 2000) else np.dtype(kind))

@@ -78,8 +78,8 @@ class Reporter:
 
     def add(self, row: Row, sample: Sample, result: np.ndarray, std: np.ndarray | None) -> None:
         """As page_of; row: where it is added."""
-        row.noise = self.look(sample.noisy * sample.unit)
-        row.removed = sample.unit * float(np.sqrt(np.nanmean(np.square(sample.noisy - result))))
+        row.noise = self.look(sample.noisy * sample.white)
+        row.removed = sample.white * float(np.sqrt(np.nanmean(np.square(sample.noisy - result))))
         if row.noise and (row.warnings or row.index % self.every == 0):
             row.page = page_of(sample, result, row.noise, std)
 
@@ -115,13 +115,13 @@ def page_of(sample: Sample, result: np.ndarray, found: Inspection, std: np.ndarr
 
     y = torch.from_numpy(np.ascontiguousarray(np.nan_to_num(noisy).transpose(2, 0, 1)))
     away = autocorrelation_of(y, torch.from_numpy(np.ascontiguousarray(removed.transpose(2, 0, 1))))
-    advice = advise(found, channels, float(np.nanmax(noisy) - np.nanmin(noisy)) * sample.unit)
+    advice = advise(found, channels, float(np.nanmax(noisy) - np.nanmin(noisy)) * sample.white)
     uncertainty = ends = None
     if std is not None and np.isfinite(std).any():
         of_all = np.sqrt(np.mean(np.square(std), axis=2))
         low, high = (float(v) for v in np.nanpercentile(of_all, (1, 99)))
         colored = cv2.applyColorMap(in_8_bits(of_all[..., None], low, max(high, low + 1e-9)), cv2.COLORMAP_VIRIDIS)
-        uncertainty, ends = jpeg(colored[..., ::-1], scale), (low * sample.unit, high * sample.unit)
+        uncertainty, ends = jpeg(colored[..., ::-1], scale), (low * sample.white, high * sample.white)
     return PicturePage(
         height,
         width,
@@ -132,7 +132,7 @@ def page_of(sample: Sample, result: np.ndarray, found: Inspection, std: np.ndarr
         reasons([advice]),
         advice.remarks,
         svg(page_figure(found, away)),
-        float(np.sqrt(np.mean(np.square(removed)))) * sample.unit,
+        float(np.sqrt(np.mean(np.square(removed)))) * sample.white,
         uncertainty,
         ends,
     )

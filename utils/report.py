@@ -43,7 +43,7 @@ class Row:
     problem: str | None = None  # why the image cannot be used; the rest is then empty
     level: float | None = None
     estimated: float | None = None
-    unit: float = 1.0  # the file value that is 1.0
+    white: float = 1.0  # the file value that is 1.0
     figures: dict[str, dict[str, float | None]] = field(default_factory=dict)  # of each method
     seconds: dict[str, float] = field(default_factory=dict)  # of each baseline and checkpoint
     hot_pixels: int = 0  # and dead ones: see models/outliers.py
@@ -113,7 +113,7 @@ class Row:
             "noise_level": {
                 "true": self.level,
                 "estimated": self.estimated,
-                "in_file": None if self.estimated is None else self.estimated / 255 * self.unit,
+                "in_file": None if self.estimated is None else self.estimated / 255 * self.white,
             },
             **self.figures,
             **({"peak": self.peak} if self.peak else {}),

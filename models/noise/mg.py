@@ -40,8 +40,8 @@ class Mg(NoiseModel):
     image_wide = True
 
     def covariance(self, x: Tensor, position: Tensor) -> Full:
-        unit = torch.from_numpy(multivariate_covariance(self.mg_seed)).to(x)
-        entries = torch.stack([unit[i, j] for i, j in triangle(3)]).view(1, -1, 1, 1)
+        shape = torch.from_numpy(multivariate_covariance(self.mg_seed)).to(x)
+        entries = torch.stack([shape[i, j] for i, j in triangle(3)]).view(1, -1, 1, 1)
         return cholesky(entries).scale(within(self.sigma, fraction(position, 0, x)))
 
     def published(self, x: np.ndarray) -> np.ndarray:
