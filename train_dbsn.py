@@ -13,13 +13,14 @@ as if it had never stopped.
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from data.augment import augmented
-from data.crops import crop_keys, draw_crops
+from data.crops import DiskPool, ImagePool, crop_keys, draw_crops
 from data.images import CHANNELS
 from data.sets import find_images
 from data.source import crop_source
@@ -111,19 +112,10 @@ def train(opt, options: Stage1Options, world: World) -> int:
     model = starting_model(opt, channels=CHANNELS[opt.mode])
     opt.units = model.units
 
-    # Images. Everything that can be wrong with them is found before anything is written.
-    noise = noise_of(opt) if opt.clean else None
-    redraw = noise is not None and opt.noise_draw == "fresh"
-    images, val = find_material(opt, new=before is None)
-    if in_memory(opt.images, images.memory(float_copies=1 if noise and not redraw else 0), device, world):
-        images = images.decode()
-    images, held_out = hold_out(images, opt.held_out, opt.seed)
-    pool = images.pool(device)
-    if noise and not redraw:
-        pool = add_noise_once(pool, noise, opt.seed)
-    held_out_crops = held_out_batch(held_out, noise, opt).to(device) if len(held_out) else None
+    # Everything that can be wrong with the images is found before anything is written.
+    material = prepare(opt, device, world, new=before is None)
     keys = crop_keys(opt.seed, Stream.CROPS, opt.streams)
-    source = crop_source(pool, opt.patch_size, keys, opt.batch_size, world.local_size)
+    source = crop_source(material.pool, opt.patch_size, keys, opt.batch_size, world.local_size)
 
     # Run.
     total = opt.mu_steps + opt.sigma_steps + opt.steps
@@ -131,8 +123,8 @@ def train(opt, options: Stage1Options, world: World) -> int:
     training = Training(opt, world, started, device, dtype, "stage1", total, model, model.dbsn, opt.white_level, best)
     size = {name: model.config[name] for name in ("width", "blocks", "mdc", "units")}  # --start-from may have another
     digests = {
-        "training_images": digest(images, (before or {}).get("training_images")),
-        "held_out_images": digest(held_out, (before or {}).get("held_out_images")),
+        "training_images": digest(material.images, (before or {}).get("training_images")),
+        "held_out_images": digest(material.held_out, (before or {}).get("held_out_images")),
     }
     loss_name = "exact" if opt.sigma_n == "residual" else opt.sigma_n  # of V; nothing of that estimator is learned
     trained = None
@@ -150,9 +142,9 @@ def train(opt, options: Stage1Options, world: World) -> int:
             # Noisy crops.
             samples = world.share(step * opt.batch_size, opt.batch_size)
             y, where = source.crops(samples)  # B,C,P,P
-            if redraw:
+            if material.redraw:
                 y = augmented(y, samples, opt.enlarge, opt.tones, opt.seed)
-                y = noise.add(y, generators(device, opt.seed, Stream.NOISE, samples))
+                y = material.noise.add(y, generators(device, opt.seed, Stream.NOISE, samples))
 
             # Forward, loss, backward, update.
             training.optimizer.zero_grad()
@@ -160,15 +152,48 @@ def train(opt, options: Stage1Options, world: World) -> int:
             terms = objective(p, y, phase, loss_name, opt.quantile, opt.level_weight)
             loss = sum(terms.values())
             loss.backward()
-            measured = training.update(loss, terms, [(images, where)])
+            measured = training.update(loss, terms, [(material.images, where)])
 
             # Log and evaluate.
             if training.due(opt.log_every):
                 level = 255 * noise_level(p.cov_n).mean()
                 training.log(measured | {"noise_level": level}, source.share_waited(), phase=phase)
             if world.main and training.due(opt.val_every):
-                watch(training, held_out_crops, val, noise)
+                watch(training, material)
     return training.end()
+
+
+@dataclass(frozen=True)
+class Material:
+    """What stage 1 learns from.
+
+    images: decoded or left on disk. held_out: those that are watched; held_out_crops: noisy crops of them, (N,C,P,P).
+    val: the images of --val. noise: what clean images get. redraw: they get it for each crop anew; else the pool has
+    it.
+    """
+
+    images: Images | ImageFiles
+    held_out: Images | ImageFiles
+    held_out_crops: Tensor | None
+    val: Images | None
+    pool: ImagePool | DiskPool
+    noise: NoiseModel | None
+    redraw: bool
+
+
+def prepare(opt, device: torch.device, world: World, new: bool) -> Material:
+    """Finds and reads the images. new: whether the run begins, and opt.white_level may be set."""
+    noise = noise_of(opt) if opt.clean else None
+    redraw = noise is not None and opt.noise_draw == "fresh"
+    images, val = find_material(opt, new)
+    if in_memory(opt.images, images.memory(float_copies=1 if noise and not redraw else 0), device, world):
+        images = images.decode()
+    images, held_out = hold_out(images, opt.held_out, opt.seed)
+    pool = images.pool(device)
+    if noise and not redraw:
+        pool = add_noise_once(pool, noise, opt.seed)
+    crops = held_out_batch(held_out, noise, opt).to(device) if len(held_out) else None
+    return Material(images, held_out, crops, val, pool, noise, redraw)
 
 
 def find_material(opt, new: bool) -> tuple[ImageFiles, Images | None]:
@@ -246,9 +271,10 @@ def held_out_batch(held_out: Images | ImageFiles, noise: NoiseModel | None, opt)
     return pool.crops(draw_crops(pool.sizes, np.arange(HELD_OUT_CROPS), opt.patch_size, keys), opt.patch_size)
 
 
-def watch(training: Training, held_out: Tensor | None, val: Images | None, noise: NoiseModel | None) -> None:
+def watch(training: Training, material: Material) -> None:
     """Evaluates the averaged weights; those of the best held-out likelihood are saved."""
-    row = evaluate(training.average, held_out, val, noise, training.opt.seed)
+    held_out = material.held_out_crops
+    row = evaluate(training.average, held_out, material.val, material.noise, training.opt.seed)
     if row:
         training.note(row)
     if held_out is not None:

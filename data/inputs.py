@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from data.files import Header, file_and_page
 from data.images import (
@@ -27,6 +28,7 @@ from data.images import (
 from data.sets import SETS, find_images
 from models.noise import NOISES, NoiseModel
 from models.noise.in_turn import InTurn
+from models.outliers import filled, outlying
 from models.units import full_scale, other_scale
 from utils.baselines import SMALLEST_SIDE
 from utils.errors import UsageError
@@ -307,8 +309,12 @@ def read_sample(
 
 
 def check_scale(source: Input, sample: Sample, white_level: float | None) -> None:
-    """Refuses values of another scale than that of the training of a model with a learned noise level."""
-    low, high = (float(end(sample.noisy)) * sample.white for end in (np.nanmin, np.nanmax))
+    """Refuses values of another scale than that of the training of a model with a learned noise level.
+
+    Hot and dead pixels do not count.
+    """
+    seen = outlying(filled(torch.from_numpy(sample.noisy.transpose(2, 0, 1).copy())[None]))[0]
+    low, high = float(seen.min()) * sample.white, float(seen.max()) * sample.white
     refuse_other_scale(source.path, white_level, source.header.dtype, low, high)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from models.denoiser import BlindSpotDenoiser
 from models.mwcnn import MWCNN
+from models.outliers import outlying
 from models.stride import denoise_picture
 from models.units import full_scale, other_scale, units_in_use
 
@@ -113,8 +114,9 @@ def learned_white(model: BlindSpotDenoiser, array: np.ndarray | Tensor) -> float
     """
     dtype = as_numpy_dtype(array)
     trained = (getattr(model, "values", None) or {}).get("white_level")
-    values = as_float64(array)  # torch has no extremes of some unsigned types
-    low, high = float(values.min()), float(values.max())
+    axis = channel_axis(tuple(array.shape), model.channels)
+    seen = [outlying(as_float64(image).float()[None])[0] for image in images(array, axis)]  # hot pixels do not count
+    low, high = min(float(y.min()) for y in seen), max(float(y.max()) for y in seen)
     if problem := other_scale(trained, dtype, low, high):
         raise ValueError(f"the array {problem}: say with white= which value is white here")
     return trained or full_scale(dtype)
