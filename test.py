@@ -139,7 +139,7 @@ def tell(rows: list[Row], opt, denoised: bool) -> None:
     note(words, [f"{row.shown}: {row.dim:.4g} at most" if row.dim is not None else None for row in rows])
     words = "results in 32-bit floats (NAME_denoised.tif): integers would be too coarse, or cut values (--depth same)"
     note(words, [row.shown if row.in_floats and opt.depth == "auto" else None for row in rows])
-    note("noise that neighbours share: pixels were taken apart (--stride)", [row.strides_in_words for row in rows])
+    note("noise that neighbours share: denoised with a stride (--stride)", [row.strides_in_words for row in rows])
     kept = "; the images are written as they were" if opt.on_doubt == "keep" and opt.save else ""
     note(
         f"results that may be worse than the images, for their noise{kept}",

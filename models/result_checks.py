@@ -56,7 +56,7 @@ Grid = tuple[int, int, int]  # a picture's width, and the height and width of it
 class Used:
     """What made a result, as far as checks and remedies depend on it.
 
-    stage: of the model. strided: whether pixels were taken apart. shared_noise: whether the model was trained on noise
+    stage: of the model. strided: whether the stride was above 1. shared_noise: whether the model was trained on noise
     that neighbours share. photographs: on that of photographs alone, with no pictures of the user's own. refined: on
     the very pictures that it is for.
     """

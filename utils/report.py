@@ -76,7 +76,7 @@ class Row:
 
     @property
     def strides_in_words(self) -> str | None:
-        """The strides, by name where there are several checkpoints; None where pixels were not taken apart."""
+        """The strides, by name where there are several checkpoints; None where all are 1."""
         if not self.strides:
             return None
         several = len(self.checks) > 2
@@ -255,7 +255,7 @@ def too_weak_for(student, level: float) -> str | None:
 def little_removed(removed: float, seen: float, strided: bool) -> str:
     """The remark on a picture from which a student removed little, and whose details are stronger; 0..255 units.
 
-    strided: whether pixels were taken apart.
+    strided: whether the stride was above 1.
     """
     others = "train on such pictures (scripts/denoise_folder.sh)" if strided else "try --stride 2, and compare"
     return (
