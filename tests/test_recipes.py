@@ -176,6 +176,10 @@ CARDS = {
             "--steps 3200 --lr 7e-4 --warmup 100 --level-scale 0.8 --level-jitter 0.4 --clean clean t91/ "
             "--synthetic-noisy noisy"
         ),
+        (
+            f"--name color-part6 --teacher color-awgn-blind --student color-part5 {SMALL2} --noise awgn --sigma 5 55 "
+            "--steps 9500 --lr 1e-3 --warmup 100 --level-jitter 0.15 --clean clean t91/ --synthetic-noisy noisy"
+        ),
     ],
     "gray-hg-blind": [
         (
