@@ -93,8 +93,8 @@ def converted(
             raise bad(path, f"holds values that are not finite ({what}); replace them first")
         if not finite.any():
             raise bad(path, "holds no finite value; give another image")
-        if np.abs(image[finite]).max() > LARGEST and (usual := np.median(np.abs(image[finite]))) > LARGEST:
-            raise bad(path, f"holds values like {usual:.1g}, too large for 32 bits; divide them by a constant first")
+        if float(np.abs(image[finite]).max()) > LARGEST and float(np.median(np.abs(image[finite]))) > LARGEST:
+            raise bad(path, f"holds values beyond {LARGEST:g}, too large for 32 bits; divide them by a constant first")
     if white_level is not None or image.dtype != np.uint8:
         with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite
             image = (image.astype(wide) / wide(scale)).astype(np.float32)

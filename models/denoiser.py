@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from models import gaussian
 from models.dbsn import DBSN
 from models.gaussian import Covariance, Full, Posterior, mahalanobis, triangle
-from models.layers import PointwiseNet
+from models.layers import PointwiseNet, without_autocast
 from models.noise import ESTIMATORS, NOISES, lower_factor
 from models.noise.residual import AVOID, lowest, sampled, share_clipped, spacing
 from models.phases import on_phases
@@ -224,7 +224,7 @@ class BlindSpotDenoiser(nn.Module):
 
     def network(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """D-BSN and its covariance head: mu (N,C,H,W) and the head's raw output (N,T,H,W), in the network's units."""
-        with torch.autocast(y.device.type, enabled=False):  # `dtype` says what is in bfloat16, and the rest must not be
+        with without_autocast(y):
             mu, features = self.dbsn(y.to(self.dtype), self.path)
         return mu, self.cov_head(features)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from models.layers import Conv2d
+from models.layers import Conv2d, without_autocast
 from models.phases import Stride
 from models.units import USUAL_MEAN, USUAL_NOISE, View, seen_in, views_of
 
@@ -253,7 +253,7 @@ class MWCNN(nn.Module):
         """Images of the network's units -> denoised ones."""
         height, width = y.shape[2:]
         bands = dwt(pad_to_multiple(y))  # N,4C,H/2,W/2
-        with torch.autocast(y.device.type, enabled=False):  # `dtype` says what is in bfloat16, and the rest must not be
+        with without_autocast(y):
             x1 = self.down1(bands.to(self.dtype).contiguous(memory_format=torch.channels_last))  # N,F1,H/2,W/2
             x2 = self.down2(dwt(x1))  # N,F2,H/4,W/4
             x3 = self.down3(dwt(x2))  # N,F3,H/8,W/8

@@ -379,7 +379,7 @@ def test_weights_for_shared_noise_are_told_of_independent_noise(run, tmp_path, r
         tmp_path / "a.png"
     )
     code, _, err = run("test", f"--checkpoint color-photo-full --data {tmp_path}/a.png --save {tmp_path}/out")
-    assert code == 0 and "a: the noise of neighbouring pixels is independent" in err and "color-hg-blind" in err
+    assert code == 0 and "a.png: the noise of neighbouring pixels is independent" in err and "color-hg-blind" in err
 
 
 def test_texture_is_kept_and_told_of(models, run, tmp_path, rng):

@@ -271,7 +271,7 @@ UNREADABLE |= bytes_of(
             "with a colour table; save it as plain gray or RGB",
         ),
         "logarithmic": (with_tag(tiff(BIG_GRAY16[..., 0]), 262, 32844), "save it as gray or RGB"),
-        "too large for float32": (tiff(np.full((4, 4), 1e300)), "not finite"),
+        "too large for float32": (tiff(np.full((4, 4), 1e300)), "too large for 32 bits"),
         "transparent tiff": (tiff(np.dstack([BIG_COLOUR16, BIG_GRAY16]), photometric="rgb"), "transparent"),
         "transparent colour": (
             png16(BIG_GRAY16, 0, png_chunk(b"tRNS", BIG_GRAY16[0, 0].astype(">u2").tobytes())),

@@ -67,6 +67,7 @@ def test_no_layer_of_a_released_student_is_shut_off(file, rng):
     y = x + 25 / 255 * torch.randn(x.shape, generator=rng)
     known = {  # their cards say so
         "gray-hg-blind-full": ["down2.1.first", "down3.1.first"],
+        "color-awgn-blind-full": ["down3.1.first"],
     }
     assert shut_off(model, y) == known.get(file.stem, [])
 

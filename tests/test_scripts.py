@@ -92,7 +92,12 @@ def test_really_noisy_images(run, pictures, tmp_path):
             f"--name s2 --teacher s1 --clean {pictures}/gray --noisy {tmp_path}/noisy {TINY2} --steps 2",
         )
     )
-    ok(run("test", f"--checkpoint s1 s2 --data {tmp_path}/noisy --save {tmp_path}/out --json {tmp_path}/r.json"))
+    ok(
+        run(
+            "test",
+            f"--checkpoint s1 s2 --data {tmp_path}/noisy --save {tmp_path}/out --json {tmp_path}/r.json --depth same",
+        )
+    )
     table = json.loads((tmp_path / "r.json").read_text())
     assert table["protocol"] == "none" and table["mean"] == {} and table["images"][0]["noise_level"]["true"] is None
     result = tifffile.imread(tmp_path / "out" / "0_denoised.tif")
