@@ -92,11 +92,13 @@ def evaluate(opt, world: World, argv: list[str]) -> int:
     progress = tqdm(share, desc="images", disable=None if world.main else True)
     reporter = Reporter.of(len(inputs), Looker.of(opt, device)) if opt.report else None
     stacks = Stacks(opt.save, inputs) if opt.save and models else None
-    rows = []
+    rows, unusable = [], set()
     for k in progress:
         rows.append(test_image(k, inputs[k], opt, models, white_level, noise, reporter))
+        if rows[-1].problem:
+            unusable.add(inputs[k].path)
         if stacks and world.size == 1:
-            stacks.put_together(inputs[k], bad={inputs[row.index].path for row in rows if row.problem})
+            stacks.put_together(inputs[k], unusable)
 
     # from here on process 0 speaks for all
     rows = sorted((row for part in world.gather(rows) for row in part), key=lambda row: row.index)

@@ -17,10 +17,10 @@ from utils.files import shown
 
 CAPTION = 22  # pixels of height
 GAP = 4
-# Whole numbers are too coarse for noise of less than COARSE levels, in pictures of fewer than FEW: by the bytes of
-# their type. Rounding adds an error of 0.29 levels, and smooth frames keep a tenth of their noise. In 8 bits floats
+# Whole numbers are too coarse for noise of less than COARSE levels, in pictures of fewer than FEW: of 8 bits, and of
+# more. Rounding adds an error of 0.29 levels, and smooth frames keep a tenth of their noise. In 8 bits floats
 # are written only where hardly any levels are left.
-COARSE, FEW = {1: 1.5, 2: 5.0, 4: 5.0}, {1: 64, 2: 4096, 4: 4096}
+COARSE, FEW = (1.5, 5.0), (64, 4096)
 CUT = 0.02  # of the noise: what a type's limits may cut off the values in the mean
 
 
@@ -59,11 +59,11 @@ def file_type(source: Input, sample: Sample, denoised: np.ndarray, depth: str) -
         return dtype
     values, noisy = denoised.astype(np.float64) * sample.white, sample.noisy.astype(np.float64) * sample.white
     removed = float(np.nanstd(noisy - values))
-    size = dtype.itemsize
-    coarse = 1e-3 < removed < COARSE[size] and 0 < np.nanmax(noisy) - np.nanmin(noisy) < FEW[size]
+    deep = dtype.itemsize > 1
+    coarse = 1e-3 < removed < COARSE[deep] and 0 < np.nanmax(noisy) - np.nanmin(noisy) < FEW[deep]
     known = values[np.isfinite(values)]
     limits = np.iinfo(dtype)
-    measured = size > 1 or suffix in (*TIFF_SUFFIXES, ".npy")
+    measured = deep or suffix in (*TIFF_SUFFIXES, ".npy")
     cut = measured and np.abs(known - known.clip(limits.min, limits.max)).mean() > CUT * max(removed, 1.0)
     return np.dtype(np.float32) if coarse or cut else dtype
 
